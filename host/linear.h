@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One linear layer y = x W^T (+ bias), whatever its weights are stored as. */
+#ifndef RQ_LINEAR_H
+#define RQ_LINEAR_H
+
+#include "formats.h"
+#include "model.h"
+
+typedef struct rq_linear {
+    const char *name; /* "model.layers.0.self_attn.q_proj" */
+    int64_t n_out, n_in;
+    const float *w;          /* fp32 [n_out][n_in] in memory, or NULL */
+    const rq_tensor *tensor; /* a dense tensor in a store, dequantized tile by tile, or NULL */
+    const rq_packed *packed; /* packed codes, or NULL; exactly one of the three is set */
+    const float *bias;       /* [n_out] or NULL */
+} rq_linear;
+
+/* y[n_tok][n_out] = x[n_tok][n_in] W^T + bias. fp32 accumulation. Few tokens with packed weights run the format's GEMV;
+ * otherwise tiles of rows are unpacked into scratch and multiplied, so dense weights are never held whole.
+ * Same bytes for any thread count. y may not alias x. */
+rq_status rq_linear_apply(const rq_linear *l, float *y, const float *x, int64_t n_tok);
+
+/* Rows as fp32, the definition of what the layer multiplies by. */
+rq_status rq_linear_rows(const rq_linear *l, int64_t row0, int64_t n_rows, float *dst);
+
+#endif

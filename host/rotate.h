@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Orthogonal rotations R of the residual stream: x' = x R, a random sign vector followed by a Hadamard matrix
+ * (Sylvester x Paley orders) where one exists for the width, a random orthogonal matrix otherwise. */
+#ifndef RQ_ROTATE_H
+#define RQ_ROTATE_H
+
+#include "common.h"
+
+typedef struct rq_rotation rq_rotation;
+
+/* Deterministic in (n, seed). kind: "hadamard", "orthogonal", or NULL to pick. */
+rq_status rq_rotation_new(rq_rotation **out, int64_t n, uint64_t seed, const char *kind);
+void rq_rotation_free(rq_rotation *r);
+const char *rq_rotation_kind(const rq_rotation *r);
+uint64_t rq_rotation_seed(const rq_rotation *r);
+int64_t rq_rotation_size(const rq_rotation *r);
+
+/* Rows of x[n_rows][ld >= n] times R (inverse: times R^T), in place. Parallel over rows; fp32 (rq_rotation_apply_f64: fp64). */
+void rq_rotation_apply(const rq_rotation *r, float *x, int64_t n_rows, int64_t ld, bool inverse);
+void rq_rotation_apply_f64(const rq_rotation *r, double *x, int64_t n_rows, int64_t ld, bool inverse);
+
+/* A matrix of Hadamard order n with entries +-1 as int8 [n][n] (H H^T = n I); false when no construction is known here. */
+bool rq_hadamard_order_exists(int64_t n);
+
+#endif
