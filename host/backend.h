@@ -22,6 +22,15 @@ void rq_dgemm(rq_trans ta, rq_trans tb, int64_t m, int64_t n, int64_t k, double 
 void rq_sgemm_tile(rq_trans ta, rq_trans tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
                    const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 
+/* Products with an upper triangular factor, for the matrices of GPTAQ and ResComp: tiles that are zero are never
+ * computed. The triangular inputs hold zeros below their diagonal (those are read within diagonal tiles). No aliasing.
+ *   rq_sgemm_du: T[n][n] = strictly upper part of D U^T, the rest zero; U upper, D full.
+ *   rq_sgemm_tu: P[n][n] = strictly upper part of T U, the rest zero; T and U upper.
+ *   rq_sgemm_wu: Y[m][n] = W T + beta Y; T[n][n] upper, W[m][n] full. */
+void rq_sgemm_du(float *t, const float *d, const float *u, int64_t n);
+void rq_sgemm_tu(float *p, const float *t, const float *u, int64_t n);
+void rq_sgemm_wu(float *y, const float *w, const float *t, int64_t m, int64_t n, float beta);
+
 /* H[n][n] (fp64, both triangles) += A^T A with A fp32 [n_tok][n]: fp32 products of one chunk, added in fp64. */
 rq_status rq_gram_add(double *h, const float *a, int64_t n_tok, int64_t n);
 /* D[n][n] (fp64) += B^T A: rows of D belong to B's features, columns to A's. */
