@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Compensate and round one matrix: options, what is prepared once per shared input, the sweep, the refinement.
+ * Letters as in docs/methods.md: W weights [n_out][n_in], H Gram matrix of the quantized stream's inputs, D cross Gram
+ * (full-precision minus quantized inputs, times quantized inputs), U with (H + damping)^-1 = U^T U, T = strict_upper(D U^T) U. */
+#ifndef RQ_COMP_H
+#define RQ_COMP_H
+
+#include "formats.h"
+
+typedef enum rq_comp {
+#define RQ_COMP(id, ...) RQ_COMP_##id,
+#include "comp.def"
+#undef RQ_COMP
+    RQ_N_COMPS
+} rq_comp;
+
+typedef enum rq_round {
+#define RQ_ROUND(id, ...) RQ_ROUND_##id,
+#include "round.def"
+#undef RQ_ROUND
+    RQ_N_ROUNDS
+} rq_round;
+
+typedef struct rq_comp_row {
+    const char *name;
+    bool propagates, uses_cross;
+    double alpha, alpha2, rho;
+} rq_comp_row;
+const rq_comp_row *rq_comp_get(rq_comp c);
+bool rq_comp_by_name(const char *name, rq_comp *c);
+const char *rq_round_name(rq_round r);
+bool rq_round_by_name(const char *name, rq_round *r);
+
+typedef enum rq_clip { RQ_CLIP_NONE, RQ_CLIP_MSE } rq_clip;
+typedef enum rq_clip_weights { RQ_CLIP_PLAIN, RQ_CLIP_HDIAG } rq_clip_weights;
+/* What finished columns contribute to the trailing update: their quantized values ("org") or their values at the moment
+ * of rounding, clamped to the grid ("allw"). AUTO is ResComp's choice: allw above 2 bits; every other compensator: org. */
+typedef enum rq_update { RQ_UPDATE_AUTO, RQ_UPDATE_ORG, RQ_UPDATE_ALLW } rq_update;
+
+typedef struct rq_quant_opt {
+    size_t struct_size;
+    rq_comp comp;
+    rq_round round;
+    double alpha, alpha2, rho; /* taken from comp.def by rq_quant_default */
+    double damp_frac;          /* of mean(diag H) */
+    double shrink;             /* off-diagonal of H times (1 - shrink) */
+    int64_t block;             /* lazy block width, 128 */
+    rq_update update;
+    int bits;      /* 2, 3, 4, 8 */
+    int64_t group; /* columns per scale; 0: the whole row */
+    bool sym, act_order, static_groups;
+    rq_clip clip;
+    rq_clip_weights clip_weights;
+    double clip_power;    /* error |.|^power in the clip search */
+    int clip_steps;       /* shrink factors 1, 1 - 0.8/steps, ... */
+    rq_dtype scale_dtype; /* RQ_F16 or RQ_F32 */
+    int cd_sweeps;        /* coordinate-descent sweeps after each of (refit + 1) rounds */
+    int refit;            /* rounds of least-squares refit of the group scales */
+} rq_quant_opt;
+
+/* The settings of the reference implementations (sym, power 2.4, dynamic groups), or ours; with comp's factors. */
+void rq_quant_reference(rq_quant_opt *o, rq_comp comp);
+void rq_quant_default(rq_quant_opt *o, rq_comp comp);
+/* RQ_ERR_ARG with a sentence when a value is out of range or two contradict each other. n_in: 0 when not known yet. */
+rq_status rq_quant_check(const rq_quant_opt *o, int64_t n_in);
+
+/* True when groups are cut in sweep order and found as the sweep reaches them (dynamic groups); false when they are cut and
+ * found beforehand in natural order (static groups, one group a row, round to nearest). */
+bool rq_groups_in_sweep_order(const rq_quant_opt *o, int64_t n_in);
+
+/* One option by its flag name without dashes ("bits", "alpha", "act-order"), as the command line, a --config file and an
+ * --override give it; RQ_ERR_ARG names key and value. rq_quant_key(i) lists the keys (NULL past the end). */
+typedef struct rq_quant_key {
+    const char *key;
+    char kind;          /* 'i' integer, 'd' number, 'b' true/false, 'e' one of a list */
+    const char *values; /* for 'e': "mse|none"; otherwise a short name of the argument */
+    const char *help;
+} rq_quant_key;
+const rq_quant_key *rq_quant_key_at(int i);
+rq_status rq_quant_set(rq_quant_opt *o, const char *key, const char *value);
+/* The value as text, as rq_quant_set would take it. */
+void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t size);
+
+/* Everything that matrices with the same input share. Columns of u and t are in sweep order: position c holds input feature
+ * perm[c]. "stored" order, that of hd, is sweep order with dynamic act-order groups and the natural order otherwise. */
+typedef struct rq_prep {
+    int64_t n;
+    int32_t *perm;      /* [n] */
+    bool *dead;         /* [n] natural order: H[j][j] was 0 */
+    float *hdiag;       /* [n] natural order, before damping */
+    float *u;           /* [n][n] sweep order, upper; NULL for rtn */
+    float *t;           /* [n][n] sweep order, strictly upper; NULL when not needed */
+    float *m;           /* [n][n] natural order: D (H + damping)^-1; NULL when not needed */
+    float *hd;          /* [n][n] stored order, damped; NULL when no refinement is asked for */
+    double damp_used;   /* what was added to the diagonal */
+    int n_retries;      /* damping raised so many times */
+    bool diagonal_only; /* the last rung: off-diagonal dropped */
+    int64_t n_dead;
+} rq_prep;
+
+/* h: fp64 [n][n]; d: fp64 [n][n] or NULL. Neither is changed. label names the tensor in messages. RQ_ERR_ARG when the
+ * compensator needs D and there is none; RQ_ERR_NUMERIC when h or d holds NaN or infinity. A matrix that is not positive
+ * definite climbs the damping ladder and is reported in the result, never an error. */
+rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, const rq_quant_opt *o, const char *label);
+void rq_prep_free(rq_prep *p);
+
+typedef struct rq_quant_result {
+    rq_grid_codes grid; /* points into the arrays below */
+    uint8_t *codes;
+    float *scale;
+    uint8_t *zero;
+    int32_t *g_idx;
+    float *q; /* [n_out][n_in] what the codes stand for, natural order */
+} rq_quant_result;
+void rq_quant_result_free(rq_quant_result *r);
+
+/* Quantize w[n_out][n_in]. Work: O(n_out n_in^2). Same bytes for any thread count.
+ * Sources: GPTQ arXiv:2210.17323; GPTAQ arXiv:2504.02692; ResComp arXiv:2604.07955; QEP arXiv:2504.09629. */
+rq_status rq_quantize_matrix(rq_quant_result *r, const float *w, int64_t n_out, const rq_prep *p, const rq_quant_opt *o,
+                             const char *label);
+
+/* ---- pieces, for quantize_matrix and tests ---- */
+
+/* Scale and zero of one group from its n values x and weights wt of the clip search (all 1 for a plain one). */
+void rq_grid_find(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, float *scale, float *zero);
+
+/* One column of n_rows rows, row i with its own scale[i] and zero[i]: codes, what they stand for, and w clamped to the grid. */
+void rq_grid_round(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero, uint8_t *code,
+                   float *q, float *clamped);
+
+/* QuantEase coordinate descent and scale refit on the objective tr((Q - W*) Hd (Q - W*)^T), all in stored order: target
+ * [n_out][n], codes [n_out][n], scale and zero [n_out][n_group]. Each step never raises the objective (fp32 rounding aside). */
+rq_status rq_refine_grid(uint8_t *codes, float *scale, const float *zero, const float *target, const float *hd,
+                         int64_t n_out, int64_t n, int64_t group, const rq_quant_opt *o);
+
+/* loss_sym = tr(E H E^T), loss_asym = loss_sym + 2 tr(W D E^T) (0 without d), wHw = tr(W H W^T), E = W - Q; H, D undamped. */
+rq_status rq_layer_loss(const float *w, const float *q, int64_t n_out, int64_t n, const double *h, const double *d,
+                        double *loss_sym, double *loss_asym, double *whw);
+
+#endif

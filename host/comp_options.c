@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The compensator and rounder tables, default settings, and the checks on settings. */
+#include <errno.h>
+#include <limits.h>
+#include <stddef.h>
+
+#include "comp.h"
+
+static const rq_comp_row comp_rows[RQ_N_COMPS] = {
+#define RQ_COMP(id, text, propagates, cross, alpha, alpha2, rho) {text, propagates, cross, alpha, alpha2, rho},
+#include "comp.def"
+#undef RQ_COMP
+};
+
+static const char *const round_names[RQ_N_ROUNDS] = {
+#define RQ_ROUND(id, text, ...) text,
+#include "round.def"
+#undef RQ_ROUND
+};
+
+const rq_comp_row *rq_comp_get(rq_comp c) { return (unsigned)c < RQ_N_COMPS ? &comp_rows[c] : NULL; }
+
+bool rq_comp_by_name(const char *name, rq_comp *c) {
+    for (int i = 0; i < RQ_N_COMPS; ++i) {
+        if (strcmp(name, comp_rows[i].name) == 0) {
+            *c = (rq_comp)i;
+            return true;
+        }
+    }
+    return false;
+}
+
+const char *rq_round_name(rq_round r) { return (unsigned)r < RQ_N_ROUNDS ? round_names[r] : "?"; }
+
+bool rq_round_by_name(const char *name, rq_round *r) {
+    for (int i = 0; i < RQ_N_ROUNDS; ++i) {
+        if (strcmp(name, round_names[i]) == 0) {
+            *r = (rq_round)i;
+            return true;
+        }
+    }
+    return false;
+}
+
+void rq_quant_reference(rq_quant_opt *o, rq_comp comp) {
+    const rq_comp_row *row = rq_comp_get(comp);
+    *o =
+        (rq_quant_opt){.struct_size = sizeof *o, .comp = comp, .round = RQ_ROUND_GRID, .damp_frac = 0.01, .block = 128};
+    o->alpha = row->alpha;
+    o->alpha2 = row->alpha2;
+    o->rho = row->rho;
+    o->bits = 3;
+    o->group = 128;
+    o->sym = true;
+    o->act_order = row->propagates;
+    o->clip = RQ_CLIP_MSE;
+    o->clip_power = 2.4;
+    o->clip_steps = 80;
+    o->scale_dtype = RQ_F32;
+}
+
+void rq_quant_default(rq_quant_opt *o, rq_comp comp) {
+    rq_quant_reference(o, comp);
+    o->sym = false;
+    o->static_groups = o->act_order;
+    o->clip_weights = RQ_CLIP_HDIAG;
+    o->clip_power = 2.0;
+    o->clip_steps = 40;
+    o->scale_dtype = RQ_F16;
+    o->cd_sweeps = 3;
+    o->refit = 2;
+    if (!rq_comp_get(comp)->propagates) { /* round to nearest: no second-order step anywhere */
+        o->cd_sweeps = 0;
+        o->refit = 0;
+    }
+}
+
+bool rq_groups_in_sweep_order(const rq_quant_opt *o, int64_t n_in) {
+    return rq_comp_get(o->comp)->propagates && !o->static_groups && o->group > 0 && o->group < n_in;
+}
+
+static bool fraction(double v, double lo, double hi) { return v >= lo && v <= hi; } /* false for NaN */
+
+rq_status rq_quant_check(const rq_quant_opt *o, int64_t n_in) {
+    if (o->struct_size != sizeof *o) return rq_fail(RQ_ERR_ARG, "rq_quant_opt was not set up by rq_quant_default");
+    if (!rq_comp_get(o->comp) || (unsigned)o->round >= RQ_N_ROUNDS)
+        return rq_fail(RQ_ERR_ARG, "unknown compensator or rounder");
+    if (o->bits != 2 && o->bits != 3 && o->bits != 4 && o->bits != 8) {
+        return rq_fail(RQ_ERR_ARG, "--bits %d: the grid has 2, 3, 4 or 8 bits", o->bits);
+    }
+    if (o->group < 0)
+        return rq_fail(RQ_ERR_ARG, "--group %lld is negative (0 means the whole row)", (long long)o->group);
+    if (n_in > 0 && o->group > n_in) {
+        return rq_fail(RQ_ERR_ARG, "--group %lld is larger than the row of %lld inputs (0 means the whole row)",
+                       (long long)o->group, (long long)n_in);
+    }
+    if (o->block < 1 || o->block > 4096)
+        return rq_fail(RQ_ERR_ARG, "--block %lld is not in 1..4096", (long long)o->block);
+    if (!fraction(o->damp_frac, 1e-8, 10)) return rq_fail(RQ_ERR_ARG, "--damp %g is not in 1e-8..10", o->damp_frac);
+    if (!fraction(o->shrink, 0, 1)) return rq_fail(RQ_ERR_ARG, "--shrink %g is not in 0..1", o->shrink);
+    if (!fraction(o->alpha, -4, 4) || !fraction(o->alpha2, -4, 4) || !fraction(o->rho, -4, 4)) {
+        return rq_fail(RQ_ERR_ARG, "--alpha, --alpha2 and --rho must be in -4..4");
+    }
+    if (!fraction(o->clip_power, 0.5, 8) || o->clip_steps < 1 || o->clip_steps > 1000) {
+        return rq_fail(RQ_ERR_ARG, "clip search: power %g must be in 0.5..8 and steps %d in 1..1000", o->clip_power,
+                       o->clip_steps);
+    }
+    if (o->cd_sweeps < 0 || o->cd_sweeps > 100 || o->refit < 0 || o->refit > 100) {
+        return rq_fail(RQ_ERR_ARG, "--cd-sweeps %d and --refit %d must be in 0..100", o->cd_sweeps, o->refit);
+    }
+    if (o->scale_dtype != RQ_F16 && o->scale_dtype != RQ_F32)
+        return rq_fail(RQ_ERR_ARG, "scales are stored as f16 or f32");
+    return RQ_OK;
+}
+
+/* ---- options by name: one table for flags, --config files, --override and reports ---- */
+
+typedef struct setting {
+    rq_quant_key key;
+    size_t offset;
+} setting;
+
+#define AT(member) offsetof(rq_quant_opt, member)
+
+static const setting settings[] = {
+    {{"comp", 'e', NULL, "compensator (comp.def)"}, AT(comp)},
+    {{"round", 'e', NULL, "rounder (round.def)"}, AT(round)},
+    {{"bits", 'i', "B", "bits per code: 2, 3, 4 or 8"}, AT(bits)},
+    {{"group", 'I', "G", "columns that share a scale; 0: the whole row"}, AT(group)},
+    {{"sym", 'b', NULL, "symmetric grid (--asym: with zero points)"}, AT(sym)},
+    {{"clip", 'e', "none|mse", "search the clip that loses least, or none"}, AT(clip)},
+    {{"clip-weights", 'e', "none|hdiag", "weigh the clip search by the Gram diagonal"}, AT(clip_weights)},
+    {{"clip-power", 'd', "P", "error power of the clip search"}, AT(clip_power)},
+    {{"clip-steps", 'i', "N", "steps of the clip search, from 1 down to 0.2"}, AT(clip_steps)},
+    {{"act-order", 'b', NULL, "columns of large Gram diagonal first"}, AT(act_order)},
+    {{"static-groups", 'b', NULL, "groups in natural order, found beforehand"}, AT(static_groups)},
+    {{"damp", 'd', "F", "damping, a fraction of mean(diag H)"}, AT(damp_frac)},
+    {{"shrink", 'd', "F", "shrink the off-diagonal of H by this fraction"}, AT(shrink)},
+    {{"alpha", 'd', "F", "factor of GPTAQ's term"}, AT(alpha)},
+    {{"alpha2", 'd', "F", "factor of ResComp's term"}, AT(alpha2)},
+    {{"rho", 'd', "F", "how far the target moves to the exact one (qep)"}, AT(rho)},
+    {{"update", 'e', "auto|org|allw", "what finished columns hand on (ResComp)"}, AT(update)},
+    {{"block", 'I', "N", "columns per lazy update"}, AT(block)},
+    {{"cd-sweeps", 'i', "N", "coordinate-descent sweeps after the sweep"}, AT(cd_sweeps)},
+    {{"refit", 'i', "N", "rounds of scale refit, each with its sweeps"}, AT(refit)},
+    {{"scale-dtype", 'e', "f16|f32", "how scales are stored"}, AT(scale_dtype)},
+};
+
+static const char *comp_name_list(bool comps) {
+    static char list[2][128]; /* filled once with the same bytes each time */
+    char *out = list[comps];
+    int n = comps ? RQ_N_COMPS : RQ_N_ROUNDS;
+    if (!out[0]) {
+        char text[128] = "";
+        size_t used = 0;
+        for (int i = 0; i < n; ++i) {
+            used += (size_t)snprintf(text + used, sizeof text - used, "%s%s", i ? "|" : "",
+                                     comps ? comp_rows[i].name : round_names[i]);
+        }
+        memcpy(out, text, sizeof text);
+    }
+    return out;
+}
+
+const rq_quant_key *rq_quant_key_at(int i) {
+    static _Thread_local rq_quant_key key;
+    if (i < 0 || i >= (int)(sizeof settings / sizeof *settings)) return NULL;
+    key = settings[i].key;
+    if (settings[i].offset == AT(comp)) key.values = comp_name_list(true);
+    if (settings[i].offset == AT(round)) key.values = comp_name_list(false);
+    if (key.kind == 'I') key.kind = 'i';
+    return &key;
+}
+
+/* The index of value in "a|b|c", or -1. */
+static int choice(const char *values, const char *value) {
+    size_t len = strlen(value);
+    for (int i = 0; values; ++i) {
+        const char *bar = strchr(values, '|');
+        size_t n = bar ? (size_t)(bar - values) : strlen(values);
+        if (n == len && memcmp(values, value, n) == 0) return i;
+        values = bar ? bar + 1 : NULL;
+    }
+    return -1;
+}
+
+static rq_status set_choice(rq_quant_opt *o, size_t offset, const rq_quant_key *key, const char *value) {
+    int i = choice(key->values, value);
+    if (i < 0) return rq_fail(RQ_ERR_ARG, "--%s %s: it is one of %s", key->key, value, key->values);
+    switch (offset) {
+    case AT(comp): o->comp = (rq_comp)i; break;
+    case AT(round): o->round = (rq_round)i; break;
+    case AT(clip): o->clip = (rq_clip)i; break;
+    case AT(clip_weights): o->clip_weights = (rq_clip_weights)i; break;
+    case AT(update): o->update = (rq_update)i; break;
+    default: o->scale_dtype = i ? RQ_F32 : RQ_F16; break;
+    }
+    return RQ_OK;
+}
+
+rq_status rq_quant_set(rq_quant_opt *o, const char *key, const char *value) {
+    for (int i = 0; i < (int)(sizeof settings / sizeof *settings); ++i) {
+        const setting *s = &settings[i];
+        if (strcmp(s->key.key, key) != 0) continue;
+        char *at = (char *)o + s->offset, *end;
+        errno = 0;
+        if (s->key.kind == 'e') return set_choice(o, s->offset, rq_quant_key_at(i), value);
+        if (s->key.kind == 'b') {
+            bool yes = strcmp(value, "true") == 0 || strcmp(value, "1") == 0;
+            if (!yes && strcmp(value, "false") != 0 && strcmp(value, "0") != 0) {
+                return rq_fail(RQ_ERR_ARG, "%s=%s: it is true or false", key, value);
+            }
+            *(bool *)at = yes;
+            return RQ_OK;
+        }
+        if (s->key.kind == 'd') {
+            double v = strtod(value, &end);
+            if (end == value || *end || errno) return rq_fail(RQ_ERR_ARG, "--%s %s: not a number", key, value);
+            *(double *)at = v;
+            return RQ_OK;
+        }
+        long long v = strtoll(value, &end, 10);
+        if (end == value || *end || errno || v < INT_MIN || v > INT_MAX) {
+            return rq_fail(RQ_ERR_ARG, "--%s %s: not a whole number", key, value);
+        }
+        if (s->key.kind == 'I') {
+            *(int64_t *)at = v;
+        } else {
+            *(int *)at = (int)v;
+        }
+        return RQ_OK;
+    }
+    return rq_fail(RQ_ERR_ARG, "'%s' is not a quantization option", key);
+}
+
+void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t size) {
+    static const char *const clips[] = {"none", "mse"}, *const weights[] = {"none", "hdiag"},
+                             *const updates[] = {"auto", "org", "allw"};
+    if (size) text[0] = 0;
+    for (int i = 0; i < (int)(sizeof settings / sizeof *settings); ++i) {
+        const setting *s = &settings[i];
+        if (strcmp(s->key.key, key) != 0) continue;
+        const char *at = (const char *)o + s->offset;
+        switch (s->key.kind) {
+        case 'b': snprintf(text, size, "%s", *(const bool *)at ? "true" : "false"); return;
+        case 'd': snprintf(text, size, "%.12g", *(const double *)at); return;
+        case 'i': snprintf(text, size, "%d", *(const int *)at); return;
+        case 'I': snprintf(text, size, "%lld", (long long)*(const int64_t *)at); return;
+        default: break;
+        }
+        const char *name = s->offset == AT(comp)           ? comp_rows[o->comp].name
+                           : s->offset == AT(round)        ? round_names[o->round]
+                           : s->offset == AT(clip)         ? clips[o->clip]
+                           : s->offset == AT(clip_weights) ? weights[o->clip_weights]
+                           : s->offset == AT(update)       ? updates[o->update]
+                           : o->scale_dtype == RQ_F32      ? "f32"
+                                                           : "f16";
+        snprintf(text, size, "%s", name);
+        return;
+    }
+}

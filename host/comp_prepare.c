@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What matrices with the same input share: sweep order, damped and factored Gram matrix, the triangular term of GPTAQ and
+ * ResComp, and the move of the target. docs/methods.md derives each. */
+#include <math.h>
+
+#include "backend.h"
+#include "comp.h"
+
+#define LADDER_STEPS 6 /* damping times 10 each; after that the diagonal alone, which always factors */
+
+typedef struct gather_arg {
+    const rq_prep *p;
+    const double *src;
+    void *dst;
+    double keep, add; /* off-diagonal factor, diagonal term */
+    bool zero_dead_rows;
+} gather_arg;
+
+/* One row of H in sweep order, dead features replaced by 1 on the diagonal, shrunk and damped, in fp64. */
+static void gather_h_row(void *arg, int64_t r) {
+    const gather_arg *a = arg;
+    const rq_prep *p = a->p;
+    int64_t n = p->n, j = p->perm[r];
+    const double *src = a->src + j * n;
+    double *dst = (double *)a->dst + r * n;
+    for (int64_t c = 0; c < n; ++c) dst[c] = p->dead[j] || p->dead[p->perm[c]] ? 0 : a->keep * src[p->perm[c]];
+    dst[r] = (p->dead[j] ? 1.0 : src[j]) + a->add;
+}
+
+/* One row of D in sweep order, fp32; columns of dead features are zero, their rows on request. */
+static void gather_d_row(void *arg, int64_t r) {
+    const gather_arg *a = arg;
+    const rq_prep *p = a->p;
+    int64_t n = p->n, j = p->perm[r];
+    const double *src = a->src + j * n;
+    float *dst = (float *)a->dst + r * n;
+    bool zero_row = a->zero_dead_rows && p->dead[j];
+    for (int64_t c = 0; c < n; ++c) dst[c] = zero_row || p->dead[p->perm[c]] ? 0 : (float)src[p->perm[c]];
+}
+
+typedef struct sort_key {
+    double value;
+    int32_t index;
+} sort_key;
+
+static int by_value_descending(const void *a, const void *b) {
+    const sort_key *x = a, *y = b;
+    if (x->value != y->value) return x->value > y->value ? -1 : 1;
+    return x->index < y->index ? -1 : 1;
+}
+
+static rq_status sweep_order(rq_prep *p, const double *h, bool act_order) {
+    rq_status status = RQ_OK;
+    sort_key *key = NULL;
+    RQ_TRY(RQ_NEW(key, p->n));
+    for (int64_t j = 0; j < p->n; ++j) {
+        key[j].value = act_order ? (p->dead[j] ? 1.0 : h[j * p->n + j]) : 0;
+        key[j].index = (int32_t)j;
+    }
+    if (act_order) qsort(key, (size_t)p->n, sizeof *key, by_value_descending);
+    for (int64_t j = 0; j < p->n; ++j) p->perm[j] = key[j].index;
+done:
+    free(key);
+    return status;
+}
+
+static rq_status check_finite(const double *a, int64_t n, const char *what, const char *label) {
+    for (int64_t i = 0; i < n * n; ++i) {
+        if (!isfinite(a[i])) {
+            return rq_fail(RQ_ERR_NUMERIC,
+                           "%s: the %s matrix holds %g at row %lld, column %lld: the calibration activations "
+                           "overflowed or held NaN",
+                           label, what, a[i], (long long)(i / n), (long long)(i % n));
+        }
+    }
+    return RQ_OK;
+}
+
+/* U in fp32, sweep order; climbs the damping ladder. hp is scratch [n][n] fp64 and ends as the damped matrix. */
+static rq_status factor(rq_prep *p, const double *h, const rq_quant_opt *o, double mean_diag, double *hp,
+                        const char *label) {
+    rq_status status = RQ_OK;
+    double *u = NULL;
+    double damp = o->damp_frac * mean_diag;
+    RQ_TRY(RQ_NEW(u, p->n * p->n));
+    for (int step = 0;; ++step) {
+        int64_t bad = 0;
+        gather_arg a = {p, h, hp, 1.0 - o->shrink, damp, false};
+        if (step > LADDER_STEPS) {
+            a.keep = 0;
+            p->diagonal_only = true;
+        }
+        rq_parallel_for(p->n, gather_h_row, &a);
+        status = rq_factor_upper(u, NULL, hp, p->n, &bad);
+        p->damp_used = damp;
+        p->n_retries = step;
+        if (status == RQ_OK) break;
+        if (status != RQ_ERR_NUMERIC || p->diagonal_only) goto done;
+        rq_log(RQ_LOG_WARN, "%s: Gram matrix is not positive definite (column %lld) at damping %.3g; trying %s", label,
+               (long long)bad, damp, step < LADDER_STEPS ? "ten times more" : "its diagonal alone");
+        if (step < LADDER_STEPS) damp *= 10;
+    }
+    RQ_TRY(RQ_NEW(p->u, p->n * p->n));
+    for (int64_t i = 0; i < p->n * p->n; ++i) p->u[i] = (float)u[i];
+done:
+    free(u);
+    return status;
+}
+
+/* M = D (H + damping)^-1 = (D U^T) U in sweep order, carried back to natural order. */
+static rq_status target_move(rq_prep *p, const double *d) {
+    rq_status status = RQ_OK;
+    int64_t n = p->n;
+    float *dp = NULL, *du = NULL;
+    RQ_TRY(RQ_NEW(dp, n * n));
+    RQ_TRY(RQ_NEW(du, n * n));
+    RQ_TRY(RQ_NEW(p->m, n * n));
+    /* Rows of features that are dead only in the quantized stream stay: W D is where their contribution enters. */
+    gather_arg a = {p, d, dp, 1, 0, false};
+    rq_parallel_for(n, gather_d_row, &a);
+    rq_sgemm(RQ_N, RQ_T, n, n, n, 1, dp, n, p->u, n, 0, du, n);
+    rq_sgemm(RQ_N, RQ_N, n, n, n, 1, du, n, p->u, n, 0, dp, n);
+    for (int64_t r = 0; r < n; ++r) {
+        for (int64_t c = 0; c < n; ++c) p->m[p->perm[r] * n + p->perm[c]] = dp[r * n + c];
+    }
+done:
+    free(dp);
+    free(du);
+    return status;
+}
+
+static rq_status triangular_term(rq_prep *p, const double *d) {
+    rq_status status = RQ_OK;
+    int64_t n = p->n;
+    float *dp = NULL, *du = NULL;
+    RQ_TRY(RQ_NEW(dp, n * n));
+    RQ_TRY(RQ_NEW(du, n * n));
+    gather_arg a = {p, d, dp, 1, 0, true};
+    rq_parallel_for(n, gather_d_row, &a);
+    rq_sgemm_du(du, dp, p->u, n);
+    rq_sgemm_tu(dp, du, p->u, n);
+    p->t = dp;
+    dp = NULL;
+done:
+    free(dp);
+    free(du);
+    return status;
+}
+
+rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, const rq_quant_opt *o,
+                     const char *label) {
+    rq_status status = RQ_OK;
+    const rq_comp_row *row = rq_comp_get(o->comp);
+    bool refine = row->propagates && (o->cd_sweeps > 0 || o->refit > 0);
+    bool needs_h = row->propagates || (o->clip == RQ_CLIP_MSE && o->clip_weights == RQ_CLIP_HDIAG);
+    bool needs_t = row->propagates && (o->alpha != 0 || o->alpha2 != 0);
+    bool needs_m = row->propagates && (o->rho != 0 || (refine && o->alpha != 0));
+    double *hp = NULL;
+    *p = (rq_prep){.n = n};
+    RQ_TRY(rq_quant_check(o, n));
+    if (needs_h && !h) RQ_FAIL(RQ_ERR_ARG, "%s: %s needs the Gram matrix H", label, row->name);
+    if ((needs_t || needs_m) && !d) {
+        RQ_FAIL(RQ_ERR_ARG, "%s: %s needs the cross Gram matrix dXXT beside H", label, row->name);
+    }
+    if (h) RQ_TRY(check_finite(h, n, "Gram", label));
+    if (d) RQ_TRY(check_finite(d, n, "cross Gram", label));
+    RQ_TRY(rq_backend_init());
+    RQ_TRY(RQ_NEW(p->perm, n));
+    RQ_TRY(RQ_NEW_ZERO(p->dead, n));
+    double mean_diag = 0;
+    if (h) {
+        RQ_TRY(RQ_NEW(p->hdiag, n));
+        for (int64_t j = 0; j < n; ++j) {
+            double v = h[j * n + j];
+            if (v < 0)
+                RQ_FAIL(RQ_ERR_NUMERIC, "%s: the Gram matrix has %g on its diagonal at %lld", label, v, (long long)j);
+            p->dead[j] = v == 0;
+            p->n_dead += p->dead[j];
+            p->hdiag[j] = (float)(p->dead[j] ? 1.0 : v);
+            mean_diag += p->hdiag[j] / (double)n;
+        }
+    }
+    RQ_TRY(sweep_order(p, h, h && row->propagates && o->act_order));
+    if (!row->propagates) goto done;
+
+    RQ_TRY(RQ_NEW(hp, n * n));
+    RQ_TRY(factor(p, h, o, mean_diag, hp, label));
+    if (needs_t) RQ_TRY(triangular_term(p, d));
+    if (needs_m) RQ_TRY(target_move(p, d));
+    if (refine) {
+        RQ_TRY(RQ_NEW(p->hd, n * n));
+        bool stored_is_sweep = rq_groups_in_sweep_order(o, n) && o->act_order;
+        for (int64_t r = 0; r < n; ++r) {
+            for (int64_t c = 0; c < n; ++c) {
+                int64_t at = stored_is_sweep ? r * n + c : (int64_t)p->perm[r] * n + p->perm[c];
+                p->hd[at] = (float)hp[r * n + c];
+            }
+        }
+    }
+done:
+    free(hp);
+    if (status != RQ_OK) rq_prep_free(p);
+    return status;
+}
+
+void rq_prep_free(rq_prep *p) {
+    free(p->perm);
+    free(p->dead);
+    free(p->hdiag);
+    free(p->u);
+    free(p->t);
+    free(p->m);
+    free(p->hd);
+    *p = (rq_prep){0};
+}

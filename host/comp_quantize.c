@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One matrix from weights to codes: move the target, sweep, refine, bring everything to natural order; and the losses. */
+#include <math.h>
+
+#include "backend.h"
+#include "comp.h"
+#include "comp_sweep.h"
+
+void rq_quant_result_free(rq_quant_result *r) {
+    free(r->codes);
+    free(r->scale);
+    free(r->zero);
+    free(r->g_idx);
+    free(r->q);
+    *r = (rq_quant_result){0};
+}
+
+static rq_status check_weights(const float *w, int64_t n_out, int64_t n, const char *label) {
+    for (int64_t i = 0; i < n_out * n; ++i) {
+        if (!isfinite(w[i])) {
+            return rq_fail(RQ_ERR_INPUT, "%s: weight [%lld][%lld] is %g", label, (long long)(i / n), (long long)(i % n),
+                           w[i]);
+        }
+    }
+    return RQ_OK;
+}
+
+/* out = w + factor * w M, in natural order (rq_prep.m). */
+static rq_status moved_target(float *out, const float *w, int64_t n_out, const rq_prep *p, double factor) {
+    memcpy(out, w, (size_t)(n_out * p->n) * sizeof *out);
+    rq_sgemm(RQ_N, RQ_N, n_out, p->n, p->n, (float)factor, w, p->n, p->m, p->n, 1, out, p->n);
+    return check_weights(out, n_out, p->n, "the moved target");
+}
+
+/* dst[i][perm ? position of j : j] = src[i][j], dead features as zero. */
+static void to_stored_order(float *dst, const float *src, int64_t n_out, const rq_prep *p, bool sweep_order) {
+    for (int64_t i = 0; i < n_out; ++i) {
+        for (int64_t c = 0; c < p->n; ++c) {
+            int64_t j = sweep_order ? p->perm[c] : c;
+            dst[i * p->n + c] = p->dead[j] ? 0 : src[i * p->n + j];
+        }
+    }
+}
+
+static rq_status refine(rq_quant_result *r, const float *zero, const float *start, int64_t n_out, int64_t group,
+                        const rq_prep *p, const rq_quant_opt *o, bool sweep_order) {
+    rq_status status = RQ_OK;
+    float *target = NULL, *moved = NULL;
+    const float *goal = start; /* the exact target when rho moved it */
+    RQ_TRY(RQ_NEW(target, n_out * p->n));
+    if (o->alpha != 0 && p->m) {
+        RQ_TRY(RQ_NEW(moved, n_out * p->n));
+        RQ_TRY(moved_target(moved, start, n_out, p, o->alpha));
+        goal = moved;
+    }
+    to_stored_order(target, goal, n_out, p, sweep_order);
+    RQ_TRY(rq_refine_grid(r->codes, r->scale, zero, target, p->hd, n_out, p->n, group, o));
+done:
+    free(target);
+    free(moved);
+    return status;
+}
+
+/* Codes and values from sweep order to natural order; g_idx from the permutation. */
+static rq_status to_natural_order(rq_quant_result *r, const rq_prep *p, int64_t n_out, int64_t group) {
+    rq_status status = RQ_OK;
+    uint8_t *line = NULL;
+    RQ_TRY(RQ_NEW(line, p->n));
+    RQ_TRY(RQ_NEW(r->g_idx, p->n));
+    for (int64_t c = 0; c < p->n; ++c) r->g_idx[p->perm[c]] = (int32_t)(c / group);
+    for (int64_t i = 0; i < n_out; ++i) {
+        memcpy(line, r->codes + i * p->n, (size_t)p->n);
+        for (int64_t c = 0; c < p->n; ++c) r->codes[i * p->n + p->perm[c]] = line[c];
+    }
+done:
+    free(line);
+    return status;
+}
+
+rq_status rq_quantize_matrix(rq_quant_result *r, const float *w, int64_t n_out, const rq_prep *p, const rq_quant_opt *o,
+                             const char *label) {
+    rq_status status = RQ_OK;
+    const rq_comp_row *row = rq_comp_get(o->comp);
+    float *moved = NULL, *zero = NULL;
+    int64_t n = p->n, group = o->group ? o->group : n, n_group = rq_ceil_div(n, group);
+    *r = (rq_quant_result){0};
+    RQ_TRY(rq_quant_check(o, n));
+    if (n_out < 1) RQ_FAIL(RQ_ERR_ARG, "%s: %lld rows", label, (long long)n_out);
+    RQ_TRY(check_weights(w, n_out, n, label));
+    RQ_TRY(RQ_NEW(r->codes, n_out * n));
+    RQ_TRY(RQ_NEW(r->q, n_out * n));
+    RQ_TRY(RQ_NEW(r->scale, n_out * n_group));
+    RQ_TRY(RQ_NEW(zero, n_out * n_group));
+
+    const float *start = w;
+    if (row->propagates && o->rho != 0) {
+        RQ_TRY(RQ_NEW(moved, n_out * n));
+        RQ_TRY(moved_target(moved, w, n_out, p, o->rho));
+        start = moved;
+    }
+    bool dynamic = rq_groups_in_sweep_order(o, n);
+    rq_sweep sweep = {p, o, start, n_out, group, n_group, r->codes, r->scale, zero, r->q, dynamic};
+    RQ_TRY(rq_sweep_run(&sweep));
+    bool sweep_order = dynamic && o->act_order;
+    if (p->hd) RQ_TRY(refine(r, zero, start, n_out, group, p, o, sweep_order));
+    if (sweep_order) RQ_TRY(to_natural_order(r, p, n_out, group));
+
+    if (!o->sym) {
+        RQ_TRY(RQ_NEW(r->zero, n_out * n_group));
+        for (int64_t i = 0; i < n_out * n_group; ++i) r->zero[i] = (uint8_t)(int)zero[i];
+    }
+    for (int64_t i = 0; i < n_out; ++i) {
+        for (int64_t j = 0; j < n; ++j) {
+            int64_t k = i * n_group + (r->g_idx ? r->g_idx[j] : j / group);
+            r->q[i * n + j] = r->scale[k] * ((float)r->codes[i * n + j] - zero[k]);
+        }
+    }
+    r->grid = (rq_grid_codes){n_out, n, group, n_group, o->bits, o->scale_dtype, r->codes, r->scale, r->zero, r->g_idx};
+done:
+    free(moved);
+    free(zero);
+    if (status != RQ_OK) rq_quant_result_free(r);
+    return status;
+}
+
+rq_status rq_layer_loss(const float *w, const float *q, int64_t n_out, int64_t n, const double *h, const double *d,
+                        double *loss_sym, double *loss_asym, double *whw) {
+    rq_status status = RQ_OK;
+    float *m = NULL, *e = NULL, *eh = NULL;
+    double sym = 0, cross = 0, total = 0;
+    RQ_TRY(RQ_NEW(m, n * n));
+    RQ_TRY(RQ_NEW(e, n_out * n));
+    RQ_TRY(RQ_NEW(eh, n_out * n));
+    for (int64_t i = 0; i < n * n; ++i) m[i] = (float)h[i];
+    for (int64_t i = 0; i < n_out * n; ++i) e[i] = w[i] - q[i];
+    rq_sgemm(RQ_N, RQ_N, n_out, n, n, 1, e, n, m, n, 0, eh, n);
+    for (int64_t i = 0; i < n_out * n; ++i) sym += (double)eh[i] * e[i];
+    rq_sgemm(RQ_N, RQ_N, n_out, n, n, 1, w, n, m, n, 0, eh, n);
+    for (int64_t i = 0; i < n_out * n; ++i) total += (double)eh[i] * w[i];
+    if (d) {
+        for (int64_t i = 0; i < n * n; ++i) m[i] = (float)d[i];
+        rq_sgemm(RQ_N, RQ_N, n_out, n, n, 1, w, n, m, n, 0, eh, n);
+        for (int64_t i = 0; i < n_out * n; ++i) cross += (double)eh[i] * e[i];
+    }
+    *loss_sym = sym;
+    *loss_asym = sym + 2 * cross;
+    *whw = total;
+done:
+    free(m);
+    free(e);
+    free(eh);
+    return status;
+}

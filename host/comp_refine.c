@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Refinement of grid codes after the sweep: coordinate descent over codes (QuantEase, arXiv:2309.01885) and least-squares refit
+ * of the group scales, both on tr((Q - W*) H (Q - W*)^T) with H damped. Rows are independent; a task is a tile of rows.
+ *
+ * With G = (Q - W*) H, the best value of column j given all others is q_j - G_j / H_jj; on a grid the nearest code to it is the
+ * exact minimum along that coordinate, so no step raises the loss. G is kept up to date inside a block of columns and by one
+ * product per block outside, and computed afresh for each sweep. */
+#include <math.h>
+
+#include "backend.h"
+#include "comp.h"
+#include "simd.h"
+
+enum { LANES = 32, TILE = 96, BLOCK = 128 };
+
+typedef struct refine_shared {
+    uint8_t *codes;
+    float *scale;
+    const float *zero, *target, *hd;
+    int64_t n_out, n, group, n_group;
+    const rq_quant_opt *opt;
+    _Atomic int failed;
+} refine_shared;
+
+typedef struct refine_scratch {
+    float *q, *g, *e;                /* [TILE][n] */
+    float *delta;                    /* [TILE][BLOCK] */
+    float *gt, *qt;                  /* [BLOCK][LANES] transposed block */
+    double *normal, *rhs, *solution; /* [n_group][n_group], [n_group] */
+} refine_scratch;
+
+/* One column for LANES rows: new codes, their change, and the change's effect on G in the rest of the block. */
+RQ_CLONES static void descend_column(float *restrict gt, float *restrict qt, float *restrict delta, int64_t width,
+                                     int64_t c, const float *restrict h_row, const float *restrict scale,
+                                     const float *restrict zero, float top) {
+    float inv_h = 1.0f / h_row[c];
+    float *g = gt + c * LANES, *q = qt + c * LANES;
+    for (int r = 0; r < LANES; ++r) {
+        float best = rintf((q[r] - g[r] * inv_h) / scale[r]) + zero[r];
+        best = best < 0.0f ? 0.0f : best;
+        best = best > top ? top : best;
+        float now = scale[r] * (best - zero[r]);
+        delta[r] = now - q[r];
+        q[r] = now;
+    }
+    for (int64_t k = 0; k < width; ++k) {
+        float h = h_row[k];
+        float *restrict dst = gt + k * LANES;
+        for (int r = 0; r < LANES; ++r) dst[r] += delta[r] * h;
+    }
+}
+
+static void dequantize(const refine_shared *s, refine_scratch *b, int64_t row0, int64_t n_rows) {
+    for (int64_t r = 0; r < n_rows; ++r) {
+        for (int64_t j = 0; j < s->n; ++j) {
+            int64_t k = (row0 + r) * s->n_group + j / s->group;
+            b->q[r * s->n + j] = s->scale[k] * ((float)s->codes[(row0 + r) * s->n + j] - s->zero[k]);
+        }
+    }
+}
+
+static void residual_gradient(const refine_shared *s, refine_scratch *b, int64_t row0, int64_t n_rows) {
+    for (int64_t r = 0; r < n_rows; ++r) {
+        for (int64_t j = 0; j < s->n; ++j) b->e[r * s->n + j] = b->q[r * s->n + j] - s->target[(row0 + r) * s->n + j];
+    }
+    rq_sgemm_tile(RQ_N, RQ_N, n_rows, s->n, s->n, 1, b->e, s->n, s->hd, s->n, 0, b->g, s->n);
+}
+
+static void descend_block(const refine_shared *s, refine_scratch *b, int64_t row0, int64_t tile_row, int64_t lanes,
+                          int64_t c0, int64_t width) {
+    float scale[LANES], zero[LANES], delta[LANES];
+    for (int64_t c = 0; c < width; ++c) {
+        for (int64_t r = 0; r < LANES; ++r) {
+            bool used = r < lanes;
+            b->gt[c * LANES + r] = used ? b->g[(tile_row + r) * s->n + c0 + c] : 0;
+            b->qt[c * LANES + r] = used ? b->q[(tile_row + r) * s->n + c0 + c] : 0;
+        }
+    }
+    float top = (float)((1 << s->opt->bits) - 1);
+    for (int64_t c = 0; c < width; ++c) {
+        for (int64_t r = 0; r < LANES; ++r) {
+            int64_t k = (row0 + (r < lanes ? r : 0)) * s->n_group + (c0 + c) / s->group;
+            scale[r] = s->scale[k];
+            zero[r] = s->zero[k];
+        }
+        descend_column(b->gt, b->qt, delta, width, c, s->hd + (c0 + c) * s->n + c0, scale, zero, top);
+        for (int64_t r = 0; r < lanes; ++r) {
+            b->delta[(tile_row + r) * width + c] = delta[r];
+            if (delta[r] != 0) {
+                float now = b->qt[c * LANES + r];
+                b->q[(tile_row + r) * s->n + c0 + c] = now;
+                s->codes[(row0 + r) * s->n + c0 + c] = (uint8_t)(int)rintf(now / scale[r] + zero[r]);
+            }
+        }
+    }
+}
+
+static void sweep_codes(const refine_shared *s, refine_scratch *b, int64_t row0, int64_t n_rows) {
+    residual_gradient(s, b, row0, n_rows);
+    for (int64_t c0 = 0; c0 < s->n; c0 += BLOCK) {
+        int64_t width = rq_min_i64(BLOCK, s->n - c0);
+        for (int64_t r = 0; r < n_rows; r += LANES)
+            descend_block(s, b, row0 + r, r, rq_min_i64(LANES, n_rows - r), c0, width);
+        rq_sgemm_tile(RQ_N, RQ_N, n_rows, s->n, width, 1, b->delta, width, s->hd + c0 * s->n, s->n, 1, b->g, s->n);
+    }
+}
+
+/* Solve the symmetric system a s = rhs in place by Cholesky; false when it is singular. */
+static bool solve_spd(double *a, double *rhs, int64_t n) {
+    for (int64_t j = 0; j < n; ++j) {
+        for (int64_t k = 0; k < j; ++k) {
+            double sum = a[j * n + k];
+            for (int64_t i = 0; i < k; ++i) sum -= a[j * n + i] * a[k * n + i];
+            a[j * n + k] = sum / a[k * n + k];
+        }
+        double d = a[j * n + j], before = d;
+        for (int64_t i = 0; i < j; ++i) d -= a[j * n + i] * a[j * n + i];
+        if (!(d > 1e-9 * before) || !(before > 0)) return false;
+        a[j * n + j] = sqrt(d);
+    }
+    for (int64_t j = 0; j < n; ++j) {
+        for (int64_t i = 0; i < j; ++i) rhs[j] -= a[j * n + i] * rhs[i];
+        rhs[j] /= a[j * n + j];
+    }
+    for (int64_t j = n - 1; j >= 0; --j) {
+        for (int64_t i = j + 1; i < n; ++i) rhs[j] -= a[i * n + j] * rhs[i];
+        rhs[j] /= a[j * n + j];
+    }
+    return true;
+}
+
+static double quadratic(const double *normal, const double *rhs, const double *s, int64_t n) {
+    double v = 0;
+    for (int64_t g = 0; g < n; ++g) {
+        double row = 0;
+        for (int64_t h = 0; h < n; ++h) row += normal[g * n + h] * s[h];
+        v += s[g] * (row - 2 * rhs[g]);
+    }
+    return v;
+}
+
+/* Scales of one row, codes fixed: the loss is quadratic in the n_group scales; normal[g][h] = c_g H c_h, rhs[g] = c_g H w*. Taken
+ * only when every scale stays positive and within a factor of 4, and the loss after rounding to the stored type is lower. */
+static void refit_row(const refine_shared *s, refine_scratch *b, int64_t row) {
+    int64_t n = s->n_group;
+    float *scale = s->scale + row * n;
+    double *now = b->solution, *full = b->solution + n, *copy = b->normal + n * n;
+    memcpy(copy, b->normal, (size_t)(n * n) * sizeof *copy);
+    memcpy(full, b->rhs, (size_t)n * sizeof *full);
+    for (int64_t g = 0; g < n; ++g) {
+        now[g] = scale[g];
+        if (!(copy[g * n + g] > 0)) { /* all codes of the group sit on the zero point: its scale is free, keep it */
+            for (int64_t h = 0; h < n; ++h) copy[g * n + h] = copy[h * n + g] = 0;
+            copy[g * n + g] = 1;
+            full[g] = scale[g];
+        }
+    }
+    if (!solve_spd(copy, full, n)) return;
+    for (int64_t g = 0; g < n; ++g) {
+        if (!(full[g] > 0.25 * now[g] && full[g] < 4 * now[g])) return;
+        float v = (float)full[g];
+        if (s->opt->scale_dtype == RQ_F16) v = rq_f32_of_f16(rq_f16_of_f32(v));
+        if (!(v > 0) || !isfinite(v)) return;
+        full[g] = v;
+    }
+    if (!(quadratic(b->normal, b->rhs, full, n) < quadratic(b->normal, b->rhs, now, n))) return;
+    for (int64_t g = 0; g < n; ++g) scale[g] = (float)full[g];
+}
+
+static void refit_scales(const refine_shared *s, refine_scratch *b, int64_t row0, int64_t n_rows) {
+    int64_t n = s->n, ng = s->n_group;
+    /* e = codes minus zero point; g = W* H; then, group by group, q = c_g H. */
+    rq_sgemm_tile(RQ_N, RQ_N, n_rows, n, n, 1, s->target + row0 * n, n, s->hd, n, 0, b->g, n);
+    for (int64_t r = 0; r < n_rows; ++r) {
+        for (int64_t j = 0; j < n; ++j) {
+            b->e[r * n + j] = (float)s->codes[(row0 + r) * n + j] - s->zero[(row0 + r) * ng + j / s->group];
+        }
+    }
+    double *normal = b->normal, *rhs = b->rhs; /* of all rows of the tile */
+    for (int64_t g = 0; g < ng; ++g) {
+        int64_t c0 = g * s->group, len = rq_min_i64(s->group, n - c0);
+        rq_sgemm_tile(RQ_N, RQ_N, n_rows, n, len, 1, b->e + c0, n, s->hd + c0 * n, n, 0, b->q, n);
+        for (int64_t r = 0; r < n_rows; ++r) {
+            const float *e = b->e + r * n, *ch = b->q + r * n, *wh = b->g + r * n;
+            double sum = 0;
+            for (int64_t j = c0; j < c0 + len; ++j) sum += (double)e[j] * wh[j];
+            rhs[r * ng + g] = sum;
+            for (int64_t h = 0; h < ng; ++h) {
+                int64_t k0 = h * s->group, k1 = rq_min_i64(k0 + s->group, n);
+                float part = 0; /* at most `group` terms; summed in fp64 across groups by the solver */
+                for (int64_t j = k0; j < k1; ++j) part += e[j] * ch[j];
+                normal[(r * ng + g) * ng + h] = part;
+            }
+        }
+    }
+    for (int64_t r = 0; r < n_rows; ++r) {
+        refine_scratch one = *b;
+        one.normal = b->solution + 2 * ng; /* scratch for one row: its system and a copy */
+        one.rhs = b->rhs + r * ng;
+        memcpy(one.normal, normal + r * ng * ng, (size_t)(ng * ng) * sizeof *normal);
+        for (int64_t g = 0; g < ng; ++g) {
+            for (int64_t h = 0; h < g; ++h) { /* the two triangles differ by fp32 rounding */
+                double mean = 0.5 * (one.normal[g * ng + h] + one.normal[h * ng + g]);
+                one.normal[g * ng + h] = one.normal[h * ng + g] = mean;
+            }
+        }
+        refit_row(s, &one, row0 + r);
+    }
+}
+
+static void refine_tile(void *arg, int64_t tile) {
+    refine_shared *s = arg;
+    int64_t row0 = tile * TILE, n_rows = rq_min_i64(TILE, s->n_out - row0), n = s->n, ng = s->n_group;
+    refine_scratch b = {0};
+    bool ok = RQ_NEW(b.q, TILE * n) == RQ_OK && RQ_NEW(b.g, TILE * n) == RQ_OK && RQ_NEW(b.e, TILE * n) == RQ_OK &&
+              RQ_NEW(b.delta, TILE * BLOCK) == RQ_OK && RQ_NEW(b.gt, BLOCK * LANES) == RQ_OK &&
+              RQ_NEW(b.qt, BLOCK * LANES) == RQ_OK && RQ_NEW(b.normal, TILE * ng * ng) == RQ_OK &&
+              RQ_NEW(b.rhs, TILE * ng) == RQ_OK && RQ_NEW(b.solution, 2 * ng + 2 * ng * ng) == RQ_OK;
+    if (!ok) {
+        s->failed = 1;
+        goto done;
+    }
+    for (int round = 0; round <= s->opt->refit; ++round) {
+        if (round > 0) refit_scales(s, &b, row0, n_rows);
+        dequantize(s, &b, row0, n_rows);
+        for (int i = 0; i < s->opt->cd_sweeps; ++i) sweep_codes(s, &b, row0, n_rows);
+    }
+done:
+    free(b.q);
+    free(b.g);
+    free(b.e);
+    free(b.delta);
+    free(b.gt);
+    free(b.qt);
+    free(b.normal);
+    free(b.rhs);
+    free(b.solution);
+}
+
+rq_status rq_refine_grid(uint8_t *codes, float *scale, const float *zero, const float *target, const float *hd,
+                         int64_t n_out, int64_t n, int64_t group, const rq_quant_opt *o) {
+    refine_shared s = {codes, scale, zero, target, hd, n_out, n, group, rq_ceil_div(n, group), o, 0};
+    rq_parallel_for(rq_ceil_div(n_out, TILE), refine_tile, &s);
+    return s.failed ? rq_fail(RQ_ERR_NOMEM, "out of memory in the refinement") : RQ_OK;
+}

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The one column sweep behind rtn, gptq, gptaq, rescomp and qep (comp_sweep.c). Internal to the compensation stage. */
+#ifndef RQ_COMP_SWEEP_H
+#define RQ_COMP_SWEEP_H
+
+#include "comp.h"
+
+typedef struct rq_sweep {
+    const rq_prep *prep;
+    const rq_quant_opt *opt;
+    const float *w0; /* [n_out][n] natural order: where the sweep starts, and W0 of ResComp's term */
+    int64_t n_out, group, n_group;
+    uint8_t *codes;             /* [n_out][n] stored order */
+    float *scale, *zero;        /* [n_out][n_group] stored-order groups */
+    float *q;                   /* [n_out][n] stored order */
+    bool groups_in_sweep_order; /* dynamic groups are cut in sweep order and found as the sweep reaches them */
+} rq_sweep;
+
+rq_status rq_sweep_run(const rq_sweep *s);
+
+#endif
