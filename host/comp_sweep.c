@@ -98,18 +98,14 @@ static void static_groups(const rq_sweep *s, sweep_scratch *b, int64_t row0, int
     }
 }
 
-/* The group that starts at sweep column c: columns inside the open block come from wt (rows row0 + lane), all others from w. */
-static void dynamic_group(const rq_sweep *s, sweep_scratch *b, int64_t c, int64_t block_start, int64_t block_end,
-                          int64_t row0, int64_t tile_row, int64_t lanes) {
+/* The group that starts at sweep column c, where a block starts too: b->w is up to date for all of it. */
+static void dynamic_group(const rq_sweep *s, sweep_scratch *b, int64_t c, int64_t row0, int64_t tile_row,
+                          int64_t lanes) {
     int64_t n = s->prep->n, g = c / s->group, len = rq_min_i64(s->group, n - c);
     const float *wt = clip_weights(s, b, c, len, true);
     for (int64_t r = 0; r < lanes; ++r) {
-        for (int64_t j = 0; j < len; ++j) {
-            b->values[j] =
-                c + j < block_end ? b->wt[(c + j - block_start) * LANES + r] : b->w[(tile_row + r) * n + c + j];
-        }
         int64_t k = (row0 + r) * s->n_group + g;
-        rq_grid_find(s->opt, b->values, wt, len, &s->scale[k], &s->zero[k]);
+        rq_grid_find(s->opt, b->w + (tile_row + r) * n + c, wt, len, &s->scale[k], &s->zero[k]);
     }
 }
 
@@ -133,7 +129,7 @@ static void sweep_block(const sweep_shared *sh, sweep_scratch *b, int64_t c0, in
     for (int64_t c = c0; c < c1; ++c) {
         float *w = b->wt + (c - c0) * LANES;
         int64_t natural = p->perm[c];
-        if (s->groups_in_sweep_order && c % s->group == 0) dynamic_group(s, b, c, c0, c1, row0, tile_row, lanes);
+        if (s->groups_in_sweep_order && c % s->group == 0) dynamic_group(s, b, c, row0, tile_row, lanes);
         int64_t stored = s->groups_in_sweep_order ? c : natural;
         int64_t g = stored / s->group;
         for (int64_t r = 0; r < lanes; ++r) {
@@ -161,16 +157,12 @@ static void sweep_block(const sweep_shared *sh, sweep_scratch *b, int64_t c0, in
     }
 }
 
-/* End of the block that starts at c0. Dynamic groups begin at block starts, so that a group's scale never rests on columns
- * that miss the updates of the open block. */
+/* End of the block that starts at c0. Dynamic groups begin at block starts (and a block never spans two of them), so that a
+ * group's scale never rests on columns that miss the updates of the open block. */
 static int64_t block_end(const rq_sweep *s, int64_t block, int64_t c0) {
-    int64_t n = s->prep->n, end = c0 + block;
-    if (s->groups_in_sweep_order && s->group >= block) {
-        end = rq_min_i64(end, (c0 / s->group + 1) * s->group);
-    } else if (s->groups_in_sweep_order) {
-        end = c0 + block / s->group * s->group;
-    }
-    return rq_min_i64(end, n);
+    int64_t end = c0 + block;
+    if (s->groups_in_sweep_order) end = rq_min_i64(end, (c0 / s->group + 1) * s->group);
+    return rq_min_i64(end, s->prep->n);
 }
 
 static void sweep_tile(void *arg, int64_t tile) {
@@ -213,7 +205,6 @@ done:
 rq_status rq_sweep_run(const rq_sweep *s) {
     sweep_shared sh = {.s = s, .a1 = s->opt->alpha, .a2 = s->opt->alpha2};
     sh.block = rq_min_i64(s->opt->block, s->prep->n);
-    if (s->groups_in_sweep_order && s->group < sh.block) sh.block = sh.block / s->group * s->group;
     sh.allw = s->opt->update == RQ_UPDATE_ALLW ||
               (s->opt->update == RQ_UPDATE_AUTO && s->opt->comp == RQ_COMP_RESCOMP && s->opt->bits > 2);
     rq_parallel_for(rq_ceil_div(s->n_out, TILE), sweep_tile, &sh);
