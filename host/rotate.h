@@ -15,11 +15,12 @@ const char *rq_rotation_kind(const rq_rotation *r);
 uint64_t rq_rotation_seed(const rq_rotation *r);
 int64_t rq_rotation_size(const rq_rotation *r);
 
-/* Rows of x[n_rows][ld >= n] times R (inverse: times R^T), in place. Parallel over rows; fp32 (rq_rotation_apply_f64: fp64). */
-void rq_rotation_apply(const rq_rotation *r, float *x, int64_t n_rows, int64_t ld, bool inverse);
-void rq_rotation_apply_f64(const rq_rotation *r, double *x, int64_t n_rows, int64_t ld, bool inverse);
+/* Rows of x[n_rows][ld >= n] times R (inverse: times R^T), in place. Parallel over rows; computed in fp64 for both types.
+ * RQ_ERR_NOMEM when there is no room for two rows per task; x is unchanged then. */
+rq_status rq_rotation_apply(const rq_rotation *r, float *x, int64_t n_rows, int64_t ld, bool inverse);
+rq_status rq_rotation_apply_f64(const rq_rotation *r, double *x, int64_t n_rows, int64_t ld, bool inverse);
 
-/* A matrix of Hadamard order n with entries +-1 as int8 [n][n] (H H^T = n I); false when no construction is known here. */
+/* Is there a Hadamard matrix of order n (H H^T = n I) that is built here? False when no construction is known to us. */
 bool rq_hadamard_order_exists(int64_t n);
 
 #endif
