@@ -38,7 +38,7 @@ void rq_model_close(rq_model *m);
 /* x[n_tok][d_model] = rows of the embedding, rotated when the model is. Ids out of range are RQ_ERR_INPUT. */
 rq_status rq_embed(const rq_model *m, float *x, const int32_t *ids, int64_t n_tok);
 
-/* out = x / sqrt(mean(x^2) + eps) * gain, row by row; out may be x. */
+/* out = x / sqrt(mean(x^2) + eps) * gain, row by row; out may be x. gain NULL is all ones. */
 void rq_rmsnorm(float *out, const float *x, const float *gain, int64_t n_tok, int64_t width, float eps);
 
 /* Causal self-attention of n_seq sequences of seq_len tokens each, from positions 0: applies RoPE to q and k in place,
@@ -52,6 +52,9 @@ void rq_swiglu(float *out, const float *gate, const float *up, int64_t n);
 /* Hidden states after the last block (before the final norm) of n_seq sequences: x[n_seq*seq_len][d_model]. */
 rq_status rq_forward(const rq_model *m, float *x, const int32_t *ids, int64_t n_seq, int64_t seq_len);
 
+/* What the head multiplies: final norm of such hidden states, rotation undone. out may be x. */
+rq_status rq_final_norm(const rq_model *m, float *out, const float *x, int64_t n_tok);
+
 /* logits[n_tok][n_vocab] from such hidden states: final norm, rotation undone, head. */
 rq_status rq_logits(const rq_model *m, float *logits, const float *x, int64_t n_tok);
 
@@ -60,6 +63,8 @@ rq_status rq_logits(const rq_model *m, float *logits, const float *x, int64_t n_
 typedef struct rq_decode_state rq_decode_state;
 rq_status rq_decode_new(rq_decode_state **out, const rq_model *m, int64_t max_seq);
 void rq_decode_free(rq_decode_state *s);
+int64_t rq_decode_pos(const rq_decode_state *s); /* tokens in the cache */
+void rq_decode_reset(rq_decode_state *s);        /* forget them */
 rq_status rq_decode(rq_decode_state *s, const int32_t *ids, int64_t n_tok, float *logits);
 
 #endif
