@@ -108,9 +108,9 @@ const char *rq_backend_name(void) {
 
 /* ---- tiles ------------------------------------------------------------------------------------------------------------ */
 
-/* Sides of C tiles. Near 512 a call's packing costs little against its products, and a tile of fp32 with its packed
- * operands stays in a 1 MiB L2 (docs/bench.md has the sweep). */
-enum { TILE = 512, TILE_ALIGN = 16 };
+/* Sides of C tiles: small enough to give a 512 x 1536 layer to several threads evenly, large enough that the packing each
+ * call repeats costs little (docs/bench.md has the sweep). */
+enum { TILE = 384, TILE_ALIGN = 16 };
 
 /* An axis cut into equal parts of at most TILE, each a multiple of TILE_ALIGN but the last. */
 typedef struct axis {
@@ -357,7 +357,7 @@ rq_status rq_cross_add(double *d, const float *b, const float *a, int64_t n_tok,
 /* With J the reversal of the indices, G = J H J = C C^T (C lower). Then A = J C J is upper with H = A A^T, and U = A^-1 =
  * J C^-1 J has H^-1 = U^T U: one Cholesky and one triangular inverse, 2/3 n^3 operations. For a row-major array without
  * padding, J X J is the array read backwards. */
-enum { FACTOR_BLOCK = 256, INVERSE_COLS = 128, REVERSE_CHUNK = 1 << 16 };
+enum { FACTOR_BLOCK = 192, INVERSE_COLS = 192, REVERSE_CHUNK = 1 << 16 };
 
 typedef struct factor_job {
     int64_t n, k0, k1; /* columns of the block being eliminated */

@@ -257,7 +257,7 @@ static void check_factor(int64_t n) {
 
 static void test_factor(void **state) {
     (void)state;
-    static const int64_t sizes[] = {1, 2, 33, 127, 128, 129, 256, 257, 600};
+    static const int64_t sizes[] = {1, 2, 33, 191, 192, 193, 384, 385, 600};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; ++s) check_factor(sizes[s]);
 }
 
