@@ -31,6 +31,10 @@ typedef struct rq_format_ops {
     rq_status (*load)(rq_packed *p, const rq_store *s, const char *name, const void *json_entry);
 } rq_format_ops;
 
+#define RQ_FORMAT(id, text, ops) extern const rq_format_ops ops;
+#include "formats.def"
+#undef RQ_FORMAT
+
 const rq_format_ops *rq_format_get(rq_format f);
 bool rq_format_by_name(const char *name, rq_format *f);
 
