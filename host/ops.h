@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Leaf header: one signature per operation. A row of kernels.def names an implementation of one of them for one operand,
+ * a struct rq_<operand>; the prototypes in kernels.h come from that list. */
+#ifndef RQ_OPS_H
+#define RQ_OPS_H
+
+#include "fmt_grid.h"
+
+/* Rows of a plain matrix, or of 32-element Q8_0 blocks, as they are in a file: possibly unaligned. */
+typedef struct rq_dense {
+    int64_t n_out, n_in;
+    int64_t row_bytes;
+    const unsigned char *data;
+} rq_dense;
+typedef rq_dense rq_f32_rows;  /* float */
+typedef rq_dense rq_f16_rows;  /* rq_f16 */
+typedef rq_dense rq_bf16_rows; /* rq_bf16 */
+typedef rq_dense rq_q8_0_rows; /* blocks of rq_q8_0 */
+
+typedef struct rq_q8_0 {
+    rq_f16 d;
+    int8_t q[32]; /* w = d * q */
+} rq_q8_0;
+RQ_STATIC_ASSERT(sizeof(rq_q8_0) == 34, "Q8_0 blocks are 34 bytes in files");
+
+/* gemv: y[t][row] = sum_j w[row][j] x[t][j] for rows row0 .. row0 + n_rows - 1 and every token t.
+ *
+ * y     [out] float[n_tok][n_out]; only those rows are written
+ * w     [in]  the operand
+ * x     [in]  float[n_tok][n_in], in the operand's stored column order (an rq_grid with perm: x[perm[j]] gathered first)
+ * n_tok 1 .. RQ_GEMV_MAX_TOK
+ *
+ * fp32 sums; w has the value that unpacking gives, in one rounding. A row's sum depends on n_in and n_tok alone, so rows
+ * may be split over threads in any way. No allocation. */
+#define RQ_GEMV_MAX_TOK 16
+#define RQ_OP_gemv(name, operand)                                                                                      \
+    void name(float *y, const operand *w, const float *x, int64_t n_tok, int64_t row0, int64_t n_rows)
+typedef void (*rq_gemv_fn)(float *y, const void *w, const float *x, int64_t n_tok, int64_t row0, int64_t n_rows);
+
+/* unpack: dst[n_rows][n_in] = rows row0 .. of the operand in stored column order, bit for bit what its definition gives. */
+#define RQ_OP_unpack(name, operand) void name(float *dst, const operand *w, int64_t row0, int64_t n_rows)
+typedef void (*rq_unpack_fn)(float *dst, const void *w, int64_t row0, int64_t n_rows);
+
+#endif
