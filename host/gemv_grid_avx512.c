@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* AVX-512 (F, BW, VL, DQ) twins for grid codes (fmt_grid.h): gemv for 1 .. 16 tokens, and unpacking to fp32.
+ *
+ * 2, 3 and 4 bits. A block is 128 columns: lane l of a register holds the 8 codes of columns 8l .. 8l + 7 in its low bits,
+ * however wide they are. The s-th codes of all lanes are then one shift away, and vpermps looks them up in a table of the
+ * group's 16 (or 8, or 4, repeated) values scale * (code - zero): it ignores the index bits above the fourth, so nothing is
+ * masked. Three instructions decode and multiply 16 weights, and each weight is the very float of the definition. x is put
+ * in the matching order once per call: xr[block][s][l] = x[128 block + 8 l + s]. Groups that are no multiple of a block
+ * carry scale and zero per lane instead (two instructions more), so they must be multiples of 8; others go to the C twin.
+ *
+ * 8 bits. 16 columns at a time: widen, subtract, scale, multiply. Groups must be multiples of 16.
+ *
+ * Columns are cut so that the reordered x stays in L1. Weights are read from memory once: the tokens, at most 8 at a time
+ * in registers, pass over a piece of rows that is in cache. A row's sum is 16 lanes (times up to 4 chains for few tokens)
+ * and one tree per cut: it depends on n_in and n_tok only. */
+#include <immintrin.h>
+
+#include "kernels.h"
+
+enum {
+    BLOCK = 128,
+    MAX_BLOCKS = 64, /* of a cut: 32 KiB of x */
+    TOK = 8          /* tokens in registers */
+};
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
+/* One cut of the columns: [first, first + n) blocks, and for lane scales which groups its lanes belong to. */
+typedef struct cut {
+    int64_t first, n;
+    const float *xr;                    /* [token][n * BLOCK] */
+    int64_t group0[MAX_BLOCKS];         /* group of the block's first column */
+    unsigned char n_group[MAX_BLOCKS];  /* groups it touches */
+    unsigned char lane[MAX_BLOCKS][16]; /* lane's group - group0 */
+} cut;
+
+/* ---- decoding a block ------------------------------------------------------------------------------------------------- */
+
+INLINE __mmask16 mask_left(int64_t n) { /* the first n of 16 lanes */
+    return (__mmask16)(n >= 16 ? 0xffffu : n <= 0 ? 0u : 0xffffu >> (16 - n));
+}
+
+/* p: the block's first byte, `left`: bytes of the row from there. Bytes past the row read as 0. */
+INLINE __m512i load_codes(const unsigned char *p, int64_t left, int bits) {
+    int64_t need = left < 16 * bits ? left : 16 * bits;
+    __mmask64 mask = ~0ull >> (64 - need);
+    if (bits == 4) return left >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(mask, p);
+    if (bits == 2) return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi8((__mmask32)mask, p));
+    /* 12 bytes to each 16-byte lane, then 3 bytes to each 4-byte lane */
+    const __m512i spread = _mm512_setr_epi32(0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
+    const __m128i three = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
+    __m512i v = _mm512_permutexvar_epi32(spread, _mm512_maskz_loadu_epi8(mask, p));
+    return _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(three));
+}
+
+INLINE __m512 code_values(int bits) { /* 0 .. 2^bits - 1, repeated to 16 */
+    const __m512i i = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_cvtepi32_ps(_mm512_and_si512(i, _mm512_set1_epi32((1 << bits) - 1)));
+}
+
+INLINE float scale_at(const rq_grid *g, int64_t k) {
+    if (!g->scale_f16) return g->scale_f32[k];
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(g->scale_f16[k].bits)));
+}
+
+INLINE float zero_at(const rq_grid *g, int64_t k) { return g->zero ? (float)g->zero[k] : (float)(1 << (g->bits - 1)); }
+
+/* scale * (code - zero) of a group for every index */
+INLINE __m512 group_table(const rq_grid *g, int64_t k, int bits) {
+    __m512 level = _mm512_sub_ps(code_values(bits), _mm512_set1_ps(zero_at(g, k)));
+    return _mm512_mul_ps(_mm512_set1_ps(scale_at(g, k)), level);
+}
+
+/* Scale and zero of every lane; k: index of the block's first group. */
+INLINE void lane_groups(__m512 *scale, __m512 *zero, const rq_grid *g, int64_t k, const cut *c, int64_t b) {
+    __m512i sel = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)c->lane[b]));
+    __mmask16 mask = (__mmask16)(0xffffu >> (16 - c->n_group[b]));
+    __m512 s = g->scale_f16 ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, g->scale_f16 + k))
+                            : _mm512_maskz_loadu_ps(mask, g->scale_f32 + k);
+    *scale = _mm512_permutexvar_ps(sel, s);
+    *zero = _mm512_set1_ps((float)(1 << (g->bits - 1)));
+    if (g->zero) {
+        __m512 z = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, g->zero + k)));
+        *zero = _mm512_permutexvar_ps(sel, z);
+    }
+}
+
+/* Fills the lane tables of a cut. Columns past n_in repeat the last group. */
+static void cut_lanes(cut *c, const rq_grid *g) {
+    for (int64_t b = 0; b < c->n; ++b) {
+        int64_t col = (c->first + b) * BLOCK, group0 = col / g->group, k = group0, next = (group0 + 1) * g->group;
+        for (int l = 0; l < 16; ++l, col += 8) {
+            if (col >= next && k + 1 < g->n_group) {
+                ++k;
+                next += g->group;
+            }
+            c->lane[b][l] = (unsigned char)(k - group0);
+        }
+        c->group0[b] = group0;
+        c->n_group[b] = (unsigned char)(k - group0 + 1);
+    }
+}
+
+/* ---- x in block order ------------------------------------------------------------------------------------------------- */
+
+/* out[8][16] = in[16][8] transposed: three rounds of even and odd elements. */
+INLINE void reorder_block(float *out, __m512 v[8]) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    __m512 a[8], b[8];
+    UNROLL for (int i = 0; i < 4; ++i) { /* a[0..3]: s even, a[4..7]: s odd */
+        a[i] = _mm512_permutex2var_ps(v[2 * i], even, v[2 * i + 1]);
+        a[4 + i] = _mm512_permutex2var_ps(v[2 * i], odd, v[2 * i + 1]);
+    }
+    UNROLL for (int h = 0; h < 2; ++h) { /* b[4h ..]: s = h + 0, h + 0, h + 2, h + 2 (mod 4) */
+        UNROLL for (int i = 0; i < 2; ++i) {
+            b[4 * h + i] = _mm512_permutex2var_ps(a[4 * h + 2 * i], even, a[4 * h + 2 * i + 1]);
+            b[4 * h + 2 + i] = _mm512_permutex2var_ps(a[4 * h + 2 * i], odd, a[4 * h + 2 * i + 1]);
+        }
+    }
+    UNROLL for (int h = 0; h < 2; ++h) {
+        UNROLL for (int q = 0; q < 2; ++q) {
+            int s = h + 2 * q;
+            _mm512_storeu_ps(out + 16 * s, _mm512_permutex2var_ps(b[4 * h + 2 * q], even, b[4 * h + 2 * q + 1]));
+            _mm512_storeu_ps(out + 16 * (s + 4), _mm512_permutex2var_ps(b[4 * h + 2 * q], odd, b[4 * h + 2 * q + 1]));
+        }
+    }
+}
+
+/* One token's columns of the cut; zeros past n_in. */
+static void reorder_x(float *out, const float *x, int64_t n_in, int64_t first, int64_t n_blocks) {
+    for (int64_t b = 0; b < n_blocks; ++b) {
+        __m512 v[8];
+        int64_t col = (first + b) * BLOCK, left = n_in - col;
+        UNROLL for (int i = 0; i < 8; ++i) {
+            int64_t n = left - 16 * i;
+            __mmask16 mask = mask_left(n);
+            v[i] = _mm512_maskz_loadu_ps(mask, x + col + (n > 0 ? 16 * i : 0));
+        }
+        reorder_block(out + b * BLOCK, v);
+    }
+}
+
+/* ---- gemv ------------------------------------------------------------------------------------------------------------- */
+
+typedef struct part {
+    float *y; /* of the first token of this pass, row 0 */
+    const rq_grid *g;
+    const cut *c;
+    int64_t row0, n_rows;
+    bool add; /* not the first cut */
+} part;
+
+/* Rows of one cut for n_tok tokens; bits, n_tok and lanes are constants where this is inlined. */
+INLINE void rows_lut(const part *p, int bits, int n_tok, bool lanes) {
+    const rq_grid *g = p->g;
+    const cut *c = p->c;
+    const int chains = n_tok == 1 ? 4 : n_tok == 2 ? 2 : 1; /* enough independent sums to fill the multiply latency */
+    const __m512 values = code_values(bits);
+    const int64_t group_blocks = g->group < g->n_in ? g->group / BLOCK : INT64_MAX; /* lanes: not used */
+    for (int64_t r = p->row0; r < p->row0 + p->n_rows; ++r) {
+        const unsigned char *row = (const unsigned char *)(g->words + r * g->row_words) + c->first * 16 * bits;
+        int64_t left = g->row_words * 4 - c->first * 16 * bits, k = r * g->n_group, until = 0;
+        __m512 sum[TOK * 4], table = values, scale = values, zero = values;
+        UNROLL for (int i = 0; i < n_tok * chains; ++i) sum[i] = _mm512_setzero_ps();
+        if (!lanes) {
+            k += c->first / group_blocks - 1; /* the first block below steps to its group */
+            until = -(c->first % group_blocks);
+        }
+        for (int64_t b = 0; b < c->n; ++b) {
+            __m512i w = load_codes(row + b * 16 * bits, left - b * 16 * bits, bits);
+            if (lanes) {
+                lane_groups(&scale, &zero, g, k + c->group0[b], c, b);
+            } else if (b >= until) {
+                table = group_table(g, ++k, bits);
+                until = group_blocks == INT64_MAX ? INT64_MAX : (until < 0 ? until : b) + group_blocks;
+            }
+            const float *xr = c->xr + b * BLOCK;
+            UNROLL for (int s = 0; s < 8; ++s) {
+                __m512i index = s ? _mm512_srli_epi32(w, (unsigned)(bits * s)) : w;
+                __m512 v = _mm512_permutexvar_ps(index, lanes ? values : table);
+                if (lanes) v = _mm512_mul_ps(scale, _mm512_sub_ps(v, zero));
+                UNROLL for (int t = 0; t < n_tok; ++t) {
+                    int i = t * chains + s % chains;
+                    sum[i] = _mm512_fmadd_ps(v, _mm512_loadu_ps(xr + t * c->n * BLOCK + 16 * s), sum[i]);
+                }
+            }
+        }
+        UNROLL for (int t = 0; t < n_tok; ++t) {
+            __m512 total = sum[t * chains];
+            if (chains >= 2) total = _mm512_add_ps(total, sum[t * chains + 1]);
+            if (chains == 4) {
+                total = _mm512_add_ps(total, _mm512_add_ps(sum[t * chains + 2], sum[t * chains + 3]));
+            }
+            float *y = p->y + t * g->n_out + r, value = _mm512_reduce_add_ps(total);
+            *y = p->add ? *y + value : value;
+        }
+    }
+}
+
+#define ROWS(bits, n_tok)                                                                                              \
+    static void rows_##bits##_##n_tok(const part *p, bool lanes) {                                                     \
+        if (lanes)                                                                                                     \
+            rows_lut(p, bits, n_tok, true);                                                                            \
+        else                                                                                                           \
+            rows_lut(p, bits, n_tok, false);                                                                           \
+    }
+#define ROWS_ALL(bits) ROWS(bits, 1) ROWS(bits, 2) ROWS(bits, 3) ROWS(bits, 4) ROWS(bits, 8)
+ROWS_ALL(2)
+ROWS_ALL(3)
+ROWS_ALL(4)
+
+typedef void (*rows_fn)(const part *p, bool lanes);
+#define ROWS_LIST(bits)                                                                                                \
+    { NULL, rows_##bits##_1, rows_##bits##_2, rows_##bits##_3, rows_##bits##_4, NULL, NULL, NULL, rows_##bits##_8 }
+static const rows_fn rows_table[5][TOK + 1] = {[2] = ROWS_LIST(2), [3] = ROWS_LIST(3), [4] = ROWS_LIST(4)};
+
+/* How many of the tokens left one pass takes. */
+static int64_t pass_tokens(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left; }
+
+static void gemv_lut(float *y, const rq_grid *g, const float *x, int64_t n_tok, int64_t row0, int64_t n_rows) {
+    float xr[MAX_BLOCKS * BLOCK];
+    cut c;
+    int64_t n_blocks = (g->n_in + BLOCK - 1) / BLOCK, step = MAX_BLOCKS / (n_tok < TOK ? n_tok : TOK);
+    bool lanes = g->group % BLOCK != 0 && g->group < g->n_in;
+    c.xr = xr;
+    for (c.first = 0; c.first < n_blocks; c.first += step) {
+        c.n = n_blocks - c.first < step ? n_blocks - c.first : step;
+        if (lanes) cut_lanes(&c, g);
+        for (int64_t t = 0, n; t < n_tok; t += n) {
+            n = pass_tokens(n_tok - t);
+            for (int64_t i = 0; i < n; ++i)
+                reorder_x(xr + i * c.n * BLOCK, x + (t + i) * g->n_in, g->n_in, c.first, c.n);
+            part p = {y + t * g->n_out, g, &c, row0, n_rows, c.first > 0};
+            rows_table[g->bits][n](&p, lanes);
+        }
+    }
+}
+
+/* 16 columns of 8-bit codes as fp32 weights; mask: columns that exist. */
+INLINE __m512 weights8(const unsigned char *codes, __mmask16 mask, __m512i zero, __m512 scale) {
+    __m512i q = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, codes));
+    return _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_sub_epi32(q, zero)));
+}
+
+INLINE void rows_8bit(float *y, const rq_grid *g, const float *x, int n_tok, int64_t row0, int64_t n_rows, int64_t j0,
+                      int64_t j1) {
+    const int chains = n_tok == 1 ? 4 : n_tok == 2 ? 2 : 1;
+    for (int64_t r = row0; r < row0 + n_rows; ++r) {
+        const unsigned char *row = (const unsigned char *)(g->words + r * g->row_words);
+        __m512 sum[TOK * 4];
+        UNROLL for (int i = 0; i < n_tok * chains; ++i) sum[i] = _mm512_setzero_ps();
+        for (int64_t j = j0; j < j1;) {
+            int64_t k = j / g->group, end = (k + 1) * g->group < j1 ? (k + 1) * g->group : j1;
+            __m512 scale = _mm512_set1_ps(scale_at(g, r * g->n_group + k));
+            __m512i zero = _mm512_set1_epi32(rq_grid_zero(g, r, k));
+            for (; j + 16 * chains <= end; j += 16 * chains) {
+                UNROLL for (int i = 0; i < chains; ++i) {
+                    __m512 v = weights8(row + j + 16 * i, 0xffff, zero, scale);
+                    UNROLL for (int t = 0; t < n_tok; ++t) {
+                        __m512 xt = _mm512_loadu_ps(x + t * g->n_in + j + 16 * i);
+                        sum[t * chains + i] = _mm512_fmadd_ps(v, xt, sum[t * chains + i]);
+                    }
+                }
+            }
+            for (; j < end; j += 16) {
+                __mmask16 mask = mask_left(end - j);
+                __m512 v = weights8(row + j, mask, zero, scale);
+                UNROLL for (int t = 0; t < n_tok; ++t) {
+                    __m512 xt = _mm512_maskz_loadu_ps(mask, x + t * g->n_in + j);
+                    sum[t * chains] = _mm512_fmadd_ps(v, xt, sum[t * chains]);
+                }
+            }
+            if (j > end) j = end; /* only at the end of the row */
+        }
+        UNROLL for (int t = 0; t < n_tok; ++t) {
+            __m512 total = sum[t * chains];
+            if (chains >= 2) total = _mm512_add_ps(total, sum[t * chains + 1]);
+            if (chains == 4) {
+                total = _mm512_add_ps(total, _mm512_add_ps(sum[t * chains + 2], sum[t * chains + 3]));
+            }
+            float *out = y + t * g->n_out + r, value = _mm512_reduce_add_ps(total);
+            *out = j0 ? *out + value : value;
+        }
+    }
+}
+
+static void gemv_8bit(float *y, const rq_grid *g, const float *x, int64_t n_tok, int64_t row0, int64_t n_rows) {
+    int64_t step = MAX_BLOCKS * BLOCK / (n_tok < TOK ? n_tok : TOK) / BLOCK * BLOCK;
+    for (int64_t j = 0; j < g->n_in; j += step) {
+        int64_t end = g->n_in - j < step ? g->n_in : j + step;
+        for (int64_t t = 0, n; t < n_tok; t += n) {
+            n = pass_tokens(n_tok - t);
+            float *yt = y + t * g->n_out;
+            const float *xt = x + t * g->n_in;
+            if (n == 1)
+                rows_8bit(yt, g, xt, 1, row0, n_rows, j, end);
+            else if (n == 2)
+                rows_8bit(yt, g, xt, 2, row0, n_rows, j, end);
+            else if (n == 3)
+                rows_8bit(yt, g, xt, 3, row0, n_rows, j, end);
+            else if (n == 4)
+                rows_8bit(yt, g, xt, 4, row0, n_rows, j, end);
+            else
+                rows_8bit(yt, g, xt, 8, row0, n_rows, j, end);
+        }
+    }
+}
+
+/* Whether groups fall on the lanes of this file. */
+static bool fits(const rq_grid *g) { return g->group >= g->n_in || g->group % (g->bits == 8 ? 16 : 8) == 0; }
+
+RQ_OP_gemv(rq_gemv_grid_avx512, rq_grid) {
+    if (!fits(w))
+        rq_gemv_grid_c(y, w, x, n_tok, row0, n_rows);
+    else if (w->bits == 8)
+        gemv_8bit(y, w, x, n_tok, row0, n_rows);
+    else
+        gemv_lut(y, w, x, n_tok, row0, n_rows);
+}
+
+/* ---- unpack ----------------------------------------------------------------------------------------------------------- */
+
+/* Blocks of a cut in column order: outputs 16s .. 16s + 15 are the codes of lanes 2s and 2s + 1. */
+INLINE void unpack_cut(float *dst, const rq_grid *g, const cut *c, int64_t row0, int64_t n_rows, int bits) {
+    const __m512 values = code_values(bits);
+    const __m512i half = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const __m512i shift =
+        _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7), _mm512_set1_epi32(bits));
+    for (int64_t r = row0; r < row0 + n_rows; ++r) {
+        const unsigned char *row = (const unsigned char *)(g->words + r * g->row_words);
+        float *out = dst + (r - row0) * g->n_in;
+        __m512 scale, zero;
+        for (int64_t b = 0; b < c->n; ++b) {
+            int64_t at = (c->first + b) * 16 * bits, left = g->n_in - (c->first + b) * BLOCK;
+            __m512i w = load_codes(row + at, g->row_words * 4 - at, bits);
+            lane_groups(&scale, &zero, g, r * g->n_group + c->group0[b], c, b);
+            UNROLL for (int s = 0; s < 8; ++s) {
+                if (16 * s >= left) break;
+                __m512i lane = _mm512_add_epi32(half, _mm512_set1_epi32(2 * s));
+                __m512i index = _mm512_srlv_epi32(_mm512_permutexvar_epi32(lane, w), shift);
+                __m512 level = _mm512_sub_ps(_mm512_permutexvar_ps(index, values), _mm512_permutexvar_ps(lane, zero));
+                __m512 v = _mm512_mul_ps(_mm512_permutexvar_ps(lane, scale), level);
+                _mm512_mask_storeu_ps(out + (c->first + b) * BLOCK + 16 * s, mask_left(left - 16 * s), v);
+            }
+        }
+    }
+}
+
+static void unpack_lut(float *dst, const rq_grid *g, int64_t row0, int64_t n_rows) {
+    int64_t n_blocks = (g->n_in + BLOCK - 1) / BLOCK;
+    cut c;
+    for (c.first = 0; c.first < n_blocks; c.first += MAX_BLOCKS) {
+        c.n = n_blocks - c.first < MAX_BLOCKS ? n_blocks - c.first : MAX_BLOCKS;
+        cut_lanes(&c, g);
+        if (g->bits == 2)
+            unpack_cut(dst, g, &c, row0, n_rows, 2);
+        else if (g->bits == 3)
+            unpack_cut(dst, g, &c, row0, n_rows, 3);
+        else
+            unpack_cut(dst, g, &c, row0, n_rows, 4);
+    }
+}
+
+static void unpack_8bit(float *dst, const rq_grid *g, int64_t row0, int64_t n_rows) {
+    for (int64_t r = row0; r < row0 + n_rows; ++r) {
+        const unsigned char *row = (const unsigned char *)(g->words + r * g->row_words);
+        float *out = dst + (r - row0) * g->n_in;
+        for (int64_t k = 0; k < g->n_group; ++k) {
+            int64_t end = (k + 1) * g->group < g->n_in ? (k + 1) * g->group : g->n_in;
+            __m512 scale = _mm512_set1_ps(scale_at(g, r * g->n_group + k));
+            __m512i zero = _mm512_set1_epi32(rq_grid_zero(g, r, k));
+            for (int64_t j = k * g->group; j < end; j += 16) {
+                __mmask16 mask = mask_left(end - j);
+                _mm512_mask_storeu_ps(out + j, mask, weights8(row + j, mask, zero, scale));
+            }
+        }
+    }
+}
+
+RQ_OP_unpack(rq_unpack_grid_avx512, rq_grid) {
+    if (!fits(w))
+        rq_unpack_grid_c(dst, w, row0, n_rows);
+    else if (w->bits == 8)
+        unpack_8bit(dst, w, row0, n_rows);
+    else
+        unpack_lut(dst, w, row0, n_rows);
+}
