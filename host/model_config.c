@@ -397,7 +397,7 @@ done:
 
 rq_status rq_config_check_tensors(const rq_config *c, const rq_store *s) {
     rq_status status = RQ_OK;
-    RQ_TRY(expect(s, "model.embed_tokens.weight", 2, c->n_vocab, c->d_model));
+    RQ_TRY(expect_matrix(s, "model.embed_tokens", c->n_vocab, c->d_model));
     RQ_TRY(expect(s, "model.norm.weight", 1, c->d_model, 0));
     for (int64_t i = 0; i < c->n_layer; ++i) RQ_TRY(check_layer(c, s, i));
     if (!c->tied_head) RQ_TRY(expect_matrix(s, "lm_head", c->n_vocab, c->d_model));

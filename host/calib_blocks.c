@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Calibrate and quantize block by block, in two streams: the full-precision model's activations ("fp") and those of the model
+ * quantized so far ("q"). A block has four stages, each a set of matrices that share their input:
+ *
+ *   stage 0  q k v    input norm1(x)              after it: attention, kept as `ao`
+ *   stage 1  o        input ao                    x += o(ao)
+ *   stage 2  gate up  input norm2(x)              f = silu(gate) * up, kept as `f`
+ *   stage 3  down     input f                     x += down(f)
+ *
+ * One pass over the samples per stage applies the matrices of the stage before, so every product is made once per stream, and
+ * accumulates H = sum a_q a_q^T and, where a compensator wants it, D = sum (a_fp - a_q) a_q^T. Boundary activations live in
+ * spill files; memory holds one chunk of samples. Chunks are cut by sample, never by memory, so results do not depend on it. */
+#include <math.h>
+
+#include "backend.h"
+#include "quantize.h"
+
+enum { N_STAGES = 4, N_STREAMS = 2, FP = 0, QS = 1, CHUNK_TOKENS = 2048 };
+
+static const int stage_first[N_STAGES + 1] = {RQ_Q, RQ_O, RQ_GATE, RQ_DOWN, RQ_N_LINEARS};
+
+typedef struct stream {
+    bool active;
+    rq_spill x, ao, f;
+    rq_block block;         /* the block's matrices in memory */
+    float *w[RQ_N_LINEARS]; /* fp32; the q stream's are filled as matrices finish */
+    float *in;              /* stage input of the chunk */
+} stream;
+
+typedef struct calib {
+    rq_quantizer *z;
+    const rq_config *cfg;
+    int64_t n_samples, seq_len, chunk; /* chunk: samples at a time */
+    int64_t d, ff, qd, kd;             /* widths: model, feed-forward, query, key */
+    stream s[N_STREAMS];
+    float *bias[RQ_N_LINEARS];
+    float *norm1, *norm2;
+    float *x, *a, *q, *k, *v, *g, *u; /* one chunk each */
+    double *h, *cross;
+    bool need_h, need_cross; /* of the stage at hand */
+} calib;
+
+static int64_t stage_width(const calib *c, int stage) { return stage == 1 ? c->qd : stage == 3 ? c->ff : c->d; }
+
+static rq_matrix_plan *plan_of(const calib *c, int64_t layer, int which) {
+    return &c->z->plan[layer * RQ_N_LINEARS + which];
+}
+
+bool rq_quant_wants_h(const rq_quant_opt *o) {
+    return rq_comp_get(o->comp)->propagates || (o->clip == RQ_CLIP_MSE && o->clip_weights == RQ_CLIP_HDIAG);
+}
+
+bool rq_quant_wants_cross(const rq_quant_opt *o) {
+    return rq_comp_get(o->comp)->uses_cross && (o->alpha != 0 || o->alpha2 != 0 || o->rho != 0);
+}
+
+static void calib_free(calib *c) {
+    for (int i = 0; i < N_STREAMS; ++i) {
+        stream *s = &c->s[i];
+        rq_spill_free(&s->x);
+        rq_spill_free(&s->ao);
+        rq_spill_free(&s->f);
+        for (int m = 0; m < RQ_N_LINEARS; ++m) free(s->w[m]);
+        free(s->in);
+    }
+    for (int m = 0; m < RQ_N_LINEARS; ++m) free(c->bias[m]);
+    void *all[] = {c->norm1, c->norm2, c->x, c->a, c->q, c->k, c->v, c->g, c->u, c->h, c->cross};
+    for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
+}
+
+static rq_status calib_new(calib *c, rq_quantizer *z) {
+    rq_status status = RQ_OK;
+    const rq_quantize_job *job = z->job;
+    *c = (calib){.z = z, .cfg = &z->model->cfg, .n_samples = job->samples.n_samples, .seq_len = job->samples.seq_len};
+    const rq_config *cfg = c->cfg;
+    c->d = cfg->d_model;
+    c->ff = cfg->d_ff;
+    c->qd = cfg->n_head * cfg->head_dim;
+    c->kd = cfg->n_kv_head * cfg->head_dim;
+    c->chunk = rq_max_i64(1, CHUNK_TOKENS / rq_max_i64(1, c->seq_len));
+    int64_t t = c->chunk * c->seq_len, widest = rq_max_i64(rq_max_i64(c->d, c->ff), c->qd);
+    bool any_cross = false;
+    for (int64_t i = 0; i < cfg->n_layer * RQ_N_LINEARS; ++i)
+        any_cross |= z->plan[i].quantized && rq_quant_wants_cross(&z->plan[i].opt);
+    c->s[FP].active = any_cross;
+    c->s[QS].active = true;
+    for (int i = 0; i < N_STREAMS; ++i) c->s[i].x.fd = c->s[i].ao.fd = c->s[i].f.fd = -1;
+    for (int i = 0; i < N_STREAMS; ++i) {
+        stream *s = &c->s[i];
+        for (int m = 0; m < RQ_N_LINEARS; ++m) {
+            const rq_linear *l = &z->model->block[0].lin[m];
+            RQ_TRY(RQ_NEW(s->w[m], l->n_out * l->n_in)); /* the fp stream's also hold what is being quantized */
+            if (i == QS && l->bias) RQ_TRY(RQ_NEW(c->bias[m], l->n_out));
+        }
+        if (!s->active) continue;
+        RQ_TRY(rq_spill_new(&s->x, z->work_dir, c->d));
+        RQ_TRY(rq_spill_new(&s->ao, z->work_dir, c->qd));
+        RQ_TRY(rq_spill_new(&s->f, z->work_dir, c->ff));
+        RQ_TRY(RQ_NEW(s->in, t * widest));
+    }
+    RQ_TRY(RQ_NEW(c->norm1, c->d));
+    RQ_TRY(RQ_NEW(c->norm2, c->d));
+    RQ_TRY(RQ_NEW(c->x, t * c->d));
+    RQ_TRY(RQ_NEW(c->a, t * widest));
+    RQ_TRY(RQ_NEW(c->q, t * c->qd));
+    RQ_TRY(RQ_NEW(c->k, t * c->kd));
+    RQ_TRY(RQ_NEW(c->v, t * c->kd));
+    RQ_TRY(RQ_NEW(c->g, t * c->ff));
+    RQ_TRY(RQ_NEW(c->u, t * c->ff));
+    RQ_TRY(RQ_NEW(c->h, widest * widest));
+    if (any_cross) RQ_TRY(RQ_NEW(c->cross, widest * widest));
+done:
+    return status;
+}
+
+/* Matrices of one block: the fp stream gets all of them, the q stream those that stay dense; finished ones come later. */
+static rq_status load_block(calib *c, int64_t layer) {
+    rq_status status = RQ_OK;
+    const rq_block *from = &c->z->model->block[layer];
+    bool rotated = c->z->rotation != NULL;
+    for (int64_t j = 0; j < c->d; ++j) {
+        c->norm1[j] = rotated ? 1.0f : from->norm1[j];
+        c->norm2[j] = rotated ? 1.0f : from->norm2[j];
+    }
+    for (int m = 0; m < RQ_N_LINEARS; ++m) {
+        const rq_linear *l = &from->lin[m];
+        RQ_TRY(rq_rotated_matrix(c->z, layer, m, c->s[FP].w[m]));
+        if (l->bias) RQ_TRY(rq_rotated_bias(c->z, layer, m, c->bias[m]));
+        for (int i = 0; i < N_STREAMS; ++i) {
+            c->s[i].block.lin[m] = (rq_linear){.name = plan_of(c, layer, m)->name,
+                                               .n_out = l->n_out,
+                                               .n_in = l->n_in,
+                                               .w = c->s[i].w[m],
+                                               .bias = l->bias ? c->bias[m] : NULL};
+        }
+        if (!plan_of(c, layer, m)->quantized) {
+            memcpy(c->s[QS].w[m], c->s[FP].w[m], (size_t)(l->n_out * l->n_in) * sizeof(float));
+        }
+    }
+done:
+    return status;
+}
+
+/* x += lin(in) for the chunk in c->x; c->a is scratch. */
+static rq_status add_residual(calib *c, const rq_linear *lin, const float *in, int64_t n_tok) {
+    rq_status status = rq_linear_apply(lin, c->a, in, n_tok);
+    for (int64_t i = 0; status == RQ_OK && i < n_tok * c->d; ++i) c->x[i] += c->a[i];
+    return status;
+}
+
+/* The input of a stage for one stream and one chunk, into s->in; boundary activations are brought up to date. */
+static rq_status stage_input(calib *c, stream *s, int stage, int64_t row0, int64_t n_tok) {
+    rq_status status = RQ_OK;
+    const rq_linear *lin = s->block.lin;
+    RQ_TRY(rq_spill_read(&s->x, row0, n_tok, c->x));
+    switch (stage) {
+    case 0: rq_rmsnorm(s->in, c->x, c->norm1, n_tok, c->d, c->cfg->rms_eps); break;
+    case 1:
+        rq_rmsnorm(c->a, c->x, c->norm1, n_tok, c->d, c->cfg->rms_eps);
+        RQ_TRY(rq_linear_apply(&lin[RQ_Q], c->q, c->a, n_tok));
+        RQ_TRY(rq_linear_apply(&lin[RQ_K], c->k, c->a, n_tok));
+        RQ_TRY(rq_linear_apply(&lin[RQ_V], c->v, c->a, n_tok));
+        RQ_TRY(rq_attention(c->z->model, s->in, c->q, c->k, c->v, n_tok / c->seq_len, c->seq_len));
+        RQ_TRY(rq_spill_write(&s->ao, row0, n_tok, s->in));
+        break;
+    case 2:
+        RQ_TRY(rq_spill_read(&s->ao, row0, n_tok, c->q));
+        RQ_TRY(add_residual(c, &lin[RQ_O], c->q, n_tok));
+        RQ_TRY(rq_spill_write(&s->x, row0, n_tok, c->x));
+        rq_rmsnorm(s->in, c->x, c->norm2, n_tok, c->d, c->cfg->rms_eps);
+        break;
+    default:
+        rq_rmsnorm(c->a, c->x, c->norm2, n_tok, c->d, c->cfg->rms_eps);
+        RQ_TRY(rq_linear_apply(&lin[RQ_GATE], c->g, c->a, n_tok));
+        RQ_TRY(rq_linear_apply(&lin[RQ_UP], c->u, c->a, n_tok));
+        rq_swiglu(s->in, c->g, c->u, n_tok * c->ff);
+        RQ_TRY(rq_spill_write(&s->f, row0, n_tok, s->in));
+    }
+done:
+    return status;
+}
+
+/* Drop the first tokens of every sample; returns how many rows are left. */
+static int64_t without_first_tokens(const calib *c, float *rows, int64_t n_tok, int64_t width) {
+    int64_t skip = rq_min_i64(c->z->job->skip_tokens, c->seq_len), keep = c->seq_len - skip, n = 0;
+    if (skip == 0) return n_tok;
+    for (int64_t i = 0; i < n_tok / c->seq_len; ++i, n += keep) {
+        memmove(rows + n * width, rows + (i * c->seq_len + skip) * width, (size_t)(keep * width) * sizeof *rows);
+    }
+    return n;
+}
+
+static rq_status accumulate(calib *c, int stage, int64_t n_tok) {
+    rq_status status = RQ_OK;
+    int64_t width = stage_width(c, stage);
+    float *q = c->s[QS].in, *fp = c->s[FP].in;
+    if (!c->need_h) return RQ_OK;
+    int64_t kept = without_first_tokens(c, q, n_tok, width);
+    RQ_TRY(rq_gram_add(c->h, q, kept, width));
+    if (c->need_cross) {
+        without_first_tokens(c, fp, n_tok, width);
+        for (int64_t i = 0; i < kept * width; ++i) fp[i] -= q[i];
+        RQ_TRY(rq_cross_add(c->cross, fp, q, kept, width));
+    }
+done:
+    return status;
+}
+
+static rq_status run_stage(calib *c, int stage, const char *text) {
+    rq_status status = RQ_OK;
+    int64_t width = stage_width(c, stage), n_chunks = rq_ceil_div(c->n_samples, c->chunk);
+    memset(c->h, 0, (size_t)(width * width) * sizeof *c->h);
+    if (c->need_cross) memset(c->cross, 0, (size_t)(width * width) * sizeof *c->cross);
+    for (int64_t i = 0; i < n_chunks; ++i) {
+        int64_t first = i * c->chunk, n_tok = rq_min_i64(c->chunk, c->n_samples - first) * c->seq_len,
+                row0 = first * c->seq_len;
+        for (int k = 0; k < N_STREAMS; ++k) {
+            if (c->s[k].active) RQ_TRY(stage_input(c, &c->s[k], stage, row0, n_tok));
+        }
+        RQ_TRY(accumulate(c, stage, n_tok));
+        double per_token = rq_stage_flops(c->cfg, stage, c->seq_len) * (c->s[FP].active ? 2 : 1);
+        if (c->need_h) per_token += (double)(width * width) * (c->need_cross ? 3 : 1);
+        rq_quantizer_progress(c->z, per_token * (double)n_tok,
+                              text); /* an interrupt is seen again after the next matrix */
+    }
+done:
+    return status;
+}
+
+/* x += down(f) for all samples and both streams, before the block's matrices are replaced by the next one's. */
+static rq_status finish_block(calib *c, const char *text) {
+    rq_status status = RQ_OK;
+    for (int64_t first = 0; first < c->n_samples; first += c->chunk) {
+        int64_t n_tok = rq_min_i64(c->chunk, c->n_samples - first) * c->seq_len;
+        for (int k = 0; k < N_STREAMS; ++k) {
+            stream *s = &c->s[k];
+            if (!s->active) continue;
+            RQ_TRY(rq_spill_read(&s->x, first * c->seq_len, n_tok, c->x));
+            RQ_TRY(rq_spill_read(&s->f, first * c->seq_len, n_tok, c->g));
+            RQ_TRY(add_residual(c, &s->block.lin[RQ_DOWN], c->g, n_tok));
+            RQ_TRY(rq_spill_write(&s->x, first * c->seq_len, n_tok, c->x));
+        }
+        rq_quantizer_progress(c->z, 2.0 * (double)c->d * (double)c->ff * (double)n_tok * (c->s[FP].active ? 2 : 1),
+                              text);
+    }
+done:
+    return status;
+}
+
+static rq_status start_streams(calib *c) {
+    rq_status status = RQ_OK;
+    for (int64_t first = 0; first < c->n_samples; first += c->chunk) {
+        int64_t n_tok = rq_min_i64(c->chunk, c->n_samples - first) * c->seq_len, row0 = first * c->seq_len;
+        RQ_TRY(rq_embed(c->z->model, c->x, c->z->job->samples.ids + row0, n_tok));
+        for (int k = 0; k < N_STREAMS; ++k) {
+            if (c->s[k].active) RQ_TRY(rq_spill_write(&c->s[k].x, row0, n_tok, c->x));
+        }
+    }
+done:
+    return status;
+}
+
+static void log_line(char *out, size_t size, const rq_matrix_plan *p, const rq_prep *prep, double sym, double asym,
+                     double whw, double sqnr_db, double bpw, double seconds) {
+    char options[1024] = "";
+    size_t used = 0;
+    for (int i = 0; rq_quant_key_at(i) && used < sizeof options; ++i) {
+        const rq_quant_key *k = rq_quant_key_at(i);
+        char value[64];
+        rq_quant_get(&p->opt, k->key, value, sizeof value);
+        used += (size_t)snprintf(options + used, sizeof options - used, "%s\"%s\":%s%s%s", i ? "," : "", k->key,
+                                 k->kind == 'e' ? "\"" : "", value, k->kind == 'e' ? "\"" : "");
+    }
+    snprintf(out, size,
+             "{\"name\":\"%s\",\"n_out\":%lld,\"n_in\":%lld,\"loss_sym\":%.9g,\"loss_asym\":%.9g,\"rel_loss\":%.6g,"
+             "\"sqnr_db\":%.4f,"
+             "\"bpw\":%.6f,\"damp_used\":%.6g,\"damp_retries\":%d,\"diagonal_only\":%s,\"dead_columns\":%lld,"
+             "\"seconds\":%.3f,%s}",
+             p->name, (long long)p->n_out, (long long)p->n_in, sym, asym, whw > 0 ? sym / whw : 0.0, sqnr_db, bpw,
+             prep->damp_used, prep->n_retries, prep->diagonal_only ? "true" : "false", (long long)prep->n_dead, seconds,
+             options);
+}
+
+static double sqnr_db(const float *w, const float *q, int64_t n) {
+    double signal = 0, noise = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        signal += (double)w[i] * w[i];
+        noise += ((double)w[i] - q[i]) * ((double)w[i] - q[i]);
+    }
+    return noise > 0 ? 10 * log10(signal > 0 ? signal / noise : 1) : 999;
+}
+
+static rq_status quantize_one(calib *c, int64_t layer, int which, const rq_prep *prep) {
+    rq_status status = RQ_OK;
+    rq_matrix_plan *p = plan_of(c, layer, which);
+    rq_quant_result r = {0};
+    rq_packed packed = {0};
+    const float *w = c->s[FP].w[which];
+    double sym = 0, asym = 0, whw = 0, started = rq_seconds();
+    char line[2048];
+    RQ_TRY(rq_quantize_matrix(&r, w, p->n_out, prep, &p->opt, p->name));
+    double seconds = rq_seconds() - started;
+    if (c->need_h) {
+        RQ_TRY(rq_layer_loss(w, r.q, p->n_out, p->n_in, c->h, c->need_cross ? c->cross : NULL, &sym, &asym, &whw));
+    }
+    RQ_TRY(rq_grid_pack(&packed, &r.grid));
+    double bpw = (double)rq_packed_size_bits(&packed) / (double)(p->n_out * p->n_in);
+    log_line(line, sizeof line, p, prep, sym, asym, whw, sqnr_db(w, r.q, p->n_out * p->n_in), bpw, seconds);
+    RQ_TRY(rq_part_save(c->z, layer, which, &r, line));
+    memcpy(c->s[QS].w[which], r.q, (size_t)(p->n_out * p->n_in) * sizeof(float));
+done:
+    rq_packed_free(&packed);
+    rq_quant_result_free(&r);
+    return status;
+}
+
+static bool same_preparation(const rq_quant_opt *a, const rq_quant_opt *b) {
+    return a->comp == b->comp && a->alpha == b->alpha && a->alpha2 == b->alpha2 && a->rho == b->rho &&
+           a->damp_frac == b->damp_frac && a->shrink == b->shrink && a->act_order == b->act_order &&
+           a->static_groups == b->static_groups && a->group == b->group && a->cd_sweeps == b->cd_sweeps &&
+           a->refit == b->refit && a->clip == b->clip && a->clip_weights == b->clip_weights;
+}
+
+/* One stage: its pass over the samples, then its matrices. Stages that an interrupted run finished are only replayed. */
+static rq_status quantize_stage(calib *c, int64_t layer, int st, bool forward) {
+    rq_status status = RQ_OK;
+    rq_prep prep = {0};
+    const rq_quant_opt *prepared = NULL;
+    bool have[RQ_N_LINEARS] = {false}, stop = false;
+    char text[160];
+    c->need_h = c->need_cross = false;
+    for (int m = stage_first[st]; m < stage_first[st + 1]; ++m) {
+        rq_matrix_plan *p = plan_of(c, layer, m);
+        if (!p->quantized) continue;
+        RQ_TRY(rq_part_load(c->z, layer, m, c->s[QS].w[m], &have[m]));
+        if (have[m]) continue;
+        c->need_h |= rq_quant_wants_h(&p->opt);
+        c->need_cross |= rq_quant_wants_cross(&p->opt);
+    }
+    snprintf(text, sizeof text, "block %lld of %lld: calibrating %s", (long long)layer + 1, (long long)c->cfg->n_layer,
+             (const char *[]){"q k v", "o", "gate up", "down"}[st]);
+    if (forward) RQ_TRY(run_stage(c, st, text));
+    for (int m = stage_first[st]; m < stage_first[st + 1]; ++m) {
+        rq_matrix_plan *p = plan_of(c, layer, m);
+        if (!p->quantized) continue;
+        if (have[m]) {
+            ++c->z->n_resumed;
+        } else {
+            if (!prepared || !same_preparation(prepared, &p->opt)) {
+                rq_prep_free(&prep);
+                RQ_TRY(rq_prepare(&prep, c->need_h ? c->h : NULL, c->need_cross ? c->cross : NULL, p->n_in, &p->opt,
+                                  p->name));
+                prepared = &p->opt;
+            }
+            RQ_TRY(quantize_one(c, layer, m, &prep));
+        }
+        snprintf(text, sizeof text, "%s", p->name);
+        stop |= rq_quantizer_progress(c->z, 4.0 * (double)p->n_out * (double)p->n_in * (double)p->n_in, text);
+        if (stop) {
+            RQ_FAIL(RQ_ERR_CANCELLED, "stopped after %s; finished matrices are kept in %s, --resume goes on from there",
+                    p->name, c->z->work_dir);
+        }
+    }
+done:
+    rq_prep_free(&prep);
+    return status;
+}
+
+double rq_stage_flops(const rq_config *cfg, int stage, int64_t seq_len) {
+    int64_t d = cfg->d_model, qd = cfg->n_head * cfg->head_dim, kd = cfg->n_kv_head * cfg->head_dim;
+    switch (stage) {
+    case 1: return 2.0 * (double)(d * (qd + 2 * kd)) + 2.0 * (double)(qd * seq_len);
+    case 2: return 2.0 * (double)(qd * d);
+    case 3: return 4.0 * (double)(d * cfg->d_ff);
+    case 4: return 2.0 * (double)(d * cfg->d_ff);
+    default: return 0;
+    }
+}
+
+rq_status rq_quantize_blocks(rq_quantizer *z) {
+    rq_status status = RQ_OK;
+    calib c;
+    RQ_TRY(calib_new(&c, z));
+    bool forward = rq_plan_needs_calibration(z);
+    if (forward) RQ_TRY(start_streams(&c));
+    for (int64_t layer = 0; layer < c.cfg->n_layer; ++layer) {
+        RQ_TRY(load_block(&c, layer));
+        for (int st = 0; st < N_STAGES; ++st) RQ_TRY(quantize_stage(&c, layer, st, forward));
+        if (forward && layer + 1 < c.cfg->n_layer) RQ_TRY(finish_block(&c, "next block"));
+    }
+done:
+    calib_free(&c);
+    return status;
+}

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* requite inspect: what is in a model or any safetensors or GGUF file. */
+#include <math.h>
+
+#include "cmd.h"
+#include "container.h"
+#include "llama.h"
+
+static const cmd_spec spec = {
+    "inspect MODEL [options]",
+    "Tensors, dtypes, shapes and sizes; for packed matrices the bits per weight with all side data, how the codes are "
+    "used, codes\n"
+    "that no weight has, and the range of the scales. MODEL: a folder, a .safetensors or a .gguf.",
+    NULL,
+    0,
+    false,
+    1,
+    1,
+};
+
+typedef struct usage {
+    int64_t count[256];
+    int n_codes, n_dead;
+    double entropy_bits; /* of the codes: what a perfect entropy coder would spend */
+    float scale_min, scale_max;
+    double scale_mean;
+} usage;
+
+static void grid_usage(usage *u, const rq_grid *g) {
+    *u = (usage){.n_codes = 1 << g->bits, .scale_min = INFINITY, .scale_max = -INFINITY};
+    for (int64_t i = 0; i < g->n_out; ++i) {
+        for (int64_t j = 0; j < g->n_in; ++j) ++u->count[rq_grid_code(g, i, j)];
+        for (int64_t k = 0; k < g->n_group; ++k) {
+            float s = rq_grid_scale(g, i, k);
+            u->scale_min = s < u->scale_min ? s : u->scale_min;
+            u->scale_max = s > u->scale_max ? s : u->scale_max;
+            u->scale_mean += (double)s / (double)(g->n_out * g->n_group);
+        }
+    }
+    double n = (double)(g->n_out * g->n_in);
+    for (int c = 0; c < u->n_codes; ++c) {
+        u->n_dead += u->count[c] == 0;
+        if (u->count[c]) u->entropy_bits -= (double)u->count[c] / n * log2((double)u->count[c] / n);
+    }
+}
+
+static json_t *packed_entry(const char *name, const rq_packed *p) {
+    const rq_grid *g = &p->u.grid;
+    usage u;
+    grid_usage(&u, g);
+    json_t *counts = json_array();
+    for (int c = 0; c < u.n_codes; ++c) json_array_append_new(counts, json_integer(u.count[c]));
+    double bpw = (double)rq_packed_size_bits(p) / (double)(p->n_out * p->n_in);
+    return json_pack("{s:s, s:s, s:[I,I], s:i, s:I, s:b, s:b, s:f, s:o, s:i, s:f, s:f, s:f, s:f}", "name", name,
+                     "format", rq_format_get(p->format)->name, "shape", (json_int_t)p->n_out, (json_int_t)p->n_in,
+                     "bits", g->bits, "group", (json_int_t)g->group, "sym", g->zero == NULL, "act_order_groups",
+                     g->perm != NULL, "bpw", bpw, "code_use", counts, "dead_codes", u.n_dead, "code_entropy_bits",
+                     u.entropy_bits, "scale_min", (double)u.scale_min, "scale_max", (double)u.scale_max, "scale_mean",
+                     u.scale_mean);
+}
+
+static json_t *dense_entry(const rq_tensor *t) {
+    json_t *shape = json_array();
+    for (int i = 0; i < t->rank; ++i) json_array_append_new(shape, json_integer(t->shape[i]));
+    int64_t n = rq_tensor_numel(t);
+    return json_pack("{s:s, s:s, s:o, s:I, s:f}", "name", t->name, "dtype", rq_dtype_name(t->dtype), "shape", shape,
+                     "bytes", (json_int_t)t->n_bytes, "bpw", n ? 8.0 * (double)t->n_bytes / (double)n : 0.0);
+}
+
+/* Tensors of packed matrices are shown as one line each. */
+static bool belongs_to_packed(const char *tensor, const json_t *linears) {
+    const char *suffix = strstr(tensor, ".weight_");
+    if (!suffix) return false;
+    char name[1024];
+    snprintf(name, sizeof name, "%.*s", (int)(suffix - tensor), tensor);
+    return json_object_get(linears, name) != NULL;
+}
+
+static rq_status collect(json_t *tensors, const rq_store *s, const json_t *meta) {
+    rq_status status = RQ_OK;
+    const json_t *linears = json_object_get(meta, "linears");
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)linears, name, value) {
+        rq_packed p;
+        RQ_TRY(rq_container_load(&p, s, meta, name));
+        json_array_append_new(tensors, packed_entry(name, &p));
+        rq_packed_free(&p);
+    }
+    for (int64_t i = 0; i < rq_store_count(s); ++i) {
+        const rq_tensor *t = rq_store_at(s, i);
+        if (!belongs_to_packed(t->name, linears)) json_array_append_new(tensors, dense_entry(t));
+    }
+done:
+    return status;
+}
+
+static void print_table(const json_t *tensors) {
+    size_t i;
+    json_t *t;
+    printf("%-44s %-8s %-14s %8s  %s\n", "tensor", "kind", "shape", "bpw", "codes and scales");
+    json_array_foreach((json_t *)(uintptr_t)tensors, i, t) {
+        char shape[64] = "";
+        size_t k, used = 0;
+        json_t *v;
+        json_array_foreach(json_object_get(t, "shape"), k, v) {
+            used += (size_t)snprintf(shape + used, sizeof shape - used, "%s%lld", k ? "x" : "",
+                                     (long long)json_integer_value(v));
+            if (used >= sizeof shape) break;
+        }
+        const char *format = json_string_value(json_object_get(t, "format"));
+        printf("%-44s %-8s %-14s %8.4f", json_string_value(json_object_get(t, "name")),
+               format ? format : json_string_value(json_object_get(t, "dtype")), shape,
+               json_real_value(json_object_get(t, "bpw")));
+        if (format) {
+            printf("  %lld bits group %lld %s, %lld dead, entropy %.2f, scale %.3g..%.3g",
+                   (long long)json_integer_value(json_object_get(t, "bits")),
+                   (long long)json_integer_value(json_object_get(t, "group")),
+                   json_is_true(json_object_get(t, "sym")) ? "sym" : "asym",
+                   (long long)json_integer_value(json_object_get(t, "dead_codes")),
+                   json_real_value(json_object_get(t, "code_entropy_bits")),
+                   json_real_value(json_object_get(t, "scale_min")), json_real_value(json_object_get(t, "scale_max")));
+        }
+        putchar('\n');
+    }
+}
+
+int cmd_inspect(int argc, char **argv) {
+    rq_status status = RQ_OK;
+    cmd_args a;
+    rq_store *s = NULL;
+    rq_model *m = NULL;
+    json_t *meta = NULL, *tensors = json_array();
+    int code = cmd_parse(&a, argc, argv, &spec);
+    if (code >= 0) return code;
+    status = rq_store_open(&s, a.arg[0]);
+    if (status != RQ_OK) return cmd_fail_input(status);
+    RQ_TRY(rq_container_metadata(s, &meta));
+    RQ_TRY(collect(tensors, s, meta));
+    bool is_model = rq_model_open(&m, a.arg[0]) == RQ_OK; /* a lone tensor file is fine too */
+    if (cmd_has(&a, "json")) {
+        json_t *j = json_pack("{s:s, s:I, s:O}", "path", a.arg[0], "file_bytes", (json_int_t)rq_store_file_bytes(s),
+                              "tensors", tensors);
+        if (is_model) {
+            json_object_set_new(j, "arch", json_string(m->cfg.arch));
+            json_object_set_new(j, "bpw", json_real(m->bpw));
+            json_object_set_new(j, "rotated", json_boolean(m->rotation != NULL));
+            json_object_set_new(j, "n_layer", json_integer(m->cfg.n_layer));
+            json_object_set_new(j, "d_model", json_integer(m->cfg.d_model));
+        }
+        cmd_print_json(j);
+    } else {
+        print_table(tensors);
+        printf("%s: %.1f MiB", a.arg[0], (double)rq_store_file_bytes(s) / 1048576);
+        if (is_model) {
+            printf(", %s with %lld blocks of width %lld, %.4f bits per weight in the block matrices%s", m->cfg.arch,
+                   (long long)m->cfg.n_layer, (long long)m->cfg.d_model, m->bpw,
+                   m->rotation ? ", rotated residual stream" : "");
+        }
+        putchar('\n');
+    }
+done:
+    code = cmd_fail(status);
+    json_decref(meta);
+    json_decref(tensors);
+    rq_model_close(m);
+    rq_store_close(s);
+    return code;
+}

@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* requite quantize. */
+#include "cmd.h"
+#include "quantize.h"
+
+static const cmd_flag flags[] = {
+    {"calib", 0, "FILE", "calibration text, .jsonl, or token ids (.safetensors I32/I64 [n_samples, seq_len])"},
+    {"calib-field", 0, "NAME", "the string to take from each .jsonl line (text)"},
+    {"n-samples", 'n', "N", "calibration windows (128)"},
+    {"seq-len", 0, "N", "tokens in a window (2048; an id file's own length)"},
+    {"skip-tokens", 0, "N", "leave the first N tokens of each window out of the statistics (0)"},
+    {"seed", 0, "N", "of the rotation and of the choice of windows (0)"},
+    {"preset", 0, "NAME", "best (default) or reference: the settings of the papers' code"},
+    {"rotate", 0, "HOW", "none or residual (default: the preset's)"},
+    {"skip", 0, "REGEX", "leave matching matrices as they are; may be repeated"},
+    {"override", 0, "RULE", "'REGEX:key=value,...' for matching matrices; may be repeated, the first match counts"},
+    {"config", 0, "FILE", "options from a JSON object of the same keys; flags win"},
+    {"device", 0, "DEV", "cpu"},
+    {"max-ram", 0, "SIZE", "refuse to start when more memory is needed, e.g. 16G"},
+    {"resume", 0, NULL, "go on from OUT.partial of an interrupted run"},
+    {"dry-run", 0, NULL, "say what it would write and need, and stop"},
+    {"force", 0, NULL, "replace OUT when quantize wrote it"},
+};
+static const cmd_spec spec = {
+    "quantize MODEL OUT [options]",
+    "MODEL is a Hugging Face folder or one .gguf file. OUT becomes a folder with model.safetensors, config.json, the "
+    "tokenizer,\n"
+    "quantize_log.jsonl (a line per matrix) and report.json. Ctrl-C finishes the matrix at hand and exits with 75; "
+    "--resume goes on.",
+    flags,
+    sizeof flags / sizeof *flags,
+    true,
+    2,
+    2,
+};
+
+static bool parse_size(const char *text, int64_t *bytes) {
+    char *end;
+    double v = strtod(text, &end);
+    double unit = 1;
+    switch (*end) {
+    case 'k':
+    case 'K':
+        unit = 1024;
+        ++end;
+        break;
+    case 'm':
+    case 'M':
+        unit = 1048576;
+        ++end;
+        break;
+    case 'g':
+    case 'G':
+        unit = 1073741824;
+        ++end;
+        break;
+    case 't':
+    case 'T':
+        unit = 1099511627776.0;
+        ++end;
+        break;
+    default: break;
+    }
+    if (*end == 'i') ++end;
+    if (*end == 'B') ++end;
+    if (end == text || *end || !(v > 0) || v * unit > 9e18) return false;
+    *bytes = (int64_t)(v * unit);
+    return true;
+}
+
+static int collect(const cmd_args *a, const char *name, const char **list) {
+    int n = 0;
+    for (int i = 0; i < a->n_pairs; ++i) {
+        if (strcmp(a->name[i], name) == 0) list[n++] = a->value[i];
+    }
+    return n;
+}
+
+static rq_status load_samples(rq_samples *s, const cmd_args *a, const rq_quantize_job *job) {
+    rq_status status = RQ_OK;
+    rq_store *store = NULL;
+    int64_t n_samples, seq_len;
+    const char *path = cmd_value(a, "calib");
+    if (!path) return RQ_OK;
+    if (!cmd_int(a, "n-samples", 1, 1 << 24, 128, &n_samples) || !cmd_int(a, "seq-len", 2, 1 << 20, 0, &seq_len)) {
+        return rq_fail(RQ_ERR_ARG, "see `requite quantize --help`");
+    }
+    RQ_TRY(rq_store_open(&store, job->model_path));
+    RQ_TRY(rq_samples_load(s, path, cmd_value(a, "calib-field"), store, n_samples, seq_len, job->seed));
+    if (s->n_found < n_samples && cmd_has(a, "n-samples")) {
+        rq_log(RQ_LOG_WARN, "%s holds %lld windows of %lld tokens, %lld were asked for", path, (long long)s->n_found,
+               (long long)s->seq_len, (long long)n_samples);
+    }
+done:
+    rq_store_close(store);
+    return status;
+}
+
+static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq_quantize_report *r) {
+    if (cmd_has(a, "json")) {
+        json_t *j =
+            json_pack("{s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:b, s:s}", "out", job->out_path,
+                      "n_matrices", (json_int_t)r->n_matrices, "n_weights", (json_int_t)r->n_weights, "bpw", r->bpw,
+                      "file_bytes", (json_int_t)r->out_bytes, "ram_bytes_estimate", (json_int_t)r->ram_bytes,
+                      "spill_bytes", (json_int_t)r->spill_bytes, "flops", r->flops, "seconds", r->seconds, "n_resumed",
+                      (json_int_t)r->n_resumed, "n_samples", (json_int_t)job->samples.n_samples, "seq_len",
+                      (json_int_t)job->samples.seq_len, "dry_run", job->dry_run, "rotate", job->rotate);
+        json_object_set_new(j, "options", cmd_quant_json(&job->opt));
+        cmd_print_json(j);
+        return;
+    }
+    const char *comp = rq_comp_get(job->opt.comp)->name;
+    if (job->dry_run) {
+        printf("would quantize %lld matrices (%.1f M weights) by %s to %.4f bits per weight: %.1f MiB of codes\n"
+               "memory about %.0f MiB, temporary activations %.0f MiB on disk beside OUT, %.3g floating-point "
+               "operations\n",
+               (long long)r->n_matrices, (double)r->n_weights / 1e6, comp, r->bpw,
+               r->bpw * (double)r->n_weights / 8 / 1048576, (double)r->ram_bytes / 1048576,
+               (double)r->spill_bytes / 1048576, r->flops);
+        return;
+    }
+    printf("%s: %lld matrices by %s, %.4f bits per weight, model.safetensors %.1f MiB, %.1f s\n", job->out_path,
+           (long long)r->n_matrices, comp, r->bpw, (double)r->out_bytes / 1048576, r->seconds);
+}
+
+int cmd_quantize(int argc, char **argv) {
+    rq_status status = RQ_OK;
+    cmd_args a;
+    rq_quantize_job job = {0};
+    rq_quantize_report report;
+    cmd_progress progress;
+    const char *skip[CMD_MAX_PAIRS], *rules[CMD_MAX_PAIRS];
+    char *options = NULL;
+    int code = cmd_parse(&a, argc, argv, &spec);
+    if (code >= 0) return code;
+    RQ_TRY(cmd_quant_options(&job.opt, &a));
+    int64_t seed;
+    if (!cmd_int(&a, "seed", 0, INT64_MAX, 0, &seed) || !cmd_int(&a, "skip-tokens", 0, 1 << 20, 0, &job.skip_tokens)) {
+        return EXIT_USAGE;
+    }
+    const char *device = cmd_value(&a, "device"), *ram = cmd_value(&a, "max-ram");
+    const char *preset = cmd_value(&a, "preset");
+    if (device && strcmp(device, "cpu") != 0) {
+        RQ_FAIL(RQ_ERR_ARG, "--device %s: this build quantizes on the cpu; the CUDA backend is not part of it", device);
+    }
+    if (ram && !parse_size(ram, &job.max_ram_bytes))
+        RQ_FAIL(RQ_ERR_ARG, "--max-ram %s: a size like 800M or 16G is wanted", ram);
+    job.model_path = a.arg[0];
+    job.out_path = a.arg[1];
+    job.seed = (uint64_t)seed;
+    job.rotate = cmd_value(&a, "rotate");
+    if (!job.rotate) job.rotate = preset && strcmp(preset, "reference") == 0 ? "none" : "residual";
+    job.skip = skip;
+    job.n_skip = collect(&a, "skip", skip);
+    job.override_rules = rules;
+    job.n_override_rules = collect(&a, "override", rules);
+    job.resume = cmd_has(&a, "resume");
+    job.dry_run = cmd_has(&a, "dry-run");
+    job.force = cmd_has(&a, "force");
+    json_t *j = cmd_quant_json(&job.opt);
+    options = json_dumps(j, JSON_COMPACT);
+    json_decref(j);
+    job.options_json = options;
+    RQ_TRY(cmd_progress_new(&progress, &a, "quantize"));
+    job.progress = cmd_progress_show;
+    job.user = &progress;
+    status = load_samples(&job.samples, &a, &job);
+    if (status == RQ_ERR_IO) {
+        code = cmd_fail_input(status);
+        goto out;
+    }
+    RQ_TRY(status);
+    status = rq_quantize_model(&job, &report);
+    cmd_progress_end(&progress);
+    RQ_TRY(status);
+    print_report(&a, &job, &report);
+done:
+    code = cmd_fail(status);
+out:
+    rq_samples_free(&job.samples);
+    free(options);
+    return code;
+}

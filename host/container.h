@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Packed matrices of a store, found through the "requite" entry of its metadata (docs/formats.md). */
+#ifndef RQ_CONTAINER_H
+#define RQ_CONTAINER_H
+
+#include <jansson.h>
+
+#include "formats.h"
+
+/* The metadata object, or NULL with RQ_OK when the store has none. json_decref it. */
+rq_status rq_container_metadata(const rq_store *s, json_t **meta);
+/* One packed matrix by its name; RQ_ERR_INPUT when the metadata does not describe it. */
+rq_status rq_container_load(rq_packed *p, const rq_store *s, const json_t *meta, const char *name);
+
+#endif

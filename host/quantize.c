@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The quantizer's frame: plan, checks, memory and time estimates, fingerprint, the folder of finished matrices, resume. */
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <dirent.h>
+#include <errno.h>
+#include <pcre2.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "backend.h"
+#include "quantize.h"
+
+/* ---- plan ---- */
+
+static rq_status compile(pcre2_code **re, const char *pattern, size_t n) {
+    int error;
+    PCRE2_SIZE at;
+    *re = pcre2_compile((PCRE2_SPTR)pattern, n, PCRE2_UTF, &error, &at, NULL);
+    if (*re) return RQ_OK;
+    PCRE2_UCHAR text[128] = "";
+    pcre2_get_error_message(error, text, sizeof text);
+    return rq_fail(RQ_ERR_ARG, "regular expression '%.*s': %s at %zu", (int)n, pattern, (const char *)text, (size_t)at);
+}
+
+static bool matches(const pcre2_code *re, const char *name) {
+    pcre2_match_data *m = pcre2_match_data_create_from_pattern(re, NULL);
+    int n = m ? pcre2_match(re, (PCRE2_SPTR)name, strlen(name), 0, 0, m, NULL) : -1;
+    pcre2_match_data_free(m);
+    return n > 0;
+}
+
+/* "key=value,key=value" onto o. */
+static rq_status apply_settings(rq_quant_opt *o, const char *text) {
+    rq_status status = RQ_OK;
+    char *copy = strdup(text), *save = NULL;
+    if (!copy) return rq_fail(RQ_ERR_NOMEM, "out of memory");
+    for (char *item = strtok_r(copy, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
+        char *equals = strchr(item, '=');
+        if (!equals) RQ_FAIL(RQ_ERR_ARG, "--override: '%s' is not key=value", item);
+        *equals = 0;
+        if (strcmp(item, "comp") == 0) {
+            rq_comp comp;
+            if (!rq_comp_by_name(equals + 1, &comp)) RQ_FAIL(RQ_ERR_ARG, "--override: no compensator '%s'", equals + 1);
+            const rq_comp_row *row = rq_comp_get(comp);
+            o->comp = comp;
+            o->alpha = row->alpha;
+            o->alpha2 = row->alpha2;
+            o->rho = row->rho;
+        } else {
+            RQ_TRY(rq_quant_set(o, item, equals + 1));
+        }
+    }
+done:
+    free(copy);
+    return status;
+}
+
+/* Which rules of a list match name: the first, or -1. */
+static rq_status first_match(const char *const *rules, int n, bool has_settings, const char *name, int *which) {
+    *which = -1;
+    for (int i = 0; i < n && *which < 0; ++i) {
+        const char *colon = has_settings ? strrchr(rules[i], ':') : rules[i] + strlen(rules[i]);
+        if (!colon) return rq_fail(RQ_ERR_ARG, "--override '%s': REGEX:key=value is wanted", rules[i]);
+        pcre2_code *re;
+        rq_status status = compile(&re, rules[i], (size_t)(colon - rules[i]));
+        if (status != RQ_OK) return status;
+        if (matches(re, name)) *which = i;
+        pcre2_code_free(re);
+    }
+    return RQ_OK;
+}
+
+static rq_status make_plan(rq_quantizer *z) {
+    rq_status status = RQ_OK;
+    const rq_quantize_job *job = z->job;
+    const rq_model *m = z->model;
+    RQ_TRY(RQ_NEW_ZERO(z->plan, m->cfg.n_layer * RQ_N_LINEARS));
+    for (int64_t i = 0; i < m->cfg.n_layer * RQ_N_LINEARS; ++i) {
+        rq_matrix_plan *p = &z->plan[i];
+        const rq_linear *l = &m->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS];
+        int rule;
+        snprintf(p->name, sizeof p->name, "model.layers.%lld.%s", (long long)(i / RQ_N_LINEARS),
+                 rq_linear_suffix[i % RQ_N_LINEARS]);
+        p->n_out = l->n_out;
+        p->n_in = l->n_in;
+        p->opt = job->opt;
+        if (l->packed) RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s is packed already: quantize starts from a dense model", p->name);
+        RQ_TRY(first_match(job->skip, job->n_skip, false, p->name, &rule));
+        p->quantized = rule < 0;
+        RQ_TRY(first_match(job->override_rules, job->n_override_rules, true, p->name, &rule));
+        if (rule >= 0) RQ_TRY(apply_settings(&p->opt, strrchr(job->override_rules[rule], ':') + 1));
+        if (!p->quantized) continue;
+        status = rq_quant_check(&p->opt, p->n_in);
+        if (status != RQ_OK) {
+            rq_fail_context(status, "%s", p->name);
+            goto done;
+        }
+        RQ_TRY(rq_tensor_check_finite(l->tensor));
+    }
+done:
+    return status;
+}
+
+bool rq_plan_needs_calibration(const rq_quantizer *z) {
+    for (int64_t i = 0; i < z->model->cfg.n_layer * RQ_N_LINEARS; ++i) {
+        if (z->plan[i].quantized && rq_quant_wants_h(&z->plan[i].opt)) return true;
+    }
+    return false;
+}
+
+/* ---- what it will cost ---- */
+
+static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
+    const rq_config *c = &z->model->cfg;
+    const rq_quantize_job *job = z->job;
+    int64_t qd = c->n_head * c->head_dim, kd = c->n_kv_head * c->head_dim;
+    int64_t widest = rq_max_i64(rq_max_i64(c->d_model, c->d_ff), qd), block_weights = 0, tallest = 0;
+    double tokens = (double)(job->samples.n_samples * job->samples.seq_len), bits = 0;
+    bool cross = false, refine = false;
+    for (int64_t i = 0; i < c->n_layer * RQ_N_LINEARS; ++i) {
+        const rq_matrix_plan *p = &z->plan[i];
+        int64_t n = p->n_out * p->n_in;
+        if (i < RQ_N_LINEARS) block_weights += n;
+        tallest = rq_max_i64(tallest, n);
+        if (!p->quantized) continue;
+        ++r->n_matrices;
+        r->n_weights += n;
+        cross |= rq_quant_wants_cross(&p->opt);
+        refine |= p->opt.cd_sweeps > 0 || p->opt.refit > 0;
+        int64_t group = p->opt.group ? p->opt.group : p->n_in, n_group = rq_ceil_div(p->n_in, group);
+        bits += 32.0 * (double)(p->n_out * rq_grid_row_words(p->n_in, p->opt.bits)) +
+                (double)(p->n_out * n_group) * (p->opt.scale_dtype == RQ_F32 ? 32 : 16) +
+                (p->opt.sym ? 0 : 32.0 * (double)(rq_ceil_div(p->n_out * p->opt.bits, 32) * n_group)) +
+                (rq_groups_in_sweep_order(&p->opt, p->n_in) && p->opt.act_order ? 32.0 * (double)p->n_in : 0) + 128;
+        r->flops += 4.0 * (double)n * (double)p->n_in;
+    }
+    r->bpw = r->n_weights ? bits / (double)r->n_weights : 0;
+    bool forward = rq_plan_needs_calibration(z);
+    for (int stage = 0; forward && stage <= 4; ++stage) {
+        double width = stage == 1 ? (double)qd : stage == 3 ? (double)c->d_ff : (double)c->d_model;
+        double per_token = rq_stage_flops(c, stage, job->samples.seq_len) * (cross ? 2 : 1);
+        if (stage < 4) per_token += width * width * (cross ? 3 : 1);
+        r->flops += per_token * tokens * (double)(stage == 4 ? c->n_layer - 1 : c->n_layer);
+    }
+    /* Two streams of one block in fp32, Gram matrices in fp64, factors and terms in fp32 (and one fp64 scratch), one chunk of
+     * activations, the sweep's copies of the largest matrix. */
+    int64_t chunk = rq_max_i64(job->samples.seq_len, 2048);
+    r->ram_bytes = 8 * block_weights + 8 * widest * widest * (cross ? 2 : 1) +
+                   widest * widest * (16 + 4 * (cross ? 4 : 1) + (refine ? 4 : 0)) +
+                   4 * chunk * (3 * c->d_model + 2 * qd + 2 * kd + 2 * c->d_ff + 3 * widest) + 24 * tallest +
+                   (64LL << 20);
+    r->spill_bytes = (int64_t)(tokens * 4) * (c->d_model + qd + c->d_ff) * (cross ? 2 : 1);
+}
+
+/* ---- progress ---- */
+
+bool rq_quantizer_progress(rq_quantizer *z, double flops, const char *text) {
+    z->flops_done += flops;
+    double done = z->flops_total > 0 ? z->flops_done / z->flops_total : 0;
+    return z->job->progress && z->job->progress(z->job->user, done < 0.999 ? done : 0.999, text);
+}
+
+/* ---- fingerprint and work folder ---- */
+
+typedef struct hash_arg {
+    const rq_store *store;
+    XXH64_hash_t *hash;
+} hash_arg;
+
+static void hash_tensor(void *arg, int64_t i) {
+    hash_arg *a = arg;
+    const rq_tensor *t = rq_store_at(a->store, i);
+    a->hash[i] = XXH3_64bits_withSeed(t->data, (size_t)t->n_bytes, XXH3_64bits(t->name, strlen(t->name)));
+}
+
+/* Weights, calibration ids and options in one number: a resumed run must have the same. */
+static rq_status fingerprint(const rq_quantizer *z, char text[40]) {
+    rq_status status = RQ_OK;
+    const rq_quantize_job *job = z->job;
+    int64_t n = rq_store_count(z->model->store);
+    hash_arg a = {z->model->store, NULL};
+    XXH3_state_t *state = XXH3_createState();
+    if (!state) return rq_fail(RQ_ERR_NOMEM, "out of memory");
+    RQ_TRY(RQ_NEW(a.hash, n));
+    rq_parallel_for(n, hash_tensor, &a);
+    XXH3_128bits_reset(state);
+    XXH3_128bits_update(state, RQ_VERSION, sizeof RQ_VERSION);
+    XXH3_128bits_update(state, a.hash, (size_t)n * sizeof *a.hash);
+    XXH3_128bits_update(state, job->samples.ids,
+                        (size_t)(job->samples.n_samples * job->samples.seq_len) * sizeof(int32_t));
+    char line[256];
+    for (int64_t i = 0; i < z->model->cfg.n_layer * RQ_N_LINEARS; ++i) {
+        const rq_matrix_plan *p = &z->plan[i];
+        for (int k = 0; rq_quant_key_at(k); ++k) {
+            char value[64];
+            rq_quant_get(&p->opt, rq_quant_key_at(k)->key, value, sizeof value);
+            int used = snprintf(line, sizeof line, "%s/%d/%s", p->name, p->quantized, value);
+            XXH3_128bits_update(state, line, (size_t)used);
+        }
+    }
+    int used = snprintf(line, sizeof line, "%lld/%lld/%lld/%s/%llu", (long long)job->samples.n_samples,
+                        (long long)job->samples.seq_len, (long long)job->skip_tokens,
+                        job->rotate ? job->rotate : "none", (unsigned long long)job->seed);
+    XXH3_128bits_update(state, line, (size_t)used);
+    XXH128_hash_t h = XXH3_128bits_digest(state);
+    snprintf(text, 40, "%016llx%016llx\n", (unsigned long long)h.high64, (unsigned long long)h.low64);
+done:
+    free(a.hash);
+    XXH3_freeState(state);
+    return status;
+}
+
+/* Remove a folder of plain files and one level of folders (what we made ourselves). */
+static void remove_folder(const char *path) {
+    DIR *dir = opendir(path);
+    for (struct dirent *e; dir && (e = readdir(dir));) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+        char *child = rq_path_join(path, e->d_name);
+        if (child && unlink(child) != 0) remove_folder(child);
+        free(child);
+    }
+    if (dir) closedir(dir);
+    rmdir(path);
+}
+
+static bool folder_is_used(const char *path) {
+    DIR *dir = opendir(path);
+    bool used = false;
+    if (!dir) return access(path, F_OK) == 0;
+    for (struct dirent *e; (e = readdir(dir));) used |= strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
+    closedir(dir);
+    return used;
+}
+
+static rq_status open_work_dir(rq_quantizer *z) {
+    rq_status status = RQ_OK;
+    const rq_quantize_job *job = z->job;
+    char now[40], *path = rq_path_join(z->work_dir, "fingerprint"), *before = NULL;
+    int64_t n;
+    if (!path) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    RQ_TRY(fingerprint(z, now));
+    bool there = access(path, F_OK) == 0;
+    if (there && job->resume) {
+        RQ_TRY(rq_read_file(path, 4096, &before, &n));
+        if (strcmp(before, now) != 0) {
+            RQ_FAIL(RQ_ERR_ARG,
+                    "%s was made with other weights, calibration or options; run again with the same, or without "
+                    "--resume to start over",
+                    z->work_dir);
+        }
+        rq_log(RQ_LOG_INFO, "going on from %s", z->work_dir);
+        goto done;
+    }
+    if (there)
+        rq_log(RQ_LOG_WARN, "starting over: %s of an interrupted run is removed (--resume goes on from one)",
+               z->work_dir);
+    if (job->resume && !there) rq_log(RQ_LOG_INFO, "nothing to resume in %s: starting anew", z->work_dir);
+    if (!there && folder_is_used(z->work_dir)) RQ_FAIL(RQ_ERR_ARG, "%s exists and is not ours", z->work_dir);
+    remove_folder(z->work_dir);
+    if (mkdir(z->work_dir, 0777) != 0)
+        RQ_FAIL(RQ_ERR_IO, "cannot make the folder %s: %s", z->work_dir, strerror(errno));
+    status = rq_write_file(path, now, (int64_t)strlen(now));
+    if (status != RQ_OK) remove_folder(z->work_dir);
+done:
+    free(before);
+    free(path);
+    return status;
+}
+
+/* ---- the whole ---- */
+
+static rq_status make_rotation(rq_quantizer *z) {
+    const rq_quantize_job *job = z->job;
+    const rq_config *c = &z->model->cfg;
+    if (!job->rotate || strcmp(job->rotate, "none") == 0) return RQ_OK;
+    if (strcmp(job->rotate, "full") == 0) {
+        return rq_fail(
+            RQ_ERR_UNSUPPORTED,
+            "--rotate full needs Hadamard products inside the running model, which is not built yet; use residual");
+    }
+    if (strcmp(job->rotate, "residual") != 0)
+        return rq_fail(RQ_ERR_ARG, "--rotate %s: it is none or residual", job->rotate);
+    rq_status status = rq_rotation_new(&z->rotation, c->d_model, job->seed, NULL);
+    if (status == RQ_OK) status = rq_rotation_new(&z->head_rotation, c->head_dim, job->seed + 1, NULL);
+    return status;
+}
+
+/* OUT must be new or empty, or, with --force, a folder that quantize wrote. */
+static rq_status check_out(const rq_quantize_job *job) {
+    rq_status status = RQ_OK;
+    char *report = rq_path_join(job->out_path, "report.json");
+    if (!report) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    if (!folder_is_used(job->out_path)) goto done;
+    if (!job->force) RQ_FAIL(RQ_ERR_ARG, "%s exists and is not empty; --force replaces it", job->out_path);
+    if (access(report, F_OK) != 0)
+        RQ_FAIL(RQ_ERR_ARG, "%s holds no report.json of ours: --force does not remove it", job->out_path);
+done:
+    free(report);
+    return status;
+}
+
+rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *report) {
+    rq_status status = RQ_OK;
+    rq_quantizer z = {.job = job};
+    rq_rotation *own = NULL; /* the model's pointer is borrowed for the run */
+    double started = rq_seconds();
+    *report = (rq_quantize_report){0};
+    RQ_TRY(rq_quant_check(&job->opt, 0));
+    RQ_TRY(rq_backend_init());
+    if (!job->dry_run) RQ_TRY(check_out(job));
+    RQ_TRY(rq_model_open(&z.model, job->model_path));
+    own = z.model->rotation;
+    if (own) RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s is a rotated model: quantize starts from the original", job->model_path);
+    RQ_TRY(make_rotation(&z));
+    z.model->rotation = z.rotation;
+    RQ_TRY(make_plan(&z));
+    if (rq_plan_needs_calibration(&z) && job->samples.n_samples == 0) {
+        RQ_FAIL(RQ_ERR_ARG, "%s with these options needs calibration text: give --calib FILE",
+                rq_comp_get(job->opt.comp)->name);
+    }
+    for (int64_t i = 0; i < job->samples.n_samples * job->samples.seq_len; ++i) {
+        if (job->samples.ids[i] < 0 || job->samples.ids[i] >= z.model->cfg.n_vocab) {
+            RQ_FAIL(RQ_ERR_INPUT, "calibration token %lld is id %d, the vocabulary has %lld", (long long)i,
+                    job->samples.ids[i], (long long)z.model->cfg.n_vocab);
+        }
+    }
+    estimate(&z, report);
+    z.flops_total = report->flops;
+    if (job->max_ram_bytes > 0 && report->ram_bytes > job->max_ram_bytes) {
+        RQ_FAIL(RQ_ERR_NOMEM, "about %.1f MiB of memory are needed, --max-ram allows %.1f MiB",
+                (double)report->ram_bytes / 1048576, (double)job->max_ram_bytes / 1048576);
+    }
+    if (job->dry_run) goto done;
+    if (asprintf(&z.work_dir, "%s.partial", job->out_path) < 0) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    RQ_TRY(open_work_dir(&z));
+    RQ_TRY(rq_quantize_blocks(&z));
+    RQ_TRY(rq_write_output(&z, report));
+    remove_folder(z.work_dir);
+    report->n_resumed = z.n_resumed;
+    report->seconds = rq_seconds() - started;
+    if (job->progress) job->progress(job->user, 1, "done");
+done:
+    if (z.model) z.model->rotation = own;
+    rq_rotation_free(z.rotation);
+    rq_rotation_free(z.head_rotation);
+    rq_model_close(z.model);
+    free(z.plan);
+    free(z.work_dir);
+    return status;
+}

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Quantize a whole model: calibrate in two streams, block by block, and write the packed folder. docs/path.md walks through it. */
+#ifndef RQ_QUANTIZE_H
+#define RQ_QUANTIZE_H
+
+#include "comp.h"
+#include "llama.h"
+
+/* Called often; true asks to stop: the matrix at hand is finished and kept, and the call returns RQ_ERR_CANCELLED. */
+typedef bool (*rq_progress_fn)(void *user, double done_frac, const char *text);
+
+/* Calibration samples: n_samples windows of seq_len token ids, row-major. */
+typedef struct rq_samples {
+    int32_t *ids;
+    int64_t n_samples, seq_len;
+    int64_t n_found; /* windows that the text held */
+} rq_samples;
+
+/* From text, .jsonl (the string under `field` of each line) or .safetensors (an I32 or I64 tensor [n, len]). seq_len 0 means the
+ * file's own length for ids and 2048 otherwise; n_samples 0 means all. More windows than wanted: they are taken at even steps
+ * with an offset from the seed. The text is tokenized by the tokenizer of `model`. */
+rq_status rq_samples_load(rq_samples *s, const char *path, const char *field, const rq_store *model, int64_t n_samples,
+                          int64_t seq_len, uint64_t seed);
+void rq_samples_free(rq_samples *s);
+
+/* Fixed-width rows on disk, for activations: a temporary file in `dir` that vanishes with the process. Memory stays flat however
+ * many samples there are; the page cache makes it quick when there is room. */
+typedef struct rq_spill {
+    int fd;
+    int64_t width;
+} rq_spill;
+rq_status rq_spill_new(rq_spill *s, const char *dir, int64_t width);
+rq_status rq_spill_write(const rq_spill *s, int64_t row0, int64_t n_rows, const float *rows);
+rq_status rq_spill_read(const rq_spill *s, int64_t row0, int64_t n_rows, float *rows);
+void rq_spill_free(rq_spill *s);
+
+typedef struct rq_quantize_job {
+    const char *model_path, *out_path;
+    rq_quant_opt opt;
+    const char *const *override_rules; /* "REGEX:key=value,key=value" on matrix names; the first that matches counts */
+    int n_override_rules;
+    const char *const *skip; /* REGEX: left as they are */
+    int n_skip;
+    rq_samples samples;
+    int64_t skip_tokens; /* first tokens of each sample left out of the statistics */
+    const char *rotate;  /* "none" or "residual" */
+    uint64_t seed;
+    int64_t max_ram_bytes; /* 0: no limit */
+    bool resume, force, dry_run;
+    const char *options_json; /* the command's resolved options, for report.json and the fingerprint */
+    rq_progress_fn progress;
+    void *user;
+} rq_quantize_job;
+
+typedef struct rq_quantize_report {
+    int64_t n_matrices, n_weights;
+    double bpw;
+    int64_t out_bytes, ram_bytes, spill_bytes;
+    double flops, seconds;
+    int64_t n_resumed; /* matrices taken from an interrupted run */
+} rq_quantize_report;
+
+rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *report);
+
+/* ---- pieces of quantize.c, shared by its files ---- */
+
+/* What is done with one matrix of the model. */
+typedef struct rq_matrix_plan {
+    char name[96]; /* "model.layers.0.self_attn.q_proj" */
+    bool quantized;
+    rq_quant_opt opt;
+    int64_t n_out, n_in;
+} rq_matrix_plan;
+
+typedef struct rq_quantizer {
+    const rq_quantize_job *job;
+    rq_model *model;
+    rq_rotation *rotation, *head_rotation; /* NULL unless rotated; the model's own pointer is set to the first */
+    rq_matrix_plan *plan;                  /* [n_layer][RQ_N_LINEARS] */
+    char *work_dir;                        /* OUT.partial */
+    double flops_done, flops_total;
+    int64_t n_resumed;
+} rq_quantizer;
+
+/* Weights of one matrix in the basis it is quantized in: norm gains folded and rotations applied when there is a rotation. */
+rq_status rq_rotated_matrix(const rq_quantizer *z, int64_t layer, int which, float *w);
+rq_status rq_rotated_bias(const rq_quantizer *z, int64_t layer, int which, float *bias);
+
+/* What a matrix's options need from calibration. */
+bool rq_quant_wants_h(const rq_quant_opt *o);
+bool rq_quant_wants_cross(const rq_quant_opt *o);
+bool rq_plan_needs_calibration(const rq_quantizer *z);
+
+/* Forward work per token of what the pass of a stage applies (stage 4: the down projection), for one stream. */
+double rq_stage_flops(const rq_config *cfg, int stage, int64_t seq_len);
+
+/* Calibrate and quantize every block; each finished matrix is a file in work_dir. */
+rq_status rq_quantize_blocks(rq_quantizer *z);
+
+/* work_dir/<layer>.<which>.safetensors */
+char *rq_part_path(const rq_quantizer *z, int64_t layer, int which);
+rq_status rq_part_save(const rq_quantizer *z, int64_t layer, int which, const rq_quant_result *r, const char *log_line);
+/* The reconstructed weights of a saved part; *found is false when there is none. A damaged one is an error. */
+rq_status rq_part_load(const rq_quantizer *z, int64_t layer, int which, float *w, bool *found);
+
+/* Put the parts and everything else together as OUT. */
+rq_status rq_write_output(const rq_quantizer *z, rq_quantize_report *report);
+
+/* True when stop was asked for. */
+bool rq_quantizer_progress(rq_quantizer *z, double flops, const char *text);
+
+#endif

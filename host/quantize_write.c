@@ -1,0 +1,491 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Finished matrices as files of the work folder, and the output folder made of them: model.safetensors, config.json, the
+ * tokenizer, quantize_log.jsonl and report.json. docs/formats.md lists the names and the metadata. */
+#include <errno.h>
+#include <jansson.h>
+#include <math.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "quantize.h"
+#include "tokenizer.h"
+
+/* ---- parts ---- */
+
+char *rq_part_path(const rq_quantizer *z, int64_t layer, int which) {
+    char *path = NULL;
+    return asprintf(&path, "%s/%05lld.%d.safetensors", z->work_dir, (long long)layer, which) < 0 ? NULL : path;
+}
+
+static json_t *linear_entry(int bits, int64_t group, bool sym) {
+    return json_pack("{s:s, s:i, s:I, s:b}", "format", "grid", "bits", bits, "group", (json_int_t)group, "sym", sym);
+}
+
+rq_status rq_part_save(const rq_quantizer *z, int64_t layer, int which, const rq_quant_result *r,
+                       const char *log_line) {
+    rq_status status = RQ_OK;
+    const rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS + which];
+    rq_grid_file file = {0};
+    json_t *entry = linear_entry(r->grid.bits, r->grid.group, r->zero == NULL);
+    char *path = rq_part_path(z, layer, which), *text = json_dumps(entry, JSON_COMPACT);
+    if (!path || !text) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    RQ_TRY(rq_grid_pack_file(&file, p->name, &r->grid));
+    const char *pairs[] = {"entry", text, "log", log_line};
+    RQ_TRY(rq_safetensors_write(path, file.tensor, file.n_tensors, pairs, 2));
+done:
+    rq_grid_file_free(&file);
+    json_decref(entry);
+    free(path);
+    free(text);
+    return status;
+}
+
+/* The part's matrix and its metadata; *s stays open with it. */
+static rq_status part_open(const rq_quantizer *z, int64_t layer, int which, rq_store **s, json_t **entry) {
+    rq_status status = RQ_OK;
+    const char *text;
+    int64_t n;
+    char *path = rq_part_path(z, layer, which);
+    *s = NULL;
+    *entry = NULL;
+    if (!path) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    RQ_TRY(rq_store_open(s, path));
+    if (!rq_meta_str(*s, "entry", &text, &n) || !(*entry = json_loadb(text, (size_t)n, 0, NULL))) {
+        RQ_FAIL(RQ_ERR_INPUT, "%s: no description of its matrix; run without --resume", path);
+    }
+done:
+    free(path);
+    return status;
+}
+
+rq_status rq_part_load(const rq_quantizer *z, int64_t layer, int which, float *w, bool *found) {
+    rq_status status = RQ_OK;
+    const rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS + which];
+    rq_store *s = NULL;
+    json_t *entry = NULL;
+    rq_packed packed = {0};
+    char *path = rq_part_path(z, layer, which);
+    *found = false;
+    if (!path) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    if (access(path, F_OK) != 0) goto done;
+    RQ_TRY(part_open(z, layer, which, &s, &entry));
+    RQ_TRY(rq_format_get(RQ_FORMAT_GRID)->load(&packed, s, p->name, entry));
+    if (packed.n_out != p->n_out || packed.n_in != p->n_in)
+        RQ_FAIL(RQ_ERR_INPUT, "%s holds a matrix of another size", path);
+    for (int64_t i = 0; i < p->n_out; ++i) rq_unpack_row(&packed, i, w + i * p->n_in);
+    *found = true;
+done:
+    rq_packed_free(&packed);
+    json_decref(entry);
+    rq_store_close(s);
+    free(path);
+    return status;
+}
+
+/* ---- the tensors of the output ---- */
+
+typedef struct output {
+    const rq_quantizer *z;
+    rq_out_tensor *tensor;
+    int64_t n, capacity;
+    void **memory; /* what tensors point into */
+    int64_t n_memory;
+    rq_grid_file *files; /* embeddings packed losslessly */
+    int64_t n_files;
+    rq_store **parts;
+    int64_t n_parts;
+    json_t *linears;
+    FILE *log;
+    double bits, weights; /* of the block matrices */
+    bool plain_groups;    /* every matrix could be read as compressed-tensors: one setting, whole groups */
+} output;
+
+static rq_status add_tensor(output *o, rq_out_tensor t) {
+    if (o->n == o->capacity) {
+        int64_t capacity = o->capacity ? 2 * o->capacity : 1024;
+        rq_out_tensor *p = realloc(o->tensor, (size_t)capacity * sizeof *p);
+        if (!p) return rq_fail(RQ_ERR_NOMEM, "out of memory");
+        o->tensor = p;
+        o->capacity = capacity;
+    }
+    o->tensor[o->n++] = t;
+    return RQ_OK;
+}
+
+static rq_status add_raw(output *o, const rq_tensor *t) {
+    rq_out_tensor out = {.name = t->name,
+                         .dtype = t->dtype,
+                         .rank = t->rank,
+                         .fill = rq_fill_from_memory,
+                         .arg = (void *)(uintptr_t)t->data};
+    memcpy(out.shape, t->shape, sizeof out.shape);
+    return add_tensor(o, out);
+}
+
+static rq_status keep(output *o, void *memory) {
+    void **p = realloc(o->memory, (size_t)(o->n_memory + 1) * sizeof *p);
+    if (!p) {
+        free(memory);
+        return rq_fail(RQ_ERR_NOMEM, "out of memory");
+    }
+    o->memory = p;
+    o->memory[o->n_memory++] = memory;
+    return RQ_OK;
+}
+
+/* fp32 values as F16 when every one is exact in it, as F32 otherwise. Takes w over. */
+static rq_status add_dense(output *o, const char *name, int rank, const int64_t *shape, float *w, int64_t n) {
+    rq_status status = keep(o, w);
+    if (status != RQ_OK) return status;
+    rq_out_tensor out = {.name = name, .dtype = RQ_F32, .rank = rank, .fill = rq_fill_from_memory, .arg = w};
+    memcpy(out.shape, shape, (size_t)rank * sizeof *shape);
+    bool exact = true;
+    for (int64_t i = 0; i < n && exact; ++i) exact = rq_f32_of_f16(rq_f16_of_f32(w[i])) == w[i];
+    if (exact) {
+        rq_f16 *half = (rq_f16 *)w; /* in place: element i is read before anything at or after its 4 bytes is written */
+        for (int64_t i = 0; i < n; ++i) {
+            rq_f16 h = rq_f16_of_f32(w[i]);
+            memcpy(&half[i], &h, sizeof h);
+        }
+        out.dtype = RQ_F16;
+    }
+    return add_tensor(o, out);
+}
+
+/* A Q8_0 matrix is a symmetric 8-bit grid with groups of 32: packed as one, bit for bit. */
+static rq_status add_q8(output *o, const rq_tensor *t, const char *name) {
+    rq_status status = RQ_OK;
+    int64_t n_out = t->shape[0], n_in = t->shape[1], n_group = n_in / 32;
+    uint8_t *codes = NULL;
+    float *scale = NULL;
+    RQ_TRY(RQ_NEW(codes, n_out * n_in));
+    RQ_TRY(RQ_NEW(scale, n_out * n_group));
+    for (int64_t b = 0; b < n_out * n_group; ++b) {
+        const uint8_t *block = (const uint8_t *)t->data + 34 * b;
+        rq_f16 d;
+        memcpy(&d, block, sizeof d);
+        scale[b] = rq_f32_of_f16(d);
+        for (int k = 0; k < 32; ++k)
+            codes[32 * b + k] = (uint8_t)(block[2 + k] ^ 0x80u); /* two's complement plus 128 */
+    }
+    rq_grid_codes q = {n_out, n_in, 32, n_group, 8, RQ_F16, codes, scale, NULL, NULL};
+    rq_grid_file *f = &o->files[o->n_files];
+    RQ_TRY(rq_grid_pack_file(f, name, &q));
+    ++o->n_files;
+    for (int i = 0; i < f->n_tensors; ++i) RQ_TRY(add_tensor(o, f->tensor[i]));
+    json_object_set_new(o->linears, name, linear_entry(8, 32, true));
+done:
+    free(codes);
+    free(scale);
+    return status;
+}
+
+/* Everything that is not a quantized matrix. */
+static rq_status add_other(output *o, const rq_tensor *t) {
+    rq_status status = RQ_OK;
+    float *w = NULL;
+    size_t len = strlen(t->name);
+    bool weight = len > 7 && strcmp(t->name + len - 7, ".weight") == 0;
+    if (rq_dtype_block(t->dtype) == 1 && t->n_interleaved_heads == 0) return add_raw(o, t);
+    if (t->dtype == RQ_Q8_0 && t->rank == 2 && weight && t->n_interleaved_heads == 0 && o->n_files < 2) {
+        char *name = strndup(t->name, len - 7);
+        if (!name) return rq_fail(RQ_ERR_NOMEM, "out of memory");
+        RQ_TRY(keep(o, name));
+        return add_q8(o, t, name);
+    }
+    int64_t n = rq_tensor_numel(t);
+    RQ_TRY(RQ_NEW(w, n));
+    status = rq_tensor_f32(t, w);
+    if (status != RQ_OK) {
+        free(w);
+        return status;
+    }
+    return add_dense(o, t->name, t->rank, t->shape, w, n);
+done:
+    return status;
+}
+
+static rq_status add_part(output *o, int64_t layer, int which) {
+    rq_status status = RQ_OK;
+    const rq_matrix_plan *p = &o->z->plan[layer * RQ_N_LINEARS + which];
+    rq_store *s;
+    json_t *entry = NULL;
+    const char *line;
+    int64_t n;
+    status = part_open(o->z, layer, which, &s, &entry);
+    if (s) o->parts[o->n_parts++] = s;
+    if (status != RQ_OK) goto done;
+    for (int64_t i = 0; i < rq_store_count(s); ++i) {
+        const rq_tensor *t = rq_store_at(s, i);
+        o->bits += 8.0 * (double)t->n_bytes;
+        RQ_TRY(add_raw(o, t));
+    }
+    o->weights += (double)(p->n_out * p->n_in);
+    const rq_quant_opt *a = &p->opt, *b = &o->z->job->opt;
+    o->plain_groups &=
+        a->bits == b->bits && a->group == b->group && a->sym == b->sym && (a->group == 0 || p->n_in % a->group == 0);
+    json_object_set(o->linears, p->name, entry);
+    if (rq_meta_str(s, "log", &line, &n) && fprintf(o->log, "%.*s\n", (int)n, line) < 0) {
+        RQ_FAIL(RQ_ERR_IO, "cannot write the log: %s", strerror(errno));
+    }
+done:
+    json_decref(entry);
+    return status;
+}
+
+/* Which block matrix a tensor is: layer * RQ_N_LINEARS + which, or -1. is_bias tells weight from bias. */
+static int64_t block_matrix(const rq_quantizer *z, const char *name, bool *is_bias) {
+    const char *prefix = "model.layers.";
+    if (strncmp(name, prefix, strlen(prefix)) != 0) return -1;
+    char *end;
+    long long layer = strtoll(name + strlen(prefix), &end, 10);
+    if (layer < 0 || layer >= z->model->cfg.n_layer || *end != '.') return -1;
+    for (int m = 0; m < RQ_N_LINEARS; ++m) {
+        size_t n = strlen(rq_linear_suffix[m]);
+        if (strncmp(end + 1, rq_linear_suffix[m], n) != 0) continue;
+        *is_bias = strcmp(end + 1 + n, ".bias") == 0;
+        if (*is_bias || strcmp(end + 1 + n, ".weight") == 0) return layer * RQ_N_LINEARS + m;
+    }
+    return -1;
+}
+
+static bool is_folded_norm(const char *name) {
+    const char *dot = strstr(name, "_layernorm.weight");
+    return strncmp(name, "model.layers.", 13) == 0 && dot && dot[17] == 0;
+}
+
+/* In a rotated model: matrices left dense are written as they were used, gains are ones, biases are rotated. */
+static rq_status add_rotated(output *o, const rq_tensor *t, int64_t matrix, bool is_bias) {
+    rq_status status = RQ_OK;
+    int64_t n = rq_tensor_numel(t);
+    float *w = NULL;
+    RQ_TRY(RQ_NEW(w, n));
+    if (matrix < 0) {
+        for (int64_t i = 0; i < n; ++i) w[i] = 1.0f;
+    } else if (is_bias) {
+        status = rq_rotated_bias(o->z, matrix / RQ_N_LINEARS, (int)(matrix % RQ_N_LINEARS), w);
+    } else {
+        status = rq_rotated_matrix(o->z, matrix / RQ_N_LINEARS, (int)(matrix % RQ_N_LINEARS), w);
+    }
+    if (status != RQ_OK) {
+        free(w);
+        goto done;
+    }
+    RQ_TRY(add_dense(o, t->name, t->rank, t->shape, w, n));
+done:
+    return status;
+}
+
+static rq_status collect(output *o) {
+    rq_status status = RQ_OK;
+    const rq_quantizer *z = o->z;
+    const rq_store *s = z->model->store;
+    int64_t n_matrices = z->model->cfg.n_layer * RQ_N_LINEARS;
+    RQ_TRY(RQ_NEW_ZERO(o->parts, n_matrices));
+    RQ_TRY(RQ_NEW_ZERO(o->files, 2));
+    for (int64_t i = 0; i < n_matrices; ++i) {
+        if (z->plan[i].quantized) RQ_TRY(add_part(o, i / RQ_N_LINEARS, (int)(i % RQ_N_LINEARS)));
+    }
+    for (int64_t i = 0; i < rq_store_count(s); ++i) {
+        const rq_tensor *t = rq_store_at(s, i);
+        bool is_bias = false;
+        int64_t matrix = block_matrix(z, t->name, &is_bias);
+        if (matrix >= 0 && !is_bias && z->plan[matrix].quantized) continue;
+        if (z->rotation && (matrix >= 0 || is_folded_norm(t->name))) {
+            RQ_TRY(add_rotated(o, t, matrix, is_bias));
+        } else {
+            RQ_TRY(add_other(o, t));
+        }
+        if (matrix >= 0 && !is_bias) {
+            o->bits += 32.0 * (double)rq_tensor_numel(t);
+            o->weights += (double)rq_tensor_numel(t);
+        }
+    }
+done:
+    return status;
+}
+
+static void output_free(output *o) {
+    for (int64_t i = 0; i < o->n_memory; ++i) free(o->memory[i]);
+    for (int64_t i = 0; i < o->n_files; ++i) rq_grid_file_free(&o->files[i]);
+    for (int64_t i = 0; i < o->n_parts; ++i) rq_store_close(o->parts[i]);
+    free(o->memory);
+    free(o->files);
+    free(o->parts);
+    free(o->tensor);
+    json_decref(o->linears);
+    if (o->log) fclose(o->log);
+}
+
+/* ---- files beside the weights ---- */
+
+/* What other tools look at. Only a file they could decode is called compressed-tensors. */
+static json_t *quantization_config(const output *o) {
+    const rq_quantizer *z = o->z;
+    const rq_quant_opt *q = &z->job->opt;
+    bool dynamic = q->act_order && !q->static_groups && rq_comp_get(q->comp)->propagates;
+    bool readable = o->plain_groups && !z->rotation && o->n_files == 0 &&
+                    (q->bits == 2 || q->bits == 4 || q->bits == 8) && z->job->n_skip == 0 && !dynamic;
+    if (!readable) return json_pack("{s:s, s:i}", "quant_method", "requite", "version", 1);
+    json_t *weights = json_pack("{s:i, s:s, s:b, s:s, s:o, s:b}", "num_bits", q->bits, "type", "int", "symmetric",
+                                q->sym, "strategy", q->group ? "group" : "channel", "group_size",
+                                q->group ? json_integer(q->group) : json_null(), "dynamic", 0);
+    return json_pack("{s:s, s:s, s:s, s:n, s:n, s:[s], s:{s:{s:[s], s:o, s:n, s:n, s:s}}}", "quant_method",
+                     "compressed-tensors", "format", "pack-quantized", "quantization_status", "compressed",
+                     "global_compression_ratio", "kv_cache_scheme", "ignore", "lm_head", "config_groups", "group_0",
+                     "targets", "Linear", "weights", weights, "input_activations", "output_activations", "format",
+                     "pack-quantized");
+}
+
+static rq_status write_config(const output *o, const char *dir) {
+    rq_status status = RQ_OK;
+    const rq_store *s = o->z->model->store;
+    char *text = NULL, *from = NULL, *to = rq_path_join(dir, "config.json"), *out = NULL;
+    json_t *config = NULL;
+    int64_t n;
+    if (rq_store_is_gguf(s)) {
+        RQ_TRY(rq_config_to_json(&o->z->model->cfg, &text));
+    } else {
+        from = rq_path_join(rq_store_path(s), "config.json");
+        if (!from) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+        RQ_TRY(rq_read_file(from, 16 << 20, &text, &n));
+    }
+    json_error_t where;
+    config = json_loads(text, JSON_REJECT_DUPLICATES, &where);
+    if (!json_is_object(config)) RQ_FAIL(RQ_ERR_INPUT, "config.json: %s", where.text);
+    json_object_set_new(config, "quantization_config", quantization_config(o));
+    out = json_dumps(config, JSON_INDENT(2));
+    if (!out || !to) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    RQ_TRY(rq_write_file(to, out, (int64_t)strlen(out)));
+done:
+    json_decref(config);
+    free(text);
+    free(from);
+    free(to);
+    free(out);
+    return status;
+}
+
+static rq_status copy_file(const char *from_dir, const char *to_dir, const char *name) {
+    rq_status status = RQ_OK;
+    char *from = rq_path_join(from_dir, name), *to = rq_path_join(to_dir, name), *text = NULL;
+    int64_t n;
+    if (!from || !to) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    if (access(from, F_OK) != 0) goto done;
+    RQ_TRY(rq_read_file(from, 256 << 20, &text, &n));
+    RQ_TRY(rq_write_file(to, text, n));
+done:
+    free(from);
+    free(to);
+    free(text);
+    return status;
+}
+
+static rq_status write_tokenizer(const output *o, const char *dir) {
+    rq_status status = RQ_OK;
+    const rq_store *s = o->z->model->store;
+    rq_tokenizer *t = NULL;
+    char *text = NULL, *to = rq_path_join(dir, "tokenizer.json");
+    static const char *const names[] = {
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "vocab.json",
+        "merges.txt"};
+    if (!to) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    if (!rq_store_is_gguf(s)) {
+        for (size_t i = 0; i < sizeof names / sizeof *names; ++i) RQ_TRY(copy_file(rq_store_path(s), dir, names[i]));
+        goto done;
+    }
+    RQ_TRY(rq_tokenizer_open(&t, s));
+    RQ_TRY(rq_tokenizer_to_json(t, &text));
+    RQ_TRY(rq_write_file(to, text, (int64_t)strlen(text)));
+done:
+    rq_tokenizer_close(t);
+    free(text);
+    free(to);
+    return status;
+}
+
+static rq_status write_report(const output *o, const char *dir, const rq_quantize_report *r) {
+    rq_status status = RQ_OK;
+    const rq_quantize_job *job = o->z->job;
+    json_error_t where;
+    json_t *options = job->options_json ? json_loads(job->options_json, 0, &where) : NULL;
+    char *to = rq_path_join(dir, "report.json");
+    json_t *j = json_pack("{s:i, s:s, s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:s, s:o}", "schema_version", 1, "requite",
+                          rq_version(), "model", job->model_path, "n_matrices", (json_int_t)r->n_matrices, "n_weights",
+                          (json_int_t)r->n_weights, "bpw", r->bpw, "n_samples", (json_int_t)job->samples.n_samples,
+                          "seq_len", (json_int_t)job->samples.seq_len, "seed", (json_int_t)job->seed, "rotate",
+                          job->rotate ? job->rotate : "none", "options", options ? options : json_object());
+    char *text = j ? json_dumps(j, JSON_INDENT(2)) : NULL;
+    if (!to || !text) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    RQ_TRY(rq_write_file(to, text, (int64_t)strlen(text)));
+done:
+    json_decref(j);
+    free(to);
+    free(text);
+    return status;
+}
+
+static json_t *metadata(const output *o) {
+    const rq_quantizer *z = o->z;
+    json_t *j = json_pack("{s:i, s:O}", "version", 1, "linears", o->linears);
+    if (j && z->rotation) {
+        json_object_set_new(j, "rotation",
+                            json_pack("{s:s, s:I, s:I}", "kind", rq_rotation_kind(z->rotation), "seed",
+                                      (json_int_t)rq_rotation_seed(z->rotation), "size",
+                                      (json_int_t)rq_rotation_size(z->rotation)));
+    }
+    return j;
+}
+
+/* Put the finished folder in OUT's place; a folder that --force replaces moves into the work folder and goes with it. */
+static rq_status publish(const rq_quantizer *z, const char *dir) {
+    rq_status status = RQ_OK;
+    const char *out = z->job->out_path;
+    char *old = rq_path_join(z->work_dir, "replaced");
+    if (!old) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    if (access(out, F_OK) == 0 && rmdir(out) != 0 && rename(out, old) != 0) {
+        RQ_FAIL(RQ_ERR_IO, "cannot replace %s: %s", out, strerror(errno));
+    }
+    if (rename(dir, out) != 0) RQ_FAIL(RQ_ERR_IO, "cannot put %s in place: %s", out, strerror(errno));
+done:
+    free(old);
+    return status;
+}
+
+rq_status rq_write_output(const rq_quantizer *z, rq_quantize_report *report) {
+    rq_status status = RQ_OK;
+    output o = {.z = z, .linears = json_object(), .plain_groups = true};
+    char *dir = rq_path_join(z->work_dir, "out"), *model = NULL, *log_path = NULL, *text = NULL;
+    json_t *meta = NULL;
+    if (!dir || !o.linears) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    if (mkdir(dir, 0777) != 0 && errno != EEXIST)
+        RQ_FAIL(RQ_ERR_IO, "cannot make the folder %s: %s", dir, strerror(errno));
+    model = rq_path_join(dir, "model.safetensors");
+    log_path = rq_path_join(dir, "quantize_log.jsonl");
+    if (!model || !log_path) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    if (!(o.log = fopen(log_path, "w"))) RQ_FAIL(RQ_ERR_IO, "cannot write %s: %s", log_path, strerror(errno));
+    RQ_TRY(collect(&o));
+    int failed = fclose(o.log);
+    o.log = NULL;
+    if (failed) RQ_FAIL(RQ_ERR_IO, "cannot write %s: %s", log_path, strerror(errno));
+    meta = metadata(&o);
+    text = meta ? json_dumps(meta, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+    if (!text) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    const char *pairs[] = {"requite", text};
+    RQ_TRY(rq_safetensors_write(model, o.tensor, o.n, pairs, 1));
+    report->bpw = o.weights > 0 ? o.bits / o.weights : 0;
+    RQ_TRY(write_config(&o, dir));
+    RQ_TRY(write_tokenizer(&o, dir));
+    RQ_TRY(write_report(&o, dir, report));
+    struct stat st;
+    if (stat(model, &st) == 0) report->out_bytes = st.st_size;
+    RQ_TRY(publish(z, dir));
+done:
+    output_free(&o);
+    json_decref(meta);
+    free(dir);
+    free(model);
+    free(log_path);
+    free(text);
+    return status;
+}
