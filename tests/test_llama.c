@@ -253,6 +253,13 @@ static void test_eval(void **state) {
     assert_true(fabs(fabs(window_kl[0] - window_kl[1]) / 2 - a.kl_stderr) < 1e-12);
     assert_true(log.n_calls == 1 && log.last == N_SEQ);
 
+    /* The vocabulary in several tiles: maxima move from tile to tile and the sums follow. */
+    for (int64_t tile = 1; tile < 320; tile = tile * 3 + 4) {
+        rq_eval_opt tiles = {.tile_rows = tile};
+        assert_ok(rq_eval(g.m, ref.m, g.ids, N_SEQ, SEQ, &tiles, &b));
+        assert_true(fabs(b.nll - nll) < 1e-5 * nll && fabs(b.kl - kl) < 1e-5 * kl && b.top1_frac == a.top1_frac);
+    }
+
     rq_eval_ref *kept;
     assert_ok(rq_eval_ref_new(&kept, ref.m, g.ids, N_SEQ, SEQ));
     assert_ok(rq_eval_with(g.m, kept, NULL, &b));
