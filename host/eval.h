@@ -16,6 +16,7 @@ typedef struct rq_eval_opt {
     void *user;
     double *window_nll; /* [n_windows], filled when set */
     double *window_kl;  /* the same; needs a reference */
+    int64_t tile_rows;  /* rows of the head at a time; 0: 1024. More memory, not another result (up to rounding) */
 } rq_eval_opt;
 
 typedef struct rq_eval_result {

@@ -18,7 +18,7 @@
 
 enum {
     BATCH_TOKENS = 1 << 12, /* positions that share one pass over the head */
-    TILE_ROWS = 1024,       /* of the head */
+    TILE_ROWS = 1024,       /* of the head, unless the caller says otherwise */
     TILE_POS = 128          /* positions of a task: its logits (512 KiB a model) stay in the cache */
 };
 
@@ -47,8 +47,8 @@ typedef struct tile_job {
     int64_t d[2];
     const int32_t *target; /* [n_pos]: the token at the position; the one after is predicted */
     position *pos;
-    float *scratch; /* [slots][2][TILE_POS][TILE_ROWS] */
-    int64_t n_pos, first_row, n_rows;
+    float *scratch; /* [slots][2][TILE_POS][tile_rows] */
+    int64_t n_pos, first_row, n_rows, tile_rows;
     _Atomic int64_t next;
 } tile_job;
 
@@ -79,7 +79,7 @@ static void fold_position(const tile_job *job, position *p, const float *x, cons
 
 static void tile_slot(void *arg, int64_t slot) {
     tile_job *job = arg;
-    float *x = job->scratch + slot * 2 * TILE_POS * TILE_ROWS, *r = x + TILE_POS * TILE_ROWS;
+    float *x = job->scratch + slot * 2 * TILE_POS * job->tile_rows, *r = x + TILE_POS * job->tile_rows;
     for (;;) {
         int64_t first = atomic_fetch_add(&job->next, 1) * TILE_POS;
         if (first >= job->n_pos) return;
@@ -97,23 +97,29 @@ static void tile_slot(void *arg, int64_t slot) {
 }
 
 /* Sums of a batch's positions over the whole vocabulary. h[1] is NULL without a reference. */
-static rq_status fold_batch(position *pos, const rq_model *m[2], const float *h[2], const int32_t *ids, int64_t n_pos) {
+static rq_status fold_batch(position *pos, const rq_model *m[2], const float *h[2], const int32_t *ids, int64_t n_pos,
+                            int64_t tile_rows) {
     rq_status status = RQ_OK;
     int64_t n_vocab = m[0]->cfg.n_vocab, n_slot = rq_min_i64(rq_get_threads(), rq_ceil_div(n_pos, TILE_POS));
     float *w[2] = {NULL, NULL};
-    tile_job job = {.math = rq_llama_math_get(), .h = {h[0], h[1]}, .target = ids, .pos = pos, .n_pos = n_pos};
+    tile_job job = {.math = rq_llama_math_get(),
+                    .h = {h[0], h[1]},
+                    .target = ids,
+                    .pos = pos,
+                    .n_pos = n_pos,
+                    .tile_rows = tile_rows};
     RQ_TRY(rq_backend_init());
-    RQ_TRY(RQ_NEW(job.scratch, n_slot * 2 * TILE_POS * TILE_ROWS));
+    RQ_TRY(RQ_NEW(job.scratch, n_slot * 2 * TILE_POS * tile_rows));
     for (int i = 0; i < 2 && h[i]; ++i) {
         job.d[i] = m[i]->cfg.d_model;
-        RQ_TRY(RQ_NEW(w[i], TILE_ROWS * job.d[i]));
+        RQ_TRY(RQ_NEW(w[i], tile_rows * job.d[i]));
         job.w[i] = w[i];
     }
     const lse none = {.max = -INFINITY, .best = -1};
     for (int64_t p = 0; p < n_pos; ++p) pos[p] = (position){none, none, 0.0};
-    for (int64_t row = 0; row < n_vocab; row += TILE_ROWS) {
+    for (int64_t row = 0; row < n_vocab; row += tile_rows) {
         job.first_row = row;
-        job.n_rows = rq_min_i64(TILE_ROWS, n_vocab - row);
+        job.n_rows = rq_min_i64(tile_rows, n_vocab - row);
         for (int i = 0; i < 2 && h[i]; ++i) RQ_TRY(rq_linear_rows(&m[i]->head, row, job.n_rows, w[i]));
         atomic_store(&job.next, 0);
         rq_parallel_for(n_slot, tile_slot, &job);
@@ -179,8 +185,11 @@ static rq_status head_inputs(const rq_model *m, float *h, const int32_t *ids, in
 static rq_status run_batches(eval_run *run, const rq_eval_opt *opt) {
     rq_status status = RQ_OK;
     int64_t batch = rq_min_i64(run->n_windows, rq_max_i64(1, BATCH_TOKENS / run->ctx)), n_tok = batch * run->ctx;
+    int64_t tile_rows = opt && opt->tile_rows ? opt->tile_rows : TILE_ROWS;
     float *own[2] = {NULL, NULL};
     position *pos = NULL;
+    if (tile_rows < 1) return rq_fail(RQ_ERR_ARG, "tiles of %lld rows make no sense", (long long)tile_rows);
+    tile_rows = rq_min_i64(tile_rows, run->m[0]->cfg.n_vocab);
     RQ_TRY(RQ_NEW(pos, n_tok));
     RQ_TRY(RQ_NEW(own[0], n_tok * run->m[0]->cfg.d_model));
     if (run->m[1] && !run->kept) RQ_TRY(RQ_NEW(own[1], n_tok * run->m[1]->cfg.d_model));
@@ -191,7 +200,7 @@ static rq_status run_batches(eval_run *run, const rq_eval_opt *opt) {
         RQ_TRY(head_inputs(run->m[0], own[0], ids, n, run->ctx));
         if (own[1]) RQ_TRY(head_inputs(run->m[1], own[1], ids, n, run->ctx));
         if (run->kept) h[1] = run->kept->h + first * run->ctx * run->m[1]->cfg.d_model;
-        RQ_TRY(fold_batch(pos, run->m, h, ids, n * run->ctx));
+        RQ_TRY(fold_batch(pos, run->m, h, ids, n * run->ctx, tile_rows));
         for (int64_t i = 0; i < n; ++i) RQ_TRY(fold_window(run, pos + i * run->ctx, first + i));
         double nll, error;
         mean_error(&nll, &error, run->nll, first + n);
