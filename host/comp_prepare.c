@@ -174,9 +174,9 @@ rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, co
             double v = h[j * n + j];
             if (v < 0)
                 RQ_FAIL(RQ_ERR_NUMERIC, "%s: the Gram matrix has %g on its diagonal at %lld", label, v, (long long)j);
-            p->dead[j] = v == 0;
+            p->dead[j] = v == 0 && row->propagates; /* round to nearest touches no weight that it could keep */
             p->n_dead += p->dead[j];
-            p->hdiag[j] = (float)(p->dead[j] ? 1.0 : v);
+            p->hdiag[j] = (float)(v == 0 ? 1.0 : v);
             mean_diag += p->hdiag[j] / (double)n;
         }
     }
