@@ -85,12 +85,64 @@ done:
     return status;
 }
 
-/* The divisors of llama-3 scaling are a tensor, rope_freqs.weight, which stays in the store under that name. */
+/* What llama3 scaling divides frequency i by, with the bounds 1 and 4 that every published model uses. */
+static double llama3_divisor(const rq_config *c, int64_t i, double factor, int64_t original) {
+    double turns = (double)original * pow(c->rope_theta, -2.0 * (double)i / (double)c->head_dim) / (2.0 * M_PI);
+    double keep = (turns - 1.0) / (4.0 - 1.0);
+    keep = keep < 0.0 ? 0.0 : keep > 1.0 ? 1.0 : keep;
+    return 1.0 / (keep + (1.0 - keep) / factor);
+}
+
+/* GGUF stores llama3 scaling as its divisors, rope_freqs.weight, which stay in the store under that name for the forward
+ * pass. config.json needs the numbers behind them: the factor is the largest divisor, the original context a power of
+ * two that gives all the others. */
+static rq_status read_divisors(rq_config *c, const rq_store *s) {
+    const rq_tensor *t = rq_store_find(s, "rope_freqs.weight");
+    int64_t n = c->head_dim / 2;
+    double factor = 1.0;
+    bool plain = true;
+    if (!t) return RQ_OK;
+    if (t->dtype != RQ_F32 || t->rank != 1 || t->shape[0] != n) {
+        return rq_fail(RQ_ERR_INPUT, "%s: rope_freqs.weight is not F32 [%lld]", s->path, (long long)n);
+    }
+    for (int64_t i = 0; i < n; ++i) {
+        float v;
+        memcpy(&v, (const uint8_t *)t->data + i * (int64_t)sizeof v, sizeof v);
+        if (!isfinite(v) || v <= 0.0f) {
+            return rq_fail(RQ_ERR_INPUT, "%s: rope_freqs.weight[%lld] is %g", s->path, (long long)i, (double)v);
+        }
+        plain = plain && v == 1.0f;
+        if ((double)v > factor) factor = (double)v;
+    }
+    if (plain) return RQ_OK;
+    for (int64_t original = 1 << 10; original <= 1 << 20 && c->rope_scaling == RQ_ROPE_PLAIN; original *= 2) {
+        int64_t i = 0;
+        for (; i < n; ++i) {
+            float v;
+            memcpy(&v, (const uint8_t *)t->data + i * (int64_t)sizeof v, sizeof v);
+            if (fabs(llama3_divisor(c, i, factor, original) - (double)v) > 1e-4 * (double)v) break;
+        }
+        if (i < n) continue;
+        c->rope_scaling = RQ_ROPE_LLAMA3;
+        c->rope_factor = factor;
+        c->rope_low_freq_factor = 1.0;
+        c->rope_high_freq_factor = 4.0;
+        c->rope_original_max_seq = original;
+        return RQ_OK;
+    }
+    return rq_fail(RQ_ERR_UNSUPPORTED, "%s: rope_freqs.weight (largest divisor %g) is not llama3 scaling", s->path,
+                   factor);
+}
+
+static rq_status positive_theta(const rq_config *c, const rq_store *s) {
+    if (isfinite(c->rope_theta) && c->rope_theta > 0.0) return RQ_OK;
+    return rq_fail(RQ_ERR_INPUT, "%s: rope.freq_base is %g", s->path, c->rope_theta);
+}
+
 static rq_status read_rope(rq_config *c, const rq_store *s) {
     rq_status status = RQ_OK;
     const char *kind;
     int64_t n, dims, window;
-    const rq_tensor *freqs = rq_store_find(s, "rope_freqs.weight");
     RQ_TRY(f64_or(c, s, "rope.freq_base", 10000.0, &c->rope_theta));
     RQ_TRY(i64_or(c, s, "rope.dimension_count", c->head_dim, &dims));
     if (dims != c->head_dim) {
@@ -112,9 +164,8 @@ static rq_status read_rope(rq_config *c, const rq_store *s) {
         RQ_TRY(f64_or(c, s, "rope.scale_linear", 1.0, &c->rope_factor));
         if (c->rope_factor != 1.0) c->rope_scaling = RQ_ROPE_LINEAR;
     }
-    if (freqs && (freqs->dtype != RQ_F32 || freqs->rank != 1 || freqs->shape[0] != c->head_dim / 2)) {
-        RQ_FAIL(RQ_ERR_INPUT, "%s: rope_freqs.weight is not F32 [%lld]", s->path, (long long)(c->head_dim / 2));
-    }
+    RQ_TRY(positive_theta(c, s));
+    RQ_TRY(read_divisors(c, s));
     RQ_TRY(i64_or(c, s, "attention.sliding_window", 0, &window));
     if (window > 0 && window < c->max_seq) {
         RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s: attention in a sliding window of %lld of %lld positions is not supported",

@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Element types and their conversion to float32. The plain decoders here are the definition; model_dequant_avx2.c has
  * twins that give the same bits. GGUF block formulas: the table in docs/formats.md. */
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <math.h>
+#include <stdatomic.h>
 
 #include "model_blocks.h"
 #include "model_parse.h"
@@ -42,9 +46,23 @@ int64_t rq_dtype_block_bytes(rq_dtype d) { return known(d) ? dtype_info[d].bytes
 
 bool rq_dtype_is_real(rq_dtype d) { return rq_dequant_plain(d) != NULL; }
 
+bool rq_shape_numel(const int64_t *shape, int rank, int64_t *numel) {
+    int64_t product = 1;
+    bool empty = false;
+    for (int i = 0; i < rank; ++i) {
+        if (shape[i] == 0) {
+            empty = true;
+        } else if (!rq_mul_size(product, shape[i], &product)) {
+            return false;
+        }
+    }
+    *numel = empty ? 0 : product;
+    return true;
+}
+
 int64_t rq_tensor_numel(const rq_tensor *t) {
-    int64_t n = 1;
-    for (int i = 0; i < t->rank; ++i) n *= t->shape[i];
+    int64_t n = 0;
+    (void)rq_shape_numel(t->shape, t->rank, &n); /* the parsers have refused what fails here */
     return n;
 }
 
@@ -154,11 +172,25 @@ rq_dequant_fn rq_dequant_plain(rq_dtype d) {
     }
 }
 
-static rq_dequant_fn best(rq_dtype d) {
-    rq_dequant_fn fn = NULL;
+bool rq_dequant_has_avx2(void) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) fn = rq_dequant_avx2(d);
+    /* Asked for every row, and cpuid is slow under a hypervisor: remember the answer. clang 14 does not know "f16c". */
+    static _Atomic int answer; /* 0: not asked yet, 1: no, 2: yes */
+    int a = atomic_load_explicit(&answer, memory_order_relaxed);
+    if (a == 0) {
+        unsigned eax, ebx, ecx = 0, edx;
+        bool yes = __builtin_cpu_supports("avx2") && __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
+        a = yes ? 2 : 1;
+        atomic_store_explicit(&answer, a, memory_order_relaxed);
+    }
+    return a == 2;
+#else
+    return false;
 #endif
+}
+
+static rq_dequant_fn best(rq_dtype d) {
+    rq_dequant_fn fn = rq_dequant_has_avx2() ? rq_dequant_avx2(d) : NULL;
     return fn ? fn : rq_dequant_plain(d);
 }
 

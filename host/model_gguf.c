@@ -277,7 +277,7 @@ static rq_status parse_info(rq_store *s, cursor *c, const layout *l, int64_t *of
     rq_status status;
     const char *name;
     char mapped[128];
-    int64_t n_name, numel = 1;
+    int64_t n_name, numel = 0;
     uint32_t rank = 0, type = 0;
     uint64_t where = 0;
     int which = 0;
@@ -291,10 +291,10 @@ static rq_status parse_info(rq_store *s, cursor *c, const layout *l, int64_t *of
     t.rank = (int)rank;
     for (int i = t.rank - 1; i >= 0; --i) { /* the file lists the contiguous dimension first */
         if ((status = take(c, &t.shape[i], sizeof t.shape[i], "a tensor info")) != RQ_OK) return status;
-        if (t.shape[i] < 0 || !rq_mul_size(numel, t.shape[i], &numel)) {
-            return rq_fail(RQ_ERR_INPUT, "%s: tensor %s: a dimension is %lld, negative or too large", c->label,
-                           rq_show(name, n_name).text, (long long)t.shape[i]);
-        }
+    }
+    if (!rq_shape_numel(t.shape, t.rank, &numel)) {
+        return rq_fail(RQ_ERR_INPUT, "%s: tensor %s: a dimension is negative, or their product is too large", c->label,
+                       rq_show(name, n_name).text);
     }
     if ((status = take(c, &type, sizeof type, "a tensor info")) != RQ_OK) return status;
     if ((status = take(c, &where, sizeof where, "a tensor info")) != RQ_OK) return status;

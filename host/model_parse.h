@@ -93,8 +93,12 @@ rq_status rq_config_add_eos(rq_config *c, int64_t id, const char *label);
  * AVX2 ones give the same bits. */
 typedef void (*rq_dequant_fn)(const uint8_t *src, int64_t n_blocks, float *dst);
 rq_dequant_fn rq_dequant_plain(rq_dtype d);
-rq_dequant_fn rq_dequant_avx2(rq_dtype d); /* the caller has checked the CPU */
+rq_dequant_fn rq_dequant_avx2(rq_dtype d); /* NULL too when there is no twin; runs where rq_dequant_has_avx2() */
+bool rq_dequant_has_avx2(void);
 bool rq_dtype_is_real(rq_dtype d);
+/* Elements of a shape. False on a negative dimension, or when those that are not zero multiply to more than 2^63 - 1: so
+ * any part of the product, in any order, is safe later. */
+bool rq_shape_numel(const int64_t *shape, int rank, int64_t *numel);
 
 /* A name as it may be printed: control bytes replaced, long ones cut. Lives until the end of the full expression. */
 typedef struct rq_shown {

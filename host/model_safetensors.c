@@ -81,7 +81,7 @@ static rq_status parse_offsets(const char *name, const json_t *offsets, int64_t 
 static rq_status parse_tensor(rq_store *s, int64_t file, const char *name, const json_t *entry, const uint8_t *data,
                               int64_t data_bytes, const char *label) {
     rq_tensor t = {.name = name};
-    int64_t begin = 0, end = 0, numel = 1, bits;
+    int64_t begin = 0, end = 0, numel = 0, bits;
     if (!json_is_object(entry)) {
         return rq_fail(RQ_ERR_INPUT, "%s: tensor %s: its entry is not an object", label, RQ_SHOW(name));
     }
@@ -95,11 +95,8 @@ static rq_status parse_tensor(rq_store *s, int64_t file, const char *name, const
     if (status != RQ_OK) return status;
     status = parse_offsets(name, json_object_get(entry, "data_offsets"), data_bytes, &begin, &end, label);
     if (status != RQ_OK) return status;
-    for (int i = 0; i < t.rank; ++i) {
-        if (!rq_mul_size(numel, t.shape[i], &numel)) {
-            return rq_fail(RQ_ERR_INPUT, "%s: tensor %s: the product of its dimensions overflows", label,
-                           RQ_SHOW(name));
-        }
+    if (!rq_shape_numel(t.shape, t.rank, &numel)) {
+        return rq_fail(RQ_ERR_INPUT, "%s: tensor %s: the product of its dimensions overflows", label, RQ_SHOW(name));
     }
     if (!rq_mul_size(numel, row->bits, &bits) || bits % 8 != 0 || bits / 8 != end - begin) {
         return rq_fail(RQ_ERR_INPUT, "%s: tensor %s has %lld elements of %s, but its offsets span %lld bytes", label,
@@ -204,7 +201,8 @@ rq_status rq_parse_safetensors(rq_store *s, int64_t file, const char *label) {
         }
         RQ_TRY(parse_tensor(s, file, key, value, data, data_bytes, label));
     }
-    RQ_TRY(check_layout(s->slot + first, s->n_slot - first, data, data_bytes, label));
+    rq_slot *mine = s->slot ? s->slot + first : NULL;
+    RQ_TRY(check_layout(mine, s->n_slot - first, data, data_bytes, label));
 done:
     json_decref(root);
     return status;

@@ -212,6 +212,16 @@ static rq_status check_weight_map(const rq_store *s, json_t *weight_map, const c
     return RQ_OK;
 }
 
+/* Shards repeat metadata: after sorting, the first shard's value of a key stays. */
+static void keep_first_meta(rq_store *s) {
+    int64_t kept = 0;
+    rq_store_sort_meta(s);
+    for (int64_t i = 0; i < s->n_meta; ++i) {
+        if (kept == 0 || strcmp(s->meta[kept - 1].key, s->meta[i].key) != 0) s->meta[kept++] = s->meta[i];
+    }
+    s->n_meta = kept;
+}
+
 static rq_status open_sharded(rq_store *s, const char *index_path) {
     rq_status status = RQ_OK;
     char *text = NULL, *path = NULL;
@@ -233,7 +243,7 @@ static rq_status open_sharded(rq_store *s, const char *index_path) {
         RQ_TRY(map_file(s, path));
         RQ_TRY(rq_parse_safetensors(s, i, path));
     }
-    rq_store_sort_meta(s);
+    keep_first_meta(s);
     RQ_TRY(sort_tensors(s));
     RQ_TRY(check_weight_map(s, weight_map, shards, n_shards, index_path));
 done:

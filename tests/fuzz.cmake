@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+# A new fuzz_<name>.c with a corpus in data/fuzz/<name>/ is a plain test over that corpus, and with RQ_FUZZ (clang) a
+# libFuzzer program as well: build/bin/fuzz_<name> data/fuzz/<name>
+option(RQ_FUZZ "Build the libFuzzer programs (needs clang)" OFF)
+if(RQ_FUZZ)
+  if(NOT CMAKE_C_COMPILER_ID MATCHES "Clang")
+    message(FATAL_ERROR "RQ_FUZZ needs clang, not ${CMAKE_C_COMPILER_ID}")
+  endif()
+  # The library is instrumented too; everything that links it then needs the sanitizers' run time.
+  target_compile_options(requite_objects PUBLIC -fsanitize=fuzzer-no-link,address,undefined
+                         -fno-sanitize-recover=undefined)
+  target_link_options(requite_objects PUBLIC -fsanitize=address,undefined)
+endif()
+
+file(GLOB RQ_FUZZ_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/fuzz_*.c)
+list(REMOVE_ITEM RQ_FUZZ_SOURCES ${CMAKE_CURRENT_LIST_DIR}/fuzz_corpus_main.c)
+foreach(source ${RQ_FUZZ_SOURCES})
+  get_filename_component(name ${source} NAME_WE)
+  string(REPLACE "fuzz_" "" target ${name})
+  add_executable(${name}_corpus ${source} ${CMAKE_CURRENT_LIST_DIR}/fuzz_corpus_main.c)
+  target_link_libraries(${name}_corpus PRIVATE requite_static)
+  add_test(NAME ${name}_corpus COMMAND ${name}_corpus ${CMAKE_CURRENT_LIST_DIR}/data/fuzz/${target})
+  if(RQ_FUZZ)
+    add_executable(${name} ${source})
+    target_link_libraries(${name} PRIVATE requite_static)
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  endif()
+endforeach()
