@@ -7,8 +7,8 @@
  * with Q[i][j] = chi(a_i - a_j) over the elements of GF(q), chi = 0, +1 on squares, -1 on the rest. An element of
  * GF(p^m) is the number whose digits in base p are the coefficients of its polynomial. Powers of two multiply any order
  * by Sylvester's doubling, which rotate.c applies as a fast transform. */
-#include "rotate.h"
 #include "rotate_hadamard.h"
+#include "rotate.h"
 
 enum { MAX_DEGREE = 40 }; /* digits of an int64 in base 3 */
 

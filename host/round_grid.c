@@ -120,8 +120,8 @@ void rq_grid_find(const rq_quant_opt *o, const float *x, const float *wt, int64_
     *zero = *zero < 0 ? 0 : *zero > (float)code_max(o) ? (float)code_max(o) : *zero;
 }
 
-RQ_CLONES void rq_grid_round(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero,
-                             uint8_t *code, float *q, float *clamped) {
+RQ_CLONES static void grid_round(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero,
+                                 uint8_t *code, float *q, float *clamped) {
     float top = (float)((1 << bits) - 1);
     for (int64_t i = 0; i < n_rows; ++i) {
         float c = rintf(w[i] / scale[i]) + zero[i];
@@ -133,4 +133,9 @@ RQ_CLONES void rq_grid_round(int bits, int64_t n_rows, const float *w, const flo
         float v = w[i] < lo ? lo : w[i];
         clamped[i] = v > hi ? hi : v;
     }
+}
+
+void rq_grid_round(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero, uint8_t *code,
+                   float *q, float *clamped) {
+    grid_round(bits, n_rows, w, scale, zero, code, q, clamped);
 }

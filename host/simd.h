@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* RQ_CLONES builds a function of plain float loops once per instruction set and picks at load time. Only for loops the
- * compiler vectorises safely (floats; integer dot products are written with intrinsics, docs/style.md says why). */
+ * compiler vectorises safely (floats; integer dot products are written with intrinsics, docs/style.md says why).
+ * Only on static functions: gcc 12 exports the clones' dispatcher whatever the visibility. */
 #ifndef RQ_SIMD_H
 #define RQ_SIMD_H
 

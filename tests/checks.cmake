@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+# Checks of the sources and of what was built, as tests. A check that exits with 77 was skipped, and its output says why.
+option(RQ_LINT "Also test: clang-format, clang-tidy, cppcheck" OFF)
+find_package(Python3 3.9 REQUIRED COMPONENTS Interpreter)
+
+function(rq_add_check name)
+  add_test(NAME ${name} COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/${name}.py ${ARGN})
+  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 LABELS check ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+endfunction()
+
+# Sanitizers add their own symbols, and nobody installs such a build.
+if(NOT RQ_SANITIZE AND NOT RQ_FUZZ)
+  rq_add_check(check_includes)
+  rq_add_check(check_spdx)
+  rq_add_check(check_symbols $<TARGET_FILE:requite_shared> $<TARGET_FILE:requite_static>)
+  rq_add_check(check_install ${CMAKE_BINARY_DIR} ${CMAKE_C_COMPILER})
+endif()
+if(RQ_LINT)
+  rq_add_check(check_format)
+  rq_add_check(check_tidy ${CMAKE_BINARY_DIR})
+  rq_add_check(check_cppcheck)
+  set_tests_properties(check_tidy check_cppcheck PROPERTIES PROCESSORS 2)
+endif()
