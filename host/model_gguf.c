@@ -113,8 +113,8 @@ static rq_status parse_value(cursor *c, rq_meta *m) {
 
 static rq_status parse_keys(rq_store *s, cursor *c, int64_t n_kv) {
     for (int64_t i = 0; i < n_kv; ++i) {
-        const char *key;
-        int64_t n_key;
+        const char *key = "";
+        int64_t n_key = 0;
         rq_meta *m;
         rq_status status = take_name(c, &key, &n_key, "a key");
         if (status != RQ_OK) return status;
@@ -275,9 +275,9 @@ static rq_status set_interleave(rq_tensor *t, const layout *l, int which, const 
 /* One tensor info; t->data is left NULL and *offset given, as the data section begins only after the last info. */
 static rq_status parse_info(rq_store *s, cursor *c, const layout *l, int64_t *offset) {
     rq_status status;
-    const char *name;
+    const char *name = "";
     char mapped[128];
-    int64_t n_name, numel = 0;
+    int64_t n_name = 0, numel = 0;
     uint32_t rank = 0, type = 0;
     uint64_t where = 0;
     int which = 0;

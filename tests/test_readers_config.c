@@ -280,6 +280,10 @@ static void as_packed(rq_out_tensor *t) {
     t->dtype = RQ_I32;
     t->shape[1] = 1;
 }
+static void embedding_packed(rq_out_tensor *t) {
+    t->name = "model.embed_tokens.weight_packed";
+    t->dtype = RQ_I32;
+}
 static void as_bias(rq_out_tensor *t) {
     t->name = "model.layers.0.self_attn.q_proj.bias";
     t->rank = 1;
@@ -302,6 +306,7 @@ static void tensors_against_config(void **state) {
     }
     assert_int_equal(load_small(folder, SMALL ",\"tie_word_embeddings\":true}", 2, drop), RQ_OK);
     assert_int_equal(load_small(folder, SMALL "}", 10, as_packed), RQ_OK); /* a packed matrix passes here */
+    assert_int_equal(load_small(folder, SMALL "}", 0, embedding_packed), RQ_OK);
     assert_int_equal(load_small(folder, SMALL ",\"tie_word_embeddings\":true}", 2, as_bias), RQ_ERR_INPUT);
     assert_non_null(strstr(rq_last_error(), "no such bias"));
     assert_int_equal(load_small(folder, SMALL ",\"attention_bias\":true}", -1, NULL), RQ_ERR_INPUT);
