@@ -60,20 +60,32 @@ static bool cpu_has_avx512(void) {
 #endif
 }
 
-/* OpenBLAS reads both variables in its load-time constructor only, so they are put back afterwards. */
+/* Set name to value (NULL: unset) and give back a copy of what it was (NULL: not set). */
+static char *swap_env(const char *name, const char *value) {
+    const char *now = getenv(name);
+    char *before = now ? strdup(now) : NULL;
+    if (value) {
+        setenv(name, value, 1);
+    } else {
+        unsetenv(name);
+    }
+    return before;
+}
+
+/* OpenBLAS reads both variables in its load-time constructor only, so they are put back afterwards. OPENBLAS_CORETYPE is
+ * often set for a whole site to the lowest common core; ours is chosen by the CPU, and RQ_OPENBLAS_CORETYPE chooses another
+ * ("env" leaves OPENBLAS_CORETYPE alone). */
 static void *open_library(void) {
-    bool set_core = cpu_has_avx512() && !getenv("OPENBLAS_CORETYPE");
-    const char *threads_now = getenv("OPENBLAS_NUM_THREADS");
-    char *threads_before = threads_now ? strdup(threads_now) : NULL;
-    if (set_core) setenv("OPENBLAS_CORETYPE", "SkylakeX", 1);
-    setenv("OPENBLAS_NUM_THREADS", "1", 1); /* no idle pool of its own */
+    const char *wanted = getenv("RQ_OPENBLAS_CORETYPE");
+    if (!wanted) wanted = cpu_has_avx512() ? "SkylakeX" : "env";
+    bool choose = strcmp(wanted, "env") != 0;
+    char *core = choose ? swap_env("OPENBLAS_CORETYPE", wanted) : NULL;
+    char *threads = swap_env("OPENBLAS_NUM_THREADS", "1"); /* no idle pool of its own */
     void *lib = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
-    if (set_core) unsetenv("OPENBLAS_CORETYPE");
-    if (threads_before)
-        setenv("OPENBLAS_NUM_THREADS", threads_before, 1);
-    else
-        unsetenv("OPENBLAS_NUM_THREADS");
-    free(threads_before);
+    if (choose) free(swap_env("OPENBLAS_CORETYPE", core));
+    free(swap_env("OPENBLAS_NUM_THREADS", threads));
+    free(core);
+    free(threads);
     return lib;
 }
 
