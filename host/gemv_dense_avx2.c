@@ -1,16 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* AVX2 + FMA + F16C twins for matrices that are not packed (gemv_dense.c is the plain C): 8 weights at a time become fp32,
  * exactly, and meet up to 4 tokens in registers. */
-#include <immintrin.h>
-
-#include "kernels.h"
-
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
+#include "simd_avx2.h"
 
 enum kind { F32, F16, BF16, Q8_0 };
 
@@ -33,72 +24,80 @@ INLINE __m256 weights(enum kind kind, const unsigned char *row, int64_t j) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
 
-INLINE float sum_lanes(__m256 v) {
-    __m128 q = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
-    return _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
+/* The same for the last n < 8 columns, through a zeroed copy. Q8_0 has none: its rows are whole blocks. */
+INLINE __m256 last_weights(enum kind kind, const unsigned char *row, int64_t j, int64_t n) {
+    const size_t size = kind == F32 ? 4 : 2;
+    unsigned char tail[32] = {0};
+    if (kind == Q8_0) return weights(kind, row, j);
+    memcpy(tail, row + (int64_t)size * j, (size_t)n * size);
+    return weights(kind, tail, 0);
 }
 
-INLINE void rows(enum kind kind, float *y, const rq_dense *w, const float *x, int n_tok, int64_t row0, int64_t n_rows) {
-    const int chains = n_tok == 1 ? 4 : n_tok <= 3 ? 2 : 1;
-    const int64_t n_in = w->n_in, full = n_in / 8 * 8;
-    for (int64_t r = row0; r < row0 + n_rows; ++r) {
-        const unsigned char *row = w->data + r * w->row_bytes;
-        __m256 sum[8];
-        int64_t j = 0;
-        UNROLL for (int i = 0; i < n_tok * chains; ++i) sum[i] = _mm256_setzero_ps();
-        for (; j + 8 * chains <= n_in; j += 8 * chains) {
-            UNROLL for (int i = 0; i < chains; ++i) {
-                __m256 v = weights(kind, row, j + 8 * i);
-                UNROLL for (int t = 0; t < n_tok; ++t) {
-                    __m256 xt = _mm256_loadu_ps(x + t * n_in + j + 8 * i);
-                    sum[t * chains + i] = _mm256_fmadd_ps(v, xt, sum[t * chains + i]);
-                }
-            }
-        }
-        for (; j < full; j += 8) {
-            __m256 v = weights(kind, row, j);
-            UNROLL for (int t = 0; t < n_tok; ++t) {
-                sum[t * chains] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x + t * n_in + j), sum[t * chains]);
-            }
-        }
-        if (j < n_in) { /* the last columns from a zeroed copy; Q8_0 has none */
-            unsigned char tail[32] = {0};
-            size_t rest = (size_t)(n_in - j);
-            memcpy(tail, row + (kind == F32 ? 4 : 2) * j, rest * (kind == F32 ? 4 : 2));
-            __m256 v = weights(kind == Q8_0 ? F32 : kind, tail, 0);
-            UNROLL for (int t = 0; t < n_tok; ++t) {
-                float xt[8] = {0};
-                memcpy(xt, x + t * n_in + j, rest * sizeof *xt);
-                sum[t * chains] = _mm256_fmadd_ps(v, _mm256_loadu_ps(xt), sum[t * chains]);
-            }
+/* n runs of 8 columns from j on, one for each chain; left: columns that exist; xr: their packed x. */
+INLINE void step(enum kind kind, __m256 *sum, const rq_dense *w, int64_t r, int n_rows, int n_tok, int n,
+                 const float *xr, int64_t j, int64_t left) {
+    const unsigned char *row = w->data + r * w->row_bytes;
+    const int chains = chains_of(n_tok);
+    UNROLL for (int q = 0; q < n; ++q) {
+        __m256 v[2];
+        UNROLL for (int i = 0; i < n_rows; ++i) {
+            v[i] = left >= 8 ? weights(kind, row + i * w->row_bytes, j + 8 * q)
+                             : last_weights(kind, row + i * w->row_bytes, j, left);
         }
         UNROLL for (int t = 0; t < n_tok; ++t) {
-            __m256 total = sum[t * chains];
-            if (chains >= 2) total = _mm256_add_ps(total, sum[t * chains + 1]);
-            if (chains == 4) {
-                total = _mm256_add_ps(total, _mm256_add_ps(sum[t * chains + 2], sum[t * chains + 3]));
+            __m256 xt = _mm256_loadu_ps(xr + (q * n_tok + t) * 8);
+            UNROLL for (int i = 0; i < n_rows; ++i) {
+                __m256 *to = &sum[(i * n_tok + t) * chains + q];
+                *to = _mm256_fmadd_ps(v[i], xt, *to);
             }
-            y[t * w->n_out + r] = sum_lanes(total);
         }
     }
 }
 
+/* n_rows rows from r on over columns [j0, j1) for n_tok tokens; xr is packed from j0 on. */
+INLINE void rows(enum kind kind, float *y, const rq_dense *w, const float *xr, int64_t r, int n_rows, int n_tok,
+                 int64_t j0, int64_t j1) {
+    const int chains = chains_of(n_tok);
+    __m256 sum[2 * PASS_TOK * 4];
+    int64_t j = j0;
+    UNROLL for (int i = 0; i < n_rows * n_tok * chains; ++i) sum[i] = _mm256_setzero_ps();
+    for (; j + 8 * chains <= j1; j += 8 * chains) {
+        step(kind, sum, w, r, n_rows, n_tok, chains, xr + (j - j0) * n_tok, j, 8);
+    }
+    for (; j < j1; j += 8) step(kind, sum, w, r, n_rows, n_tok, 1, xr + (j - j0) * n_tok, j, j1 - j);
+    UNROLL for (int i = 0; i < n_rows; ++i) {
+        UNROLL for (int t = 0; t < n_tok; ++t) {
+            finish(y + t * w->n_out + r + i, &sum[(i * n_tok + t) * chains], chains, j0 > 0);
+        }
+    }
+}
+
+INLINE void all_rows(enum kind kind, float *y, const rq_dense *w, const float *xr, int n_tok, int64_t row0,
+                     int64_t n_rows, int64_t j0, int64_t j1) {
+    int64_t r = row0, end = row0 + n_rows;
+    for (; r + 2 <= end; r += 2) rows(kind, y, w, xr, r, 2, n_tok, j0, j1);
+    if (r < end) rows(kind, y, w, xr, r, 1, n_tok, j0, j1); /* the same sums in the same order */
+}
+
 INLINE void gemv(enum kind kind, float *y, const rq_dense *w, const float *x, int64_t n_tok, int64_t row0,
                  int64_t n_rows) {
-    for (int64_t t = 0, n; t < n_tok; t += n) {
-        int64_t left = n_tok - t;
-        n = left >= 4 ? 4 : left;
-        float *yt = y + t * w->n_out;
-        const float *xt = x + t * w->n_in;
-        if (n == 1)
-            rows(kind, yt, w, xt, 1, row0, n_rows);
-        else if (n == 2)
-            rows(kind, yt, w, xt, 2, row0, n_rows);
-        else if (n == 3)
-            rows(kind, yt, w, xt, 3, row0, n_rows);
-        else
-            rows(kind, yt, w, xt, 4, row0, n_rows);
+    float xr[XR_FLOATS] __attribute__((aligned(64)));
+    int64_t step_cols = XR_FLOATS / (n_tok < PASS_TOK ? n_tok : PASS_TOK) / 64 * 64;
+    for (int64_t j = 0; j < w->n_in; j += step_cols) {
+        int64_t end = w->n_in - j < step_cols ? w->n_in : j + step_cols;
+        for (int64_t t = 0, n; t < n_tok; t += n) {
+            n = pass_tokens(n_tok - t);
+            float *yt = y + t * w->n_out;
+            pack_x(xr, x + t * w->n_in, w->n_in, n, j, end);
+            if (n == 1)
+                all_rows(kind, yt, w, xr, 1, row0, n_rows, j, end);
+            else if (n == 2)
+                all_rows(kind, yt, w, xr, 2, row0, n_rows, j, end);
+            else if (n == 3)
+                all_rows(kind, yt, w, xr, 3, row0, n_rows, j, end);
+            else
+                all_rows(kind, yt, w, xr, 4, row0, n_rows, j, end);
+        }
     }
 }
 

@@ -2,16 +2,7 @@
 /* AVX-512 twins for matrices that are not packed (gemv_dense.c is the plain C): 16 weights at a time become fp32, exactly,
  * and meet up to 8 tokens in registers; bytes of a weight are read from memory once. Few tokens keep several independent
  * sums going, so that the multiply latency is filled. */
-#include <immintrin.h>
-
-#include "kernels.h"
-
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
+#include "simd_avx512.h"
 
 enum kind { F32, F16, BF16, Q8_0 };
 
@@ -31,58 +22,70 @@ INLINE __m512 weights(enum kind kind, const unsigned char *row, int64_t j, __mma
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
-INLINE void rows(enum kind kind, float *y, const rq_dense *w, const float *x, int n_tok, int64_t row0, int64_t n_rows) {
-    const int chains = n_tok == 1 ? 4 : n_tok <= 3 ? 2 : 1;
-    for (int64_t r = row0; r < row0 + n_rows; ++r) {
-        const unsigned char *row = w->data + r * w->row_bytes;
-        __m512 sum[8];
-        int64_t j = 0;
-        UNROLL for (int i = 0; i < n_tok * chains; ++i) sum[i] = _mm512_setzero_ps();
-        for (; j + 16 * chains <= w->n_in; j += 16 * chains) {
-            UNROLL for (int i = 0; i < chains; ++i) {
-                __m512 v = weights(kind, row, j + 16 * i, 0xffff);
-                UNROLL for (int t = 0; t < n_tok; ++t) {
-                    __m512 xt = _mm512_loadu_ps(x + t * w->n_in + j + 16 * i);
-                    sum[t * chains + i] = _mm512_fmadd_ps(v, xt, sum[t * chains + i]);
-                }
-            }
-        }
-        for (; j < w->n_in; j += 16) {
-            __mmask16 mask = (__mmask16)(w->n_in - j >= 16 ? 0xffffu : 0xffffu >> (16 - (w->n_in - j)));
-            __m512 v = weights(kind, row, j, mask);
-            UNROLL for (int t = 0; t < n_tok; ++t) {
-                __m512 xt = _mm512_maskz_loadu_ps(mask, x + t * w->n_in + j);
-                sum[t * chains] = _mm512_fmadd_ps(v, xt, sum[t * chains]);
-            }
-        }
+/* n runs of 16 columns from j on, one for each chain; xr: their packed x; mask: columns that exist. */
+INLINE void step(enum kind kind, __m512 *sum, const rq_dense *w, int64_t r, int n_rows, int n_tok, int n,
+                 const float *xr, int64_t j, __mmask16 mask) {
+    const unsigned char *row = w->data + r * w->row_bytes;
+    const int chains = chains_of(n_tok);
+    UNROLL for (int q = 0; q < n; ++q) {
+        __m512 v[2];
+        UNROLL for (int i = 0; i < n_rows; ++i) v[i] = weights(kind, row + i * w->row_bytes, j + 16 * q, mask);
         UNROLL for (int t = 0; t < n_tok; ++t) {
-            __m512 total = sum[t * chains];
-            if (chains >= 2) total = _mm512_add_ps(total, sum[t * chains + 1]);
-            if (chains == 4) {
-                total = _mm512_add_ps(total, _mm512_add_ps(sum[t * chains + 2], sum[t * chains + 3]));
+            __m512 xt = _mm512_loadu_ps(xr + (q * n_tok + t) * 16);
+            UNROLL for (int i = 0; i < n_rows; ++i) {
+                __m512 *to = &sum[(i * n_tok + t) * chains + q];
+                *to = _mm512_fmadd_ps(v[i], xt, *to);
             }
-            y[t * w->n_out + r] = _mm512_reduce_add_ps(total);
         }
     }
 }
 
+/* n_rows rows from r on over columns [j0, j1) for n_tok tokens; xr is packed from j0 on. */
+INLINE void rows(enum kind kind, float *y, const rq_dense *w, const float *xr, int64_t r, int n_rows, int n_tok,
+                 int64_t j0, int64_t j1) {
+    const int chains = chains_of(n_tok);
+    __m512 sum[2 * PASS_TOK * 4];
+    int64_t j = j0;
+    UNROLL for (int i = 0; i < n_rows * n_tok * chains; ++i) sum[i] = _mm512_setzero_ps();
+    for (; j + 16 * chains <= j1; j += 16 * chains) {
+        step(kind, sum, w, r, n_rows, n_tok, chains, xr + (j - j0) * n_tok, j, 0xffff);
+    }
+    for (; j < j1; j += 16) step(kind, sum, w, r, n_rows, n_tok, 1, xr + (j - j0) * n_tok, j, mask_left(j1 - j));
+    UNROLL for (int i = 0; i < n_rows; ++i) {
+        UNROLL for (int t = 0; t < n_tok; ++t) {
+            finish(y + t * w->n_out + r + i, &sum[(i * n_tok + t) * chains], chains, j0 > 0);
+        }
+    }
+}
+
+INLINE void all_rows(enum kind kind, float *y, const rq_dense *w, const float *xr, int n_tok, int64_t row0,
+                     int64_t n_rows, int64_t j0, int64_t j1) {
+    int64_t r = row0, end = row0 + n_rows;
+    for (; r + 2 <= end; r += 2) rows(kind, y, w, xr, r, 2, n_tok, j0, j1);
+    if (r < end) rows(kind, y, w, xr, r, 1, n_tok, j0, j1); /* the same sums in the same order */
+}
+
 INLINE void gemv(enum kind kind, float *y, const rq_dense *w, const float *x, int64_t n_tok, int64_t row0,
                  int64_t n_rows) {
-    for (int64_t t = 0, n; t < n_tok; t += n) {
-        int64_t left = n_tok - t;
-        n = left >= 8 ? 8 : left >= 4 ? 4 : left;
-        float *yt = y + t * w->n_out;
-        const float *xt = x + t * w->n_in;
-        if (n == 1)
-            rows(kind, yt, w, xt, 1, row0, n_rows);
-        else if (n == 2)
-            rows(kind, yt, w, xt, 2, row0, n_rows);
-        else if (n == 3)
-            rows(kind, yt, w, xt, 3, row0, n_rows);
-        else if (n == 4)
-            rows(kind, yt, w, xt, 4, row0, n_rows);
-        else
-            rows(kind, yt, w, xt, 8, row0, n_rows);
+    float xr[XR_FLOATS] __attribute__((aligned(64)));
+    int64_t step_cols = XR_FLOATS / (n_tok < PASS_TOK ? n_tok : PASS_TOK) / 64 * 64;
+    for (int64_t j = 0; j < w->n_in; j += step_cols) {
+        int64_t end = w->n_in - j < step_cols ? w->n_in : j + step_cols;
+        for (int64_t t = 0, n; t < n_tok; t += n) {
+            n = pass_tokens(n_tok - t);
+            float *yt = y + t * w->n_out;
+            pack_x(xr, x + t * w->n_in, w->n_in, n, j, end);
+            if (n == 1)
+                all_rows(kind, yt, w, xr, 1, row0, n_rows, j, end);
+            else if (n == 2)
+                all_rows(kind, yt, w, xr, 2, row0, n_rows, j, end);
+            else if (n == 3)
+                all_rows(kind, yt, w, xr, 3, row0, n_rows, j, end);
+            else if (n == 4)
+                all_rows(kind, yt, w, xr, 4, row0, n_rows, j, end);
+            else
+                all_rows(kind, yt, w, xr, 8, row0, n_rows, j, end);
+        }
     }
 }
 

@@ -3,27 +3,15 @@
  * columns, lane l of a register holds the codes of columns 8l .. 8l + 7, x is reordered to xr[block][s][l] once per call.
  * vpermps has 8 entries here, so 2- and 3-bit groups of whole blocks look their weights up; 4-bit ones, and groups that
  * share a block, are masked, converted, shifted by the zero and scaled. Groups must be multiples of 8 (8-bit codes too);
- * others go to the C twin. Up to 4 tokens are in registers. */
-#include <immintrin.h>
+ * others go to the C twin. Up to 4 tokens and 2 rows are in
+ * registers. */
+#include "simd_avx2.h"
 
-#include "kernels.h"
-
-enum {
-    BLOCK = 64,
-    MAX_BLOCKS = 128, /* of a cut: 32 KiB of x */
-    TOK = 4
-};
-
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
+enum { BLOCK = 64, MAX_BLOCKS = XR_FLOATS / BLOCK };
 
 typedef struct cut {
     int64_t first, n;             /* blocks [first, first + n) */
-    const float *xr;              /* [token][n * BLOCK] */
+    const float *xr;              /* [n blocks][token][8][8] */
     int32_t group[MAX_BLOCKS][8]; /* of every lane */
     bool single[MAX_BLOCKS];      /* one group in the block */
 } cut;
@@ -119,124 +107,189 @@ INLINE void transpose(float *out, const float *in) {
     }
 }
 
-/* One token's columns of the cut; zeros past n_in. */
-static void reorder_x(float *out, const float *x, int64_t n_in, int64_t first, int64_t n_blocks) {
+/* Columns of the cut for n_tok tokens; zeros past n_in. */
+static void reorder_x(float *xr, const float *x, int64_t n_in, int64_t n_tok, int64_t first, int64_t n_blocks) {
     for (int64_t b = 0; b < n_blocks; ++b) {
         int64_t col = (first + b) * BLOCK, left = n_in - col;
-        float tail[BLOCK] = {0};
-        if (left < BLOCK) memcpy(tail, x + col, (size_t)left * sizeof *x);
-        transpose(out + b * BLOCK, left < BLOCK ? tail : x + col);
+        for (int64_t t = 0; t < n_tok; ++t, xr += BLOCK) {
+            float tail[BLOCK] = {0};
+            const float *from = x + t * n_in + col;
+            if (left < BLOCK) from = memcpy(tail, from, (size_t)left * sizeof *from);
+            transpose(xr, from);
+        }
     }
 }
 
 /* ---- gemv ------------------------------------------------------------------------------------------------------------- */
 
-INLINE float sum_lanes(__m256 v) {
-    __m128 q = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
-    return _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
-}
+typedef struct part {
+    float *y; /* of the first token of this pass, row 0 */
+    const rq_grid *g;
+    const cut *c;
+    int64_t row0, n_rows;
+    bool add; /* not the first cut */
+} part;
 
-/* Rows of one cut; y is that of the pass's first token, `add` is false for the first cut. bits, n_tok and lut are constants
- * where this is inlined; lut: every block lies in one group, and bits <= 3. */
-INLINE void rows(float *y, const rq_grid *g, const cut *c, int64_t row0, int64_t n_rows, bool add, int bits, int n_tok,
-                 bool lut) {
-    const int chains = n_tok == 1 ? 4 : n_tok == 2 ? 2 : 1;
-    for (int64_t r = row0; r < row0 + n_rows; ++r) {
-        const unsigned char *row = (const unsigned char *)(g->words + r * g->row_words);
-        __m256 sum[4], scale, zero, table = _mm256_setzero_ps();
-        UNROLL for (int i = 0; i < n_tok * chains; ++i) sum[i] = _mm256_setzero_ps();
-        for (int64_t b = 0; b < c->n; ++b) {
-            int64_t at = (c->first + b) * 8 * bits;
-            __m256i w = load_codes(row + at, g->row_words * 4 - at, bits);
-            lane_groups(&scale, &zero, g, r * g->n_group, c, b);
-            if (lut) table = group_table(bits, scale, zero);
-            const float *xr = c->xr + b * BLOCK;
-            UNROLL for (int s = 0; s < 8; ++s) {
-                __m256 v = decode(w, s, bits, lut, table, scale, zero);
-                UNROLL for (int t = 0; t < n_tok; ++t) {
-                    int i = t * chains + s % chains;
-                    sum[i] = _mm256_fmadd_ps(v, _mm256_loadu_ps(xr + t * c->n * BLOCK + 8 * s), sum[i]);
+/* n_rows rows from r on, over one cut, for n_tok tokens; lut: every block lies in one group, and bits <= 3. All but r are
+ * constants where this is inlined. */
+INLINE void block_rows(const part *p, int64_t r, int n_rows, int bits, int n_tok, bool lut) {
+    const rq_grid *g = p->g;
+    const cut *c = p->c;
+    const int chains = chains_of(n_tok);
+    const int64_t at = c->first * 8 * bits, left = g->row_words * 4 - at;
+    const unsigned char *row[2];
+    __m256 sum[2 * PASS_TOK * 4], scale[2], zero[2], table[2];
+    UNROLL for (int i = 0; i < n_rows; ++i) row[i] = (const unsigned char *)(g->words + (r + i) * g->row_words) + at;
+    UNROLL for (int i = 0; i < n_rows * n_tok * chains; ++i) sum[i] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < c->n; ++b) {
+        __m256i w[2];
+        UNROLL for (int i = 0; i < n_rows; ++i) {
+            w[i] = load_codes(row[i] + b * 8 * bits, left - b * 8 * bits, bits);
+            lane_groups(&scale[i], &zero[i], g, (r + i) * g->n_group, c, b);
+            table[i] = lut ? group_table(bits, scale[i], zero[i]) : scale[i];
+        }
+        const float *xr = c->xr + b * n_tok * BLOCK;
+        UNROLL for (int s = 0; s < 8; ++s) {
+            __m256 v[2];
+            UNROLL for (int i = 0; i < n_rows; ++i) v[i] = decode(w[i], s, bits, lut, table[i], scale[i], zero[i]);
+            UNROLL for (int t = 0; t < n_tok; ++t) {
+                __m256 xt = _mm256_loadu_ps(xr + t * BLOCK + 8 * s);
+                UNROLL for (int i = 0; i < n_rows; ++i) {
+                    __m256 *to = &sum[(i * n_tok + t) * chains + s % chains];
+                    *to = _mm256_fmadd_ps(v[i], xt, *to);
                 }
             }
         }
+    }
+    UNROLL for (int i = 0; i < n_rows; ++i) {
         UNROLL for (int t = 0; t < n_tok; ++t) {
-            __m256 total = sum[t * chains];
-            if (chains >= 2) total = _mm256_add_ps(total, sum[t * chains + 1]);
-            if (chains == 4) {
-                total = _mm256_add_ps(total, _mm256_add_ps(sum[t * chains + 2], sum[t * chains + 3]));
-            }
-            float *out = y + t * g->n_out + r, value = sum_lanes(total);
-            *out = add ? *out + value : value;
+            finish(p->y + t * g->n_out + r + i, &sum[(i * n_tok + t) * chains], chains, p->add);
         }
     }
 }
 
+INLINE void block_all_rows(const part *p, int bits, int n_tok, bool lut) {
+    int64_t r = p->row0, end = p->row0 + p->n_rows;
+    for (; r + 2 <= end; r += 2) block_rows(p, r, 2, bits, n_tok, lut);
+    if (r < end) block_rows(p, r, 1, bits, n_tok, lut); /* the same sums in the same order */
+}
+
 #define ROWS(bits, n_tok)                                                                                              \
-    static void rows_##bits##_##n_tok(float *y, const rq_grid *g, const cut *c, int64_t row0, int64_t n_rows,          \
-                                      bool add, bool lut) {                                                            \
+    static void rows_##bits##_##n_tok(const part *p, bool lut) {                                                       \
         if (bits < 4 && lut)                                                                                           \
-            rows(y, g, c, row0, n_rows, add, bits, n_tok, true);                                                       \
+            block_all_rows(p, bits, n_tok, true);                                                                      \
         else                                                                                                           \
-            rows(y, g, c, row0, n_rows, add, bits, n_tok, false);                                                      \
+            block_all_rows(p, bits, n_tok, false);                                                                     \
     }
 #define ROWS_ALL(bits) ROWS(bits, 1) ROWS(bits, 2) ROWS(bits, 3) ROWS(bits, 4)
 ROWS_ALL(2)
 ROWS_ALL(3)
 ROWS_ALL(4)
 
-typedef void (*rows_fn)(float *y, const rq_grid *g, const cut *c, int64_t row0, int64_t n_rows, bool add, bool lut);
+typedef void (*rows_fn)(const part *p, bool lut);
 #define ROWS_LIST(bits)                                                                                                \
     { NULL, rows_##bits##_1, rows_##bits##_2, rows_##bits##_3, rows_##bits##_4 }
-static const rows_fn rows_table[5][TOK + 1] = {[2] = ROWS_LIST(2), [3] = ROWS_LIST(3), [4] = ROWS_LIST(4)};
+static const rows_fn rows_table[5][PASS_TOK + 1] = {[2] = ROWS_LIST(2), [3] = ROWS_LIST(3), [4] = ROWS_LIST(4)};
 
 static void gemv_blocks(float *y, const rq_grid *g, const float *x, int64_t n_tok, int64_t row0, int64_t n_rows) {
-    float xr[MAX_BLOCKS * BLOCK];
+    float xr[XR_FLOATS] __attribute__((aligned(64)));
     cut c;
-    int64_t n_blocks = (g->n_in + BLOCK - 1) / BLOCK, step = MAX_BLOCKS / (n_tok < TOK ? n_tok : TOK);
+    int64_t n_blocks = (g->n_in + BLOCK - 1) / BLOCK, step = MAX_BLOCKS / (n_tok < PASS_TOK ? n_tok : PASS_TOK);
     bool lut = g->group % BLOCK == 0 || g->group >= g->n_in;
     c.xr = xr;
     for (c.first = 0; c.first < n_blocks; c.first += step) {
         c.n = n_blocks - c.first < step ? n_blocks - c.first : step;
         cut_lanes(&c, g);
         for (int64_t t = 0, n; t < n_tok; t += n) {
-            n = n_tok - t < TOK ? n_tok - t : TOK;
-            for (int64_t i = 0; i < n; ++i)
-                reorder_x(xr + i * c.n * BLOCK, x + (t + i) * g->n_in, g->n_in, c.first, c.n);
-            rows_table[g->bits][n](y + t * g->n_out, g, &c, row0, n_rows, c.first > 0, lut);
+            n = pass_tokens(n_tok - t);
+            reorder_x(xr, x + t * g->n_in, g->n_in, n, c.first, c.n);
+            part p = {y + t * g->n_out, g, &c, row0, n_rows, c.first > 0};
+            rows_table[g->bits][n](&p, lut);
         }
     }
 }
 
-/* 8 columns of 8-bit codes as fp32 weights; n: columns that exist. */
+/* ---- 8 bits ----------------------------------------------------------------------------------------------------------- */
+
+/* 8 columns of codes as fp32 weights; n: columns that exist. */
 INLINE __m256 weights8(const unsigned char *codes, int64_t n, __m256 zero, __m256 scale) {
     uint64_t q = 0;
-    memcpy(&q, codes, n < 8 ? (size_t)n : 8);
+    if (n >= 8)
+        memcpy(&q, codes, 8);
+    else
+        memcpy(&q, codes, (size_t)n);
     __m256i wide = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)q));
     return _mm256_mul_ps(scale, _mm256_sub_ps(_mm256_cvtepi32_ps(wide), zero));
 }
 
-static void gemv_8bit(float *y, const rq_grid *g, const float *x, int64_t n_tok, int64_t row0, int64_t n_rows) {
-    for (int64_t r = row0; r < row0 + n_rows; ++r) {
-        const unsigned char *row = (const unsigned char *)(g->words + r * g->row_words);
-        __m256 sum[RQ_GEMV_MAX_TOK];
-        for (int64_t t = 0; t < n_tok; ++t) sum[t] = _mm256_setzero_ps();
-        for (int64_t k = 0; k < g->n_group; ++k) {
-            int64_t end = (k + 1) * g->group < g->n_in ? (k + 1) * g->group : g->n_in;
-            __m256 scale = _mm256_set1_ps(scale_at(g, r * g->n_group + k));
-            __m256 zero = _mm256_set1_ps(zero_at(g, r * g->n_group + k));
-            for (int64_t j = k * g->group; j < end; j += 8) {
-                int64_t n = end - j;
-                __m256 v = weights8(row + j, n, zero, scale);
-                for (int64_t t = 0; t < n_tok; ++t) {
-                    const float *xt = x + t * g->n_in + j;
-                    float tail[8] = {0};
-                    if (n < 8) memcpy(tail, xt, (size_t)n * sizeof *xt);
-                    sum[t] = _mm256_fmadd_ps(v, _mm256_loadu_ps(n < 8 ? tail : xt), sum[t]);
-                }
+/* n runs of 8 columns from j on, one for each chain; left: columns that exist; xr: their packed x. */
+INLINE void step8(__m256 *sum, const rq_grid *g, int64_t r, int n_rows, int n_tok, int n, const float *xr, int64_t j,
+                  int64_t left, const __m256 *scale, const __m256 *zero) {
+    const int chains = chains_of(n_tok);
+    UNROLL for (int q = 0; q < n; ++q) {
+        __m256 v[2];
+        UNROLL for (int i = 0; i < n_rows; ++i) {
+            const unsigned char *row = (const unsigned char *)(g->words + (r + i) * g->row_words);
+            v[i] = weights8(row + j + 8 * q, left, zero[i], scale[i]);
+        }
+        UNROLL for (int t = 0; t < n_tok; ++t) {
+            __m256 xt = _mm256_loadu_ps(xr + (q * n_tok + t) * 8);
+            UNROLL for (int i = 0; i < n_rows; ++i) {
+                __m256 *to = &sum[(i * n_tok + t) * chains + q];
+                *to = _mm256_fmadd_ps(v[i], xt, *to);
             }
         }
-        for (int64_t t = 0; t < n_tok; ++t) y[t * g->n_out + r] = sum_lanes(sum[t]);
+    }
+}
+
+INLINE void rows8(float *y, const rq_grid *g, const float *xr, int64_t r, int n_rows, int n_tok, int64_t j0,
+                  int64_t j1) {
+    const int chains = chains_of(n_tok);
+    __m256 sum[2 * PASS_TOK * 4], scale[2], zero[2];
+    UNROLL for (int i = 0; i < n_rows * n_tok * chains; ++i) sum[i] = _mm256_setzero_ps();
+    for (int64_t j = j0; j < j1;) {
+        int64_t k = j / g->group, end = (k + 1) * g->group < j1 ? (k + 1) * g->group : j1;
+        UNROLL for (int i = 0; i < n_rows; ++i) {
+            scale[i] = _mm256_set1_ps(scale_at(g, (r + i) * g->n_group + k));
+            zero[i] = _mm256_set1_ps(zero_at(g, (r + i) * g->n_group + k));
+        }
+        for (; j + 8 * chains <= end; j += 8 * chains) {
+            step8(sum, g, r, n_rows, n_tok, chains, xr + (j - j0) * n_tok, j, 8, scale, zero);
+        }
+        for (; j < end; j += 8) step8(sum, g, r, n_rows, n_tok, 1, xr + (j - j0) * n_tok, j, end - j, scale, zero);
+    }
+    UNROLL for (int i = 0; i < n_rows; ++i) {
+        UNROLL for (int t = 0; t < n_tok; ++t) {
+            finish(y + t * g->n_out + r + i, &sum[(i * n_tok + t) * chains], chains, j0 > 0);
+        }
+    }
+}
+
+INLINE void all_rows8(float *y, const rq_grid *g, const float *xr, int n_tok, int64_t row0, int64_t n_rows, int64_t j0,
+                      int64_t j1) {
+    int64_t r = row0, end = row0 + n_rows;
+    for (; r + 2 <= end; r += 2) rows8(y, g, xr, r, 2, n_tok, j0, j1);
+    if (r < end) rows8(y, g, xr, r, 1, n_tok, j0, j1);
+}
+
+static void gemv_8bit(float *y, const rq_grid *g, const float *x, int64_t n_tok, int64_t row0, int64_t n_rows) {
+    float xr[XR_FLOATS] __attribute__((aligned(64)));
+    int64_t step = XR_FLOATS / (n_tok < PASS_TOK ? n_tok : PASS_TOK) / 64 * 64;
+    for (int64_t j = 0; j < g->n_in; j += step) {
+        int64_t end = g->n_in - j < step ? g->n_in : j + step;
+        for (int64_t t = 0, n; t < n_tok; t += n) {
+            n = pass_tokens(n_tok - t);
+            float *yt = y + t * g->n_out;
+            pack_x(xr, x + t * g->n_in, g->n_in, n, j, end);
+            if (n == 1)
+                all_rows8(yt, g, xr, 1, row0, n_rows, j, end);
+            else if (n == 2)
+                all_rows8(yt, g, xr, 2, row0, n_rows, j, end);
+            else if (n == 3)
+                all_rows8(yt, g, xr, 3, row0, n_rows, j, end);
+            else
+                all_rows8(yt, g, xr, 4, row0, n_rows, j, end);
+        }
     }
 }
 

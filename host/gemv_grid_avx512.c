@@ -13,37 +13,20 @@
  * Columns are cut so that the reordered x stays in L1. Weights are read from memory once: the tokens, at most 8 at a time
  * in registers, pass over a piece of rows that is in cache. A row's sum is 16 lanes (times up to 4 chains for few tokens)
  * and one tree per cut: it depends on n_in and n_tok only. */
-#include <immintrin.h>
+#include "simd_avx512.h"
 
-#include "kernels.h"
-
-enum {
-    BLOCK = 128,
-    MAX_BLOCKS = 64, /* of a cut: 32 KiB of x */
-    TOK = 8          /* tokens in registers */
-};
-
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
+enum { BLOCK = 128, MAX_BLOCKS = XR_FLOATS / BLOCK };
 
 /* One cut of the columns: [first, first + n) blocks, and for lane scales which groups its lanes belong to. */
 typedef struct cut {
     int64_t first, n;
-    const float *xr;                    /* [token][n * BLOCK] */
+    const float *xr;                    /* [n blocks][token][8][16] */
     int64_t group0[MAX_BLOCKS];         /* group of the block's first column */
     unsigned char n_group[MAX_BLOCKS];  /* groups it touches */
     unsigned char lane[MAX_BLOCKS][16]; /* lane's group - group0 */
 } cut;
 
 /* ---- decoding a block ------------------------------------------------------------------------------------------------- */
-
-INLINE __mmask16 mask_left(int64_t n) { /* the first n of 16 lanes */
-    return (__mmask16)(n >= 16 ? 0xffffu : n <= 0 ? 0u : 0xffffu >> (16 - n));
-}
 
 /* p: the block's first byte, `left`: bytes of the row from there. Bytes past the row read as 0. */
 INLINE __m512i load_codes(const unsigned char *p, int64_t left, int bits) {
@@ -132,17 +115,18 @@ INLINE void reorder_block(float *out, __m512 v[8]) {
     }
 }
 
-/* One token's columns of the cut; zeros past n_in. */
-static void reorder_x(float *out, const float *x, int64_t n_in, int64_t first, int64_t n_blocks) {
+/* Columns of the cut for n_tok tokens; zeros past n_in. */
+static void reorder_x(float *xr, const float *x, int64_t n_in, int64_t n_tok, int64_t first, int64_t n_blocks) {
     for (int64_t b = 0; b < n_blocks; ++b) {
-        __m512 v[8];
         int64_t col = (first + b) * BLOCK, left = n_in - col;
-        UNROLL for (int i = 0; i < 8; ++i) {
-            int64_t n = left - 16 * i;
-            __mmask16 mask = mask_left(n);
-            v[i] = _mm512_maskz_loadu_ps(mask, x + col + (n > 0 ? 16 * i : 0));
+        for (int64_t t = 0; t < n_tok; ++t, xr += BLOCK) {
+            __m512 v[8];
+            UNROLL for (int i = 0; i < 8; ++i) {
+                int64_t at = left > 16 * i ? 16 * i : 0; /* a mask of none reads nothing, but stay inside x */
+                v[i] = _mm512_maskz_loadu_ps(mask_left(left - 16 * i), x + t * n_in + col + at);
+            }
+            reorder_block(xr, v);
         }
-        reorder_block(out + b * BLOCK, v);
     }
 }
 
@@ -156,59 +140,73 @@ typedef struct part {
     bool add; /* not the first cut */
 } part;
 
-/* Rows of one cut for n_tok tokens; bits, n_tok and lanes are constants where this is inlined. */
-INLINE void rows_lut(const part *p, int bits, int n_tok, bool lanes) {
+/* n_rows rows from r on, over one cut, for n_tok tokens. All but r are constants where this is inlined. */
+INLINE void lut_rows(const part *p, int64_t r, int n_rows, int bits, int n_tok, bool lanes) {
     const rq_grid *g = p->g;
     const cut *c = p->c;
-    const int chains = n_tok == 1 ? 4 : n_tok == 2 ? 2 : 1; /* enough independent sums to fill the multiply latency */
+    const int chains = chains_of(n_tok);
     const __m512 values = code_values(bits);
     const int64_t group_blocks = g->group < g->n_in ? g->group / BLOCK : INT64_MAX; /* lanes: not used */
-    for (int64_t r = p->row0; r < p->row0 + p->n_rows; ++r) {
-        const unsigned char *row = (const unsigned char *)(g->words + r * g->row_words) + c->first * 16 * bits;
-        int64_t left = g->row_words * 4 - c->first * 16 * bits, k = r * g->n_group, until = 0;
-        __m512 sum[TOK * 4], table = values, scale = values, zero = values;
-        UNROLL for (int i = 0; i < n_tok * chains; ++i) sum[i] = _mm512_setzero_ps();
-        if (!lanes) {
-            k += c->first / group_blocks - 1; /* the first block below steps to its group */
-            until = -(c->first % group_blocks);
+    const unsigned char *row[2];
+    const int64_t at = c->first * 16 * bits, left = g->row_words * 4 - at;
+    int64_t k = lanes ? 0 : c->first / group_blocks - 1; /* the first block below steps to its group */
+    int64_t until = lanes ? 0 : -(c->first % group_blocks);
+    __m512 sum[2 * PASS_TOK * 4], table[2], scale[2], zero[2];
+    UNROLL for (int i = 0; i < n_rows; ++i) {
+        row[i] = (const unsigned char *)(g->words + (r + i) * g->row_words) + at;
+        table[i] = scale[i] = zero[i] = values;
+    }
+    UNROLL for (int i = 0; i < n_rows * n_tok * chains; ++i) sum[i] = _mm512_setzero_ps();
+    for (int64_t b = 0; b < c->n; ++b) {
+        __m512i w[2];
+        bool step = !lanes && b >= until;
+        if (step) {
+            ++k;
+            until = group_blocks == INT64_MAX ? INT64_MAX : until + group_blocks;
         }
-        for (int64_t b = 0; b < c->n; ++b) {
-            __m512i w = load_codes(row + b * 16 * bits, left - b * 16 * bits, bits);
-            if (lanes) {
-                lane_groups(&scale, &zero, g, k + c->group0[b], c, b);
-            } else if (b >= until) {
-                table = group_table(g, ++k, bits);
-                until = group_blocks == INT64_MAX ? INT64_MAX : (until < 0 ? until : b) + group_blocks;
+        UNROLL for (int i = 0; i < n_rows; ++i) {
+            w[i] = load_codes(row[i] + b * 16 * bits, left - b * 16 * bits, bits);
+            if (lanes)
+                lane_groups(&scale[i], &zero[i], g, (r + i) * g->n_group + c->group0[b], c, b);
+            else if (step)
+                table[i] = group_table(g, (r + i) * g->n_group + k, bits);
+        }
+        const float *xr = c->xr + b * n_tok * BLOCK;
+        UNROLL for (int s = 0; s < 8; ++s) {
+            __m512 v[2];
+            UNROLL for (int i = 0; i < n_rows; ++i) {
+                __m512i index = s ? _mm512_srli_epi32(w[i], (unsigned)(bits * s)) : w[i];
+                v[i] = _mm512_permutexvar_ps(index, lanes ? values : table[i]);
+                if (lanes) v[i] = _mm512_mul_ps(scale[i], _mm512_sub_ps(v[i], zero[i]));
             }
-            const float *xr = c->xr + b * BLOCK;
-            UNROLL for (int s = 0; s < 8; ++s) {
-                __m512i index = s ? _mm512_srli_epi32(w, (unsigned)(bits * s)) : w;
-                __m512 v = _mm512_permutexvar_ps(index, lanes ? values : table);
-                if (lanes) v = _mm512_mul_ps(scale, _mm512_sub_ps(v, zero));
-                UNROLL for (int t = 0; t < n_tok; ++t) {
-                    int i = t * chains + s % chains;
-                    sum[i] = _mm512_fmadd_ps(v, _mm512_loadu_ps(xr + t * c->n * BLOCK + 16 * s), sum[i]);
+            UNROLL for (int t = 0; t < n_tok; ++t) {
+                __m512 xt = _mm512_loadu_ps(xr + t * BLOCK + 16 * s);
+                UNROLL for (int i = 0; i < n_rows; ++i) {
+                    __m512 *to = &sum[(i * n_tok + t) * chains + s % chains];
+                    *to = _mm512_fmadd_ps(v[i], xt, *to);
                 }
             }
         }
+    }
+    UNROLL for (int i = 0; i < n_rows; ++i) {
         UNROLL for (int t = 0; t < n_tok; ++t) {
-            __m512 total = sum[t * chains];
-            if (chains >= 2) total = _mm512_add_ps(total, sum[t * chains + 1]);
-            if (chains == 4) {
-                total = _mm512_add_ps(total, _mm512_add_ps(sum[t * chains + 2], sum[t * chains + 3]));
-            }
-            float *y = p->y + t * g->n_out + r, value = _mm512_reduce_add_ps(total);
-            *y = p->add ? *y + value : value;
+            finish(p->y + t * g->n_out + r + i, &sum[(i * n_tok + t) * chains], chains, p->add);
         }
     }
+}
+
+INLINE void lut_all_rows(const part *p, int bits, int n_tok, bool lanes) {
+    int64_t r = p->row0, end = p->row0 + p->n_rows;
+    for (; r + 2 <= end; r += 2) lut_rows(p, r, 2, bits, n_tok, lanes);
+    if (r < end) lut_rows(p, r, 1, bits, n_tok, lanes); /* the same sums in the same order */
 }
 
 #define ROWS(bits, n_tok)                                                                                              \
     static void rows_##bits##_##n_tok(const part *p, bool lanes) {                                                     \
         if (lanes)                                                                                                     \
-            rows_lut(p, bits, n_tok, true);                                                                            \
+            lut_all_rows(p, bits, n_tok, true);                                                                        \
         else                                                                                                           \
-            rows_lut(p, bits, n_tok, false);                                                                           \
+            lut_all_rows(p, bits, n_tok, false);                                                                       \
     }
 #define ROWS_ALL(bits) ROWS(bits, 1) ROWS(bits, 2) ROWS(bits, 3) ROWS(bits, 4) ROWS(bits, 8)
 ROWS_ALL(2)
@@ -218,15 +216,12 @@ ROWS_ALL(4)
 typedef void (*rows_fn)(const part *p, bool lanes);
 #define ROWS_LIST(bits)                                                                                                \
     { NULL, rows_##bits##_1, rows_##bits##_2, rows_##bits##_3, rows_##bits##_4, NULL, NULL, NULL, rows_##bits##_8 }
-static const rows_fn rows_table[5][TOK + 1] = {[2] = ROWS_LIST(2), [3] = ROWS_LIST(3), [4] = ROWS_LIST(4)};
-
-/* How many of the tokens left one pass takes. */
-static int64_t pass_tokens(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left; }
+static const rows_fn rows_table[5][PASS_TOK + 1] = {[2] = ROWS_LIST(2), [3] = ROWS_LIST(3), [4] = ROWS_LIST(4)};
 
 static void gemv_lut(float *y, const rq_grid *g, const float *x, int64_t n_tok, int64_t row0, int64_t n_rows) {
-    float xr[MAX_BLOCKS * BLOCK];
+    float xr[XR_FLOATS] __attribute__((aligned(64)));
     cut c;
-    int64_t n_blocks = (g->n_in + BLOCK - 1) / BLOCK, step = MAX_BLOCKS / (n_tok < TOK ? n_tok : TOK);
+    int64_t n_blocks = (g->n_in + BLOCK - 1) / BLOCK, step = MAX_BLOCKS / (n_tok < PASS_TOK ? n_tok : PASS_TOK);
     bool lanes = g->group % BLOCK != 0 && g->group < g->n_in;
     c.xr = xr;
     for (c.first = 0; c.first < n_blocks; c.first += step) {
@@ -234,80 +229,93 @@ static void gemv_lut(float *y, const rq_grid *g, const float *x, int64_t n_tok, 
         if (lanes) cut_lanes(&c, g);
         for (int64_t t = 0, n; t < n_tok; t += n) {
             n = pass_tokens(n_tok - t);
-            for (int64_t i = 0; i < n; ++i)
-                reorder_x(xr + i * c.n * BLOCK, x + (t + i) * g->n_in, g->n_in, c.first, c.n);
+            reorder_x(xr, x + t * g->n_in, g->n_in, n, c.first, c.n);
             part p = {y + t * g->n_out, g, &c, row0, n_rows, c.first > 0};
             rows_table[g->bits][n](&p, lanes);
         }
     }
 }
 
-/* 16 columns of 8-bit codes as fp32 weights; mask: columns that exist. */
+/* ---- 8 bits ----------------------------------------------------------------------------------------------------------- */
+
+/* 16 columns of codes as fp32 weights; mask: columns that exist. */
 INLINE __m512 weights8(const unsigned char *codes, __mmask16 mask, __m512i zero, __m512 scale) {
     __m512i q = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, codes));
     return _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_sub_epi32(q, zero)));
 }
 
-INLINE void rows_8bit(float *y, const rq_grid *g, const float *x, int n_tok, int64_t row0, int64_t n_rows, int64_t j0,
-                      int64_t j1) {
-    const int chains = n_tok == 1 ? 4 : n_tok == 2 ? 2 : 1;
-    for (int64_t r = row0; r < row0 + n_rows; ++r) {
-        const unsigned char *row = (const unsigned char *)(g->words + r * g->row_words);
-        __m512 sum[TOK * 4];
-        UNROLL for (int i = 0; i < n_tok * chains; ++i) sum[i] = _mm512_setzero_ps();
-        for (int64_t j = j0; j < j1;) {
-            int64_t k = j / g->group, end = (k + 1) * g->group < j1 ? (k + 1) * g->group : j1;
-            __m512 scale = _mm512_set1_ps(scale_at(g, r * g->n_group + k));
-            __m512i zero = _mm512_set1_epi32(rq_grid_zero(g, r, k));
-            for (; j + 16 * chains <= end; j += 16 * chains) {
-                UNROLL for (int i = 0; i < chains; ++i) {
-                    __m512 v = weights8(row + j + 16 * i, 0xffff, zero, scale);
-                    UNROLL for (int t = 0; t < n_tok; ++t) {
-                        __m512 xt = _mm512_loadu_ps(x + t * g->n_in + j + 16 * i);
-                        sum[t * chains + i] = _mm512_fmadd_ps(v, xt, sum[t * chains + i]);
-                    }
-                }
-            }
-            for (; j < end; j += 16) {
-                __mmask16 mask = mask_left(end - j);
-                __m512 v = weights8(row + j, mask, zero, scale);
-                UNROLL for (int t = 0; t < n_tok; ++t) {
-                    __m512 xt = _mm512_maskz_loadu_ps(mask, x + t * g->n_in + j);
-                    sum[t * chains] = _mm512_fmadd_ps(v, xt, sum[t * chains]);
-                }
-            }
-            if (j > end) j = end; /* only at the end of the row */
+/* One step of 16 * n columns at j; xr is packed from j0 on. */
+INLINE void step8(__m512 *sum, const rq_grid *g, int64_t r, int n_rows, int n_tok, int n, const float *xr, int64_t j,
+                  __mmask16 mask, const __m512 *scale, const __m512i *zero) {
+    const int chains = chains_of(n_tok);
+    UNROLL for (int q = 0; q < n; ++q) {
+        __m512 v[2];
+        UNROLL for (int i = 0; i < n_rows; ++i) {
+            const unsigned char *row = (const unsigned char *)(g->words + (r + i) * g->row_words);
+            v[i] = weights8(row + j + 16 * q, mask, zero[i], scale[i]);
         }
         UNROLL for (int t = 0; t < n_tok; ++t) {
-            __m512 total = sum[t * chains];
-            if (chains >= 2) total = _mm512_add_ps(total, sum[t * chains + 1]);
-            if (chains == 4) {
-                total = _mm512_add_ps(total, _mm512_add_ps(sum[t * chains + 2], sum[t * chains + 3]));
+            __m512 xt = _mm512_loadu_ps(xr + (q * n_tok + t) * 16);
+            UNROLL for (int i = 0; i < n_rows; ++i) {
+                __m512 *to = &sum[(i * n_tok + t) * chains + q];
+                *to = _mm512_fmadd_ps(v[i], xt, *to);
             }
-            float *out = y + t * g->n_out + r, value = _mm512_reduce_add_ps(total);
-            *out = j0 ? *out + value : value;
         }
     }
 }
 
+INLINE void rows8(float *y, const rq_grid *g, const float *xr, int64_t r, int n_rows, int n_tok, int64_t j0,
+                  int64_t j1) {
+    const int chains = chains_of(n_tok);
+    __m512 sum[2 * PASS_TOK * 4], scale[2];
+    __m512i zero[2];
+    UNROLL for (int i = 0; i < n_rows * n_tok * chains; ++i) sum[i] = _mm512_setzero_ps();
+    for (int64_t j = j0; j < j1;) {
+        int64_t k = j / g->group, end = (k + 1) * g->group < j1 ? (k + 1) * g->group : j1;
+        UNROLL for (int i = 0; i < n_rows; ++i) {
+            scale[i] = _mm512_set1_ps(scale_at(g, (r + i) * g->n_group + k));
+            zero[i] = _mm512_set1_epi32(rq_grid_zero(g, r + i, k));
+        }
+        for (; j + 16 * chains <= end; j += 16 * chains) {
+            step8(sum, g, r, n_rows, n_tok, chains, xr + (j - j0) * n_tok, j, 0xffff, scale, zero);
+        }
+        for (; j < end; j += 16) {
+            step8(sum, g, r, n_rows, n_tok, 1, xr + (j - j0) * n_tok, j, mask_left(end - j), scale, zero);
+        }
+    }
+    UNROLL for (int i = 0; i < n_rows; ++i) {
+        UNROLL for (int t = 0; t < n_tok; ++t) {
+            finish(y + t * g->n_out + r + i, &sum[(i * n_tok + t) * chains], chains, j0 > 0);
+        }
+    }
+}
+
+INLINE void all_rows8(float *y, const rq_grid *g, const float *xr, int n_tok, int64_t row0, int64_t n_rows, int64_t j0,
+                      int64_t j1) {
+    int64_t r = row0, end = row0 + n_rows;
+    for (; r + 2 <= end; r += 2) rows8(y, g, xr, r, 2, n_tok, j0, j1);
+    if (r < end) rows8(y, g, xr, r, 1, n_tok, j0, j1);
+}
+
 static void gemv_8bit(float *y, const rq_grid *g, const float *x, int64_t n_tok, int64_t row0, int64_t n_rows) {
-    int64_t step = MAX_BLOCKS * BLOCK / (n_tok < TOK ? n_tok : TOK) / BLOCK * BLOCK;
+    float xr[XR_FLOATS] __attribute__((aligned(64)));
+    int64_t step = XR_FLOATS / (n_tok < PASS_TOK ? n_tok : PASS_TOK) / 64 * 64;
     for (int64_t j = 0; j < g->n_in; j += step) {
         int64_t end = g->n_in - j < step ? g->n_in : j + step;
         for (int64_t t = 0, n; t < n_tok; t += n) {
             n = pass_tokens(n_tok - t);
             float *yt = y + t * g->n_out;
-            const float *xt = x + t * g->n_in;
+            pack_x(xr, x + t * g->n_in, g->n_in, n, j, end);
             if (n == 1)
-                rows_8bit(yt, g, xt, 1, row0, n_rows, j, end);
+                all_rows8(yt, g, xr, 1, row0, n_rows, j, end);
             else if (n == 2)
-                rows_8bit(yt, g, xt, 2, row0, n_rows, j, end);
+                all_rows8(yt, g, xr, 2, row0, n_rows, j, end);
             else if (n == 3)
-                rows_8bit(yt, g, xt, 3, row0, n_rows, j, end);
+                all_rows8(yt, g, xr, 3, row0, n_rows, j, end);
             else if (n == 4)
-                rows_8bit(yt, g, xt, 4, row0, n_rows, j, end);
+                all_rows8(yt, g, xr, 4, row0, n_rows, j, end);
             else
-                rows_8bit(yt, g, xt, 8, row0, n_rows, j, end);
+                all_rows8(yt, g, xr, 8, row0, n_rows, j, end);
         }
     }
 }

@@ -12,8 +12,8 @@
 #include "kernels.h"
 
 enum {
-    GEMV_TOK = 8,   /* up to here reading the weights costs more than the products (docs/bench.md has the crossing) */
-    GEMV_ROWS = 32, /* rows of a gemv item: small enough to balance 576 rows, large enough to hide handing out */
+    GEMV_TOK = RQ_GEMV_MAX_TOK, /* beyond, unpacking once for a gemm is no slower (docs/kernels.md) */
+    GEMV_TOK_FP32 = 4,          /* fp32 in memory needs no unpacking */
     TILE_ROWS = 256,
     TILE_TOK = 512
 };
@@ -67,7 +67,7 @@ static void add_bias(const linear_job *j, int64_t t0, int64_t t1, int64_t r0, in
 static void gemv_body(void *arg, int64_t item) {
     linear_job *j = arg;
     const rq_linear *l = j->l;
-    int64_t r0 = item * GEMV_ROWS, r1 = rq_min_i64(l->n_out, r0 + GEMV_ROWS);
+    int64_t step = rq_gemv_item_rows(l->n_out), r0 = item * step, r1 = rq_min_i64(l->n_out, r0 + step);
     if (l->packed) {
         if (j->kernel) {
             j->kernel->gemv(j->y, &l->packed->u, j->x, j->n_tok, r0, r1 - r0);
@@ -85,7 +85,7 @@ static void gemv_body(void *arg, int64_t item) {
 static void scratch_body(void *arg, int64_t item) {
     linear_job *j = arg;
     const rq_linear *l = j->l;
-    int64_t r0 = item * GEMV_ROWS, r1 = rq_min_i64(l->n_out, r0 + GEMV_ROWS);
+    int64_t step = rq_gemv_item_rows(l->n_out), r0 = item * step, r1 = rq_min_i64(l->n_out, r0 + step);
     float *w = NULL;
     rq_status status = RQ_NEW(w, l->n_in);
     rq_dense row = {l->n_out, l->n_in, 0, (const unsigned char *)w}; /* row_bytes 0: every row is this one */
@@ -149,7 +149,7 @@ static rq_status apply_gemv(linear_job *j) {
             body = scratch_body;
         }
     }
-    rq_parallel_for(rq_ceil_div(l->n_out, GEMV_ROWS), body, j);
+    rq_parallel_for(rq_ceil_div(l->n_out, rq_gemv_item_rows(l->n_out)), body, j);
     if (j->status == RQ_OK && body == gemv_body && l->tensor && l->tensor->n_interleaved_heads) {
         j->status = split_heads(j);
         if (j->status != RQ_OK) snprintf(j->error, sizeof j->error, "%.500s", rq_last_error());
@@ -234,7 +234,7 @@ rq_status rq_linear_apply(const rq_linear *l, float *y, const float *x, int64_t 
     RQ_TRY(gather(&gathered, l, x, n_tok));
     linear_job j = {.l = l, .y = y, .x = gathered ? gathered : x, .n_tok = n_tok, .lock = PTHREAD_MUTEX_INITIALIZER};
     if (n_tok > 0) {
-        status = n_tok <= GEMV_TOK ? apply_gemv(&j) : apply_tiles(&j);
+        status = n_tok <= (l->w ? GEMV_TOK_FP32 : GEMV_TOK) ? apply_gemv(&j) : apply_tiles(&j);
         if (status != RQ_OK) rq_fail(status, "%s: %s", l->name ? l->name : "matrix", j.error);
     }
 done:

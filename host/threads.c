@@ -35,8 +35,10 @@ void rq_set_threads(int n_threads) {
 }
 
 int rq_get_threads(void) {
+    static int n_cores; /* asked once: the system call costs more than a small layer */
     pthread_mutex_lock(&pool_lock);
-    int n = n_threads_wanted ? n_threads_wanted : cores_available();
+    if (!n_cores) n_cores = cores_available();
+    int n = n_threads_wanted ? n_threads_wanted : n_cores;
     pthread_mutex_unlock(&pool_lock);
     return n;
 }

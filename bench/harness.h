@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the benchmarks share: the machine, timing with spread, records and their comparison with an earlier run. */
+#ifndef BENCH_HARNESS_H
+#define BENCH_HARNESS_H
+
+#include <jansson.h>
+
+#include "common.h"
+
+enum { BENCH_SCHEMA_VERSION = 1 };
+
+typedef struct bench_machine {
+    char cpu[128];    /* model name */
+    char kernel[128]; /* operating system release */
+    char git[64];     /* commit of the working directory, or "" */
+    char date[16];    /* 2026-01-31 */
+    int n_cores, n_threads;
+    int64_t llc_bytes;  /* last-level cache */
+    double load_before; /* 1-minute load average when the run began */
+    double read_gbs;    /* measured now, with n_threads; see bench_measure_read */
+} bench_machine;
+
+/* Everything but read_gbs. Call rq_set_threads first. */
+void bench_machine_look(bench_machine *m);
+/* Streaming read of memory well beyond the cache by all threads: the best of several passes, GB/s (1e9). */
+rq_status bench_measure_read(bench_machine *m);
+
+typedef struct bench_times {
+    int n;
+    double med_us, p20_us, p80_us;
+} bench_times;
+
+/* Calls fn(arg, i) with i counting up from 0, first untimed for a tenth of `seconds`, then timed one by one until
+ * `seconds` have passed (at least 10 and at most 4000 samples). */
+typedef void (*bench_fn)(void *arg, int64_t i);
+void bench_time(bench_times *t, bench_fn fn, void *arg, double seconds);
+
+/* Records are flat JSON objects in an array. Each gets the machine's fields too. */
+void bench_record_machine(json_t *record, const bench_machine *m, const char *flags);
+rq_status bench_write_json(const char *path, const json_t *records);
+rq_status bench_write_csv(const char *path, const json_t *records);
+/* The record of an earlier run that has the same values under keys[], or NULL. */
+const json_t *bench_find(const json_t *records, const json_t *like, const char *const *keys, int n_keys);
+
+/* Comma-separated list of integers in [min, max]; the count, or -1 when malformed. */
+int bench_parse_ints(const char *text, int64_t min, int64_t max, int64_t *out, int max_n);
+
+#endif

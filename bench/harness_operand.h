@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Operands to time: random matrices in every form that kernels.def reads, in enough copies to stay out of the cache. */
+#ifndef BENCH_HARNESS_OPERAND_H
+#define BENCH_HARNESS_OPERAND_H
+
+#include "harness.h"
+#include "kernels.h"
+
+/* One matrix: n_copies times the same rows at different addresses. n_out and n_in are set by the caller. */
+typedef struct bench_subject {
+    const char *operand; /* of kernels.def */
+    int bits;
+    int64_t n_out, n_in, size_bits, n_copies;
+    rq_packed packed; /* copy 0 of a packed matrix; its words point into `copies` */
+    rq_dense dense;
+    unsigned char *copies;
+    int64_t copy_bytes;
+    void *side[2];
+} bench_subject;
+
+float bench_noise(void); /* uniform in [-1, 1), the same sequence every run */
+
+/* Codes of `bits`; group 0 or beyond n_in means whole rows. Sizes are known after this, memory for codes is not taken. */
+rq_status bench_make_grid(bench_subject *s, int bits, int64_t group, bool sym, bool f32_scales);
+/* operand: f32_rows, f16_rows, bf16_rows or q8_0_rows */
+void bench_make_dense(bench_subject *s, const char *operand);
+/* Random contents, copied until they exceed four last-level caches. */
+rq_status bench_make_copies(bench_subject *s, const bench_machine *m);
+void bench_drop_subject(bench_subject *s);
+
+/* Row `row` in fp32 by the definitions, w[n_in]. */
+void bench_define_row(const bench_subject *s, int64_t row, float *w);
+
+#endif

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the AVX-512 gemv twins share. Included by *_avx512.c only, which are compiled for that instruction set. */
+#ifndef RQ_SIMD_AVX512_H
+#define RQ_SIMD_AVX512_H
+
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+enum {
+    XR_FLOATS = 8192, /* of x at a time: 32 KiB, so that it stays in L1 while rows pass over it */
+    PASS_TOK = 8      /* tokens that meet a weight while it is in a register */
+};
+
+/* How many of the tokens left one pass takes: 8, 4, 3, 2 or 1. */
+INLINE int64_t pass_tokens(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left; }
+
+/* Independent sums per row and token. Two rows run together, so 8 sums are in flight at least: latency 4, two a cycle. */
+INLINE int chains_of(int n_tok) { return n_tok == 1 ? 4 : n_tok == 2 ? 2 : 1; }
+
+INLINE __mmask16 mask_left(int64_t n) { /* the first n of 16 lanes */
+    return (__mmask16)(n >= 16 ? 0xffffu : n <= 0 ? 0u : 0xffffu >> (16 - n));
+}
+
+/* y = or += the sum over the chains of a row and token, in a fixed tree. */
+INLINE void finish(float *y, const __m512 *sum, int chains, bool add) {
+    __m512 total = sum[0];
+    if (chains >= 2) total = _mm512_add_ps(total, sum[1]);
+    if (chains == 4) total = _mm512_add_ps(total, _mm512_add_ps(sum[2], sum[3]));
+    float value = _mm512_reduce_add_ps(total);
+    *y = add ? *y + value : value;
+}
+
+/* Columns [j0, j1) of n_tok tokens as xr[j / 16][token][16], zeros past j1: all tokens of a column are side by side, so a
+ * pass reads one stream (token rows a power of two apart would fall on the same lines of the cache). */
+INLINE void pack_x(float *xr, const float *x, int64_t n_in, int64_t n_tok, int64_t j0, int64_t j1) {
+    for (int64_t j = j0; j < j1; j += 16) {
+        for (int64_t t = 0; t < n_tok; ++t, xr += 16) {
+            _mm512_storeu_ps(xr, _mm512_maskz_loadu_ps(mask_left(j1 - j), x + t * n_in + j));
+        }
+    }
+}
+
+#endif
