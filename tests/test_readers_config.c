@@ -274,6 +274,7 @@ static rq_status load_small(const char *folder, const char *config, int odd, voi
 
 static void drop(rq_out_tensor *t) { t->name = NULL; }
 static void one_row_less(rq_out_tensor *t) { --t->shape[0]; }
+static void one_column_more(rq_out_tensor *t) { ++t->shape[t->rank - 1]; }
 static void as_integers(rq_out_tensor *t) { t->dtype = RQ_I32; }
 static void as_packed(rq_out_tensor *t) {
     t->name = "model.layers.0.mlp.up_proj.weight_packed";
@@ -301,6 +302,7 @@ static void tensors_against_config(void **state) {
         assert_non_null(strstr(rq_last_error(), "missing"));
         assert_int_equal(load_small(folder, SMALL "}", i, one_row_less), RQ_ERR_INPUT);
         assert_non_null(strstr(rq_last_error(), small_parts[i].name));
+        assert_int_equal(load_small(folder, SMALL "}", i, one_column_more), RQ_ERR_INPUT);
         assert_int_equal(load_small(folder, SMALL "}", i, as_integers), RQ_ERR_UNSUPPORTED);
         assert_non_null(strstr(rq_last_error(), small_parts[i].name));
     }

@@ -121,10 +121,10 @@ static void hostile_headers(void **state) {
     REFUSED(RQ_ERR_UNSUPPORTED, "version 1", k.version = 1);
     REFUSED(RQ_ERR_UNSUPPORTED, "version 4", k.version = 4);
     REFUSED(RQ_ERR_UNSUPPORTED, "big-endian", k.version = 3u << 24);
-    REFUSED(RQ_ERR_INPUT, "claims", k.n_tensors = UINT64_MAX);
-    REFUSED(RQ_ERR_INPUT, "claims", k.n_tensors = (uint64_t)1 << 40);
-    REFUSED(RQ_ERR_INPUT, "claims", k.n_kv = UINT64_MAX);
-    REFUSED(RQ_ERR_INPUT, "claims", k.n_kv = (uint64_t)1 << 62);
+    REFUSED(RQ_ERR_INPUT, "keys in", k.n_tensors = UINT64_MAX);
+    REFUSED(RQ_ERR_INPUT, "keys in", k.n_tensors = (uint64_t)1 << 40);
+    REFUSED(RQ_ERR_INPUT, "keys in", k.n_kv = UINT64_MAX);
+    REFUSED(RQ_ERR_INPUT, "keys in", k.n_kv = (uint64_t)1 << 62);
     REFUSED(RQ_ERR_INPUT, "memory", k.n_kv = 5);      /* tensor infos read as keys */
     REFUSED(RQ_ERR_INPUT, "memory", k.n_tensors = 3); /* data read as an info */
     REFUSED(RQ_ERR_INPUT, "alignment", k.alignment = 0);
