@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* bench_quantize: seconds per stage of quantizing one matrix, with the machine's sgemm rate measured in the same run.
+ *
+ * Stages: gram (H and, when the compensator wants it, D from `tokens` activations, both streams given), prepare (factor of H and
+ * the terms), quantize (sweep and refinement), pack. "after_gram" is their sum without the first: what the published layer
+ * classes do once their Hessian is there. Activations are Gaussian with a scale of 0.5 to 1.5 per column. */
+#include <getopt.h>
+#include <math.h>
+
+#include "backend.h"
+#include "comp.h"
+#include "harness.h"
+#include "random.h"
+#include "shapes.h"
+
+enum { MAX_SHAPES = 64, MAX_COMPS = RQ_N_COMPS, MAX_SETTINGS = 64 };
+
+typedef struct options {
+    int64_t n_out[MAX_SHAPES], n_in[MAX_SHAPES];
+    int n_shapes;
+    rq_comp comp[MAX_COMPS];
+    int n_comps;
+    const char *preset, *json, *csv;
+    const char *set[MAX_SETTINGS]; /* key=value */
+    int n_set, repeat;
+    int64_t tokens;
+    bool dry_run;
+} options;
+
+typedef struct stages {
+    double gram, prepare, quantize, pack;
+} stages;
+
+static void help(void) {
+    printf("usage: bench_quantize [options]\n\nSeconds per stage of quantizing one matrix.\n\n"
+           "  --comp A,B        compensators: ");
+    for (int i = 0; i < RQ_N_COMPS; ++i) printf("%s%s", i ? " " : "", rq_comp_get((rq_comp)i)->name);
+    printf(" (all)\n  --round NAME      grid\n"
+           "  --shapes LIST     OUTxIN,OUTxIN or a model: ");
+    for (int i = 0; i < BENCH_N_PRESETS; ++i) printf("%s%s", i ? " " : "", bench_presets[i].name);
+    printf(" (576x1536)\n  --preset NAME     best (default) or reference\n  --set KEY=VALUE   any quantization option, "
+           "e.g. bits=4; may be repeated\n"
+           "  --tokens N        activations in the Gram matrices (4096)\n  --repeat N        best of N (3)\n  --device "
+           "cpu\n"
+           "  --threads N       worker threads (every core)\n  --json FILE, --csv FILE\n  --dry-run         sizes and "
+           "work, without running\n");
+}
+
+static bool add_shapes(options *o, const char *text) {
+    for (int i = 0; i < BENCH_N_PRESETS; ++i) {
+        if (strcmp(text, bench_presets[i].name) != 0) continue;
+        for (int k = 0; k < 4 && o->n_shapes < MAX_SHAPES; ++k) {
+            o->n_out[o->n_shapes] = bench_presets[i].shape[k].n_out;
+            o->n_in[o->n_shapes++] = bench_presets[i].shape[k].n_in;
+        }
+        return true;
+    }
+    for (const char *p = text; *p;) {
+        char *end;
+        long long n = strtoll(p, &end, 10);
+        if (*end != 'x' || n < 1 || n > 1 << 20) return false;
+        p = end + 1;
+        long long k = strtoll(p, &end, 10);
+        if (end == p || (*end && *end != ',') || k < 1 || k > 1 << 17 || o->n_shapes == MAX_SHAPES) return false;
+        o->n_out[o->n_shapes] = n;
+        o->n_in[o->n_shapes++] = k;
+        p = *end ? end + 1 : end;
+    }
+    return o->n_shapes > 0;
+}
+
+static bool add_comps(options *o, const char *text) {
+    char copy[256], *save = NULL;
+    snprintf(copy, sizeof copy, "%s", text);
+    for (char *item = strtok_r(copy, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
+        if (o->n_comps == MAX_COMPS || !rq_comp_by_name(item, &o->comp[o->n_comps])) return false;
+        ++o->n_comps;
+    }
+    return o->n_comps > 0;
+}
+
+/* Two-by-two normal numbers from the counter generator. */
+static void fill_normal(float *x, int64_t n, uint64_t seed, double scale) {
+    for (int64_t i = 0; i < n; i += 2) {
+        double a = rq_random_unit(seed, (uint64_t)i) + 1e-300, b = rq_random_unit(seed, (uint64_t)i + 1);
+        double r = scale * sqrt(-2 * log(a));
+        x[i] = (float)(r * cos(6.283185307179586 * b));
+        if (i + 1 < n) x[i + 1] = (float)(r * sin(6.283185307179586 * b));
+    }
+}
+
+static double sgemm_gflops(int64_t n) {
+    float *a, *b, *c;
+    double best = 0;
+    if (RQ_NEW(a, n * n) != RQ_OK || RQ_NEW(b, n * n) != RQ_OK || RQ_NEW(c, n * n) != RQ_OK) return 0;
+    fill_normal(a, n * n, 1, 1);
+    fill_normal(b, n * n, 2, 1);
+    for (int i = 0; i < 4; ++i) {
+        double started = rq_seconds();
+        rq_sgemm(RQ_N, RQ_N, n, n, n, 1, a, n, b, n, 0, c, n);
+        double rate = 2e-9 * (double)n * (double)n * (double)n / (rq_seconds() - started);
+        best = rate > best ? rate : best;
+    }
+    free(a);
+    free(b);
+    free(c);
+    return best;
+}
+
+typedef struct inputs {
+    float *w, *x, *dx;
+    double *h, *d;
+} inputs;
+
+static rq_status inputs_new(inputs *in, int64_t n_out, int64_t n_in, int64_t tokens) {
+    rq_status status = RQ_OK;
+    *in = (inputs){0};
+    RQ_TRY(RQ_NEW(in->w, n_out * n_in));
+    RQ_TRY(RQ_NEW(in->x, tokens * n_in));
+    RQ_TRY(RQ_NEW(in->dx, tokens * n_in));
+    RQ_TRY(RQ_NEW(in->h, n_in * n_in));
+    RQ_TRY(RQ_NEW(in->d, n_in * n_in));
+    fill_normal(in->w, n_out * n_in, 3, 0.02);
+    fill_normal(in->x, tokens * n_in, 4, 1);
+    fill_normal(in->dx, tokens * n_in, 5, 0.05);
+    for (int64_t i = 0; i < tokens * n_in; ++i) in->x[i] *= (float)(0.5 + rq_random_unit(6, (uint64_t)(i % n_in)));
+done:
+    return status;
+}
+
+static void inputs_free(inputs *in) {
+    free(in->w);
+    free(in->x);
+    free(in->dx);
+    free(in->h);
+    free(in->d);
+}
+
+static rq_status one_run(stages *t, inputs *in, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *o) {
+    rq_status status = RQ_OK;
+    rq_prep prep = {0};
+    rq_quant_result r = {0};
+    rq_grid_file file = {0};
+    bool cross = rq_comp_get(o->comp)->uses_cross;
+    double t0 = rq_seconds(), t1;
+    memset(in->h, 0, (size_t)(n_in * n_in) * sizeof(double));
+    memset(in->d, 0, (size_t)(n_in * n_in) * sizeof(double));
+    RQ_TRY(rq_gram_add(in->h, in->x, tokens, n_in));
+    if (cross) RQ_TRY(rq_cross_add(in->d, in->dx, in->x, tokens, n_in));
+    t1 = rq_seconds();
+    t->gram = t1 - t0;
+    RQ_TRY(rq_prepare(&prep, in->h, cross ? in->d : NULL, n_in, o, "bench"));
+    t0 = rq_seconds();
+    t->prepare = t0 - t1;
+    RQ_TRY(rq_quantize_matrix(&r, in->w, n_out, &prep, o, "bench"));
+    t1 = rq_seconds();
+    t->quantize = t1 - t0;
+    RQ_TRY(rq_grid_pack_file(&file, "bench", &r.grid));
+    t->pack = rq_seconds() - t1;
+done:
+    rq_grid_file_free(&file);
+    rq_quant_result_free(&r);
+    rq_prep_free(&prep);
+    return status;
+}
+
+static double after_gram(const stages *t) { return t->prepare + t->quantize + t->pack; }
+
+static rq_status bench_one(const options *o, rq_comp comp, int64_t n_out, int64_t n_in, double gflops, json_t *records,
+                           const bench_machine *machine, const char *flags) {
+    rq_status status = RQ_OK;
+    inputs in = {0};
+    stages best = {0}, t;
+    rq_quant_opt q;
+    (o->preset && strcmp(o->preset, "reference") == 0 ? rq_quant_reference : rq_quant_default)(&q, comp);
+    for (int i = 0; i < o->n_set; ++i) {
+        char key[64];
+        const char *equals = strchr(o->set[i], '=');
+        if (!equals) RQ_FAIL(RQ_ERR_ARG, "--set %s: KEY=VALUE is wanted", o->set[i]);
+        snprintf(key, sizeof key, "%.*s", (int)(equals - o->set[i]), o->set[i]);
+        RQ_TRY(rq_quant_set(&q, key, equals + 1));
+    }
+    double work = 2e-9 * ((double)n_out * (double)n_in * (double)n_in + 4.0 / 3 * pow((double)n_in, 3));
+    if (o->dry_run) {
+        printf("%-8s %6lldx%-6lld about %.1f GFLOP after the Gram matrix, %.0f MiB\n", rq_comp_get(comp)->name,
+               (long long)n_out, (long long)n_in, work,
+               (double)(n_in * n_in * 44 + n_out * n_in * 20 + o->tokens * n_in * 8) / 1048576);
+        goto done;
+    }
+    RQ_TRY(inputs_new(&in, n_out, n_in, o->tokens));
+    for (int i = 0; i < o->repeat; ++i) {
+        RQ_TRY(one_run(&t, &in, n_out, n_in, o->tokens, &q));
+        if (i == 0 || after_gram(&t) < after_gram(&best)) best = t;
+    }
+    printf("%-8s %6lldx%-6lld %9.4f %9.4f %9.4f %9.4f %10.4f\n", rq_comp_get(comp)->name, (long long)n_out,
+           (long long)n_in, best.gram, best.prepare, best.quantize, best.pack, after_gram(&best));
+    json_t *j = json_pack("{s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:i}", "comp", rq_comp_get(comp)->name,
+                          "n_out", (json_int_t)n_out, "n_in", (json_int_t)n_in, "tokens", (json_int_t)o->tokens,
+                          "gram_s", best.gram, "prepare_s", best.prepare, "quantize_s", best.quantize, "pack_s",
+                          best.pack, "after_gram_s", after_gram(&best), "sgemm_gflops", gflops, "repeat", o->repeat);
+    for (int i = 0; rq_quant_key_at(i); ++i) {
+        char key[64], value[64];
+        snprintf(key, sizeof key, "%s", rq_quant_key_at(i)->key);
+        rq_quant_get(&q, key, value, sizeof value);
+        if (strcmp(key, "comp") != 0) json_object_set_new(j, key, json_string(value));
+    }
+    bench_record_machine(j, machine, flags);
+    json_array_append_new(records, j);
+done:
+    inputs_free(&in);
+    return status;
+}
+
+static int fail(rq_status status) {
+    if (status != RQ_OK) fprintf(stderr, "bench_quantize: %s\n", rq_last_error());
+    return status == RQ_OK ? 0 : status == RQ_ERR_ARG ? 2 : 1;
+}
+
+static int parse(options *o, int argc, char **argv) {
+    static const struct option flags[] = {{"comp", 1, 0, 'c'},   {"round", 1, 0, 'r'},  {"shapes", 1, 0, 's'},
+                                          {"preset", 1, 0, 'p'}, {"set", 1, 0, 'o'},    {"tokens", 1, 0, 't'},
+                                          {"repeat", 1, 0, 'n'}, {"device", 1, 0, 'd'}, {"threads", 1, 0, 'j'},
+                                          {"json", 1, 0, 'J'},   {"csv", 1, 0, 'C'},    {"dry-run", 0, 0, 'D'},
+                                          {"help", 0, 0, 'h'},   {0, 0, 0, 0}};
+    int64_t v;
+    for (int c; (c = getopt_long(argc, argv, "h", flags, NULL)) != -1;) {
+        bool ok = true;
+        switch (c) {
+        case 'c': ok = strcmp(optarg, "all") == 0 || add_comps(o, optarg); break;
+        case 'r': ok = strcmp(optarg, "grid") == 0; break;
+        case 's': ok = add_shapes(o, optarg); break;
+        case 'p':
+            o->preset = optarg;
+            ok = strcmp(optarg, "best") == 0 || strcmp(optarg, "default") == 0 || strcmp(optarg, "reference") == 0;
+            break;
+        case 'o':
+            ok = o->n_set < MAX_SETTINGS;
+            if (ok) o->set[o->n_set++] = optarg;
+            break;
+        case 't': ok = bench_parse_ints(optarg, 1, 1 << 24, &o->tokens, 1) == 1; break;
+        case 'n':
+            ok = bench_parse_ints(optarg, 1, 1000, &v, 1) == 1;
+            o->repeat = (int)v;
+            break;
+        case 'j':
+            ok = bench_parse_ints(optarg, 1, 1024, &v, 1) == 1;
+            if (ok) rq_set_threads((int)v);
+            break;
+        case 'd':
+            ok = strcmp(optarg, "cpu") == 0;
+            if (!ok) fprintf(stderr, "bench_quantize: this build has the cpu only\n");
+            break;
+        case 'J': o->json = optarg; break;
+        case 'C': o->csv = optarg; break;
+        case 'D': o->dry_run = true; break;
+        case 'h': help(); return 0;
+        default: return 2;
+        }
+        if (!ok) {
+            fprintf(stderr, "bench_quantize: '%s' is not understood; --help lists the options\n", optarg);
+            return 2;
+        }
+    }
+    return -1;
+}
+
+int main(int argc, char **argv) {
+    rq_status status = RQ_OK;
+    options o = {.repeat = 3, .tokens = 4096};
+    bench_machine machine;
+    json_t *records = json_array();
+    char flags[1024] = "";
+    for (int i = 1; i < argc; ++i) {
+        size_t used = strlen(flags);
+        snprintf(flags + used, sizeof flags - used, "%s%s", i > 1 ? " " : "", argv[i]);
+    }
+    int code = parse(&o, argc, argv);
+    if (code >= 0) return code;
+    if (o.n_shapes == 0) add_shapes(&o, "576x1536");
+    for (int i = 0; o.n_comps == 0 && i < RQ_N_COMPS; ++i) o.comp[i] = (rq_comp)i;
+    if (o.n_comps == 0) o.n_comps = RQ_N_COMPS;
+    if (!o.dry_run) RQ_TRY(rq_backend_init());
+    bench_machine_look(&machine);
+    double gflops = o.dry_run ? 0 : sgemm_gflops(2048);
+    if (!o.dry_run) {
+        printf("%s, %d threads, %s: sgemm %.0f GFLOP/s; seconds, best of %d\n", machine.cpu, machine.n_threads,
+               rq_backend_name(), gflops, o.repeat);
+        printf("%-8s %13s %9s %9s %9s %9s %10s\n", "comp", "shape", "gram", "prepare", "quantize", "pack",
+               "after gram");
+    }
+    for (int s = 0; s < o.n_shapes; ++s) {
+        for (int c = 0; c < o.n_comps; ++c)
+            RQ_TRY(bench_one(&o, o.comp[c], o.n_out[s], o.n_in[s], gflops, records, &machine, flags));
+    }
+    if (o.json) RQ_TRY(bench_write_json(o.json, records));
+    if (o.csv) RQ_TRY(bench_write_csv(o.csv, records));
+done:
+    json_decref(records);
+    return fail(status);
+}
