@@ -233,6 +233,31 @@ rq_status rq_quant_set(rq_quant_opt *o, const char *key, const char *value) {
     return rq_fail(RQ_ERR_ARG, "'%s' is not a quantization option", key);
 }
 
+rq_status rq_quant_set_all(rq_quant_opt *o, const char *text) {
+    rq_status status = RQ_OK;
+    char *copy = strdup(text), *save = NULL;
+    if (!copy) return rq_fail(RQ_ERR_NOMEM, "out of memory");
+    for (char *item = strtok_r(copy, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
+        char *equals = strchr(item, '=');
+        if (!equals) RQ_FAIL(RQ_ERR_ARG, "'%s' is not key=value", item);
+        *equals = 0;
+        if (strcmp(item, "comp") == 0) {
+            rq_comp comp;
+            if (!rq_comp_by_name(equals + 1, &comp)) RQ_FAIL(RQ_ERR_ARG, "no compensator '%s'", equals + 1);
+            const rq_comp_row *row = rq_comp_get(comp);
+            o->comp = comp;
+            o->alpha = row->alpha;
+            o->alpha2 = row->alpha2;
+            o->rho = row->rho;
+        } else {
+            RQ_TRY(rq_quant_set(o, item, equals + 1));
+        }
+    }
+done:
+    free(copy);
+    return status;
+}
+
 void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t size) {
     static const char *const clips[] = {"none", "mse"}, *const weights[] = {"none", "hdiag"},
                              *const updates[] = {"auto", "org", "allw"};

@@ -17,7 +17,7 @@ typedef struct rq_block {
     float *norm1, *norm2; /* [d_model] */
 } rq_block;
 
-typedef struct rq_model {
+struct rq_model {
     rq_config cfg;
     rq_store *store;
     rq_block *block; /* [n_layer] */
@@ -29,11 +29,7 @@ typedef struct rq_model {
     rq_packed *packed;     /* n_packed of them, owned */
     int64_t n_packed;
     double bpw; /* bits per weight of the block matrices, all side data counted */
-} rq_model;
-
-/* Open a dense or packed model. Matrices stay in the mapping (or packed); norms and biases are read. */
-rq_status rq_model_open(rq_model **out, const char *path);
-void rq_model_close(rq_model *m);
+};
 
 /* x[n_tok][d_model] = rows of the embedding, rotated when the model is. Ids out of range are RQ_ERR_INPUT. */
 rq_status rq_embed(const rq_model *m, float *x, const int32_t *ids, int64_t n_tok);

@@ -30,32 +30,6 @@ static bool matches(const pcre2_code *re, const char *name) {
     return n > 0;
 }
 
-/* "key=value,key=value" onto o. */
-static rq_status apply_settings(rq_quant_opt *o, const char *text) {
-    rq_status status = RQ_OK;
-    char *copy = strdup(text), *save = NULL;
-    if (!copy) return rq_fail(RQ_ERR_NOMEM, "out of memory");
-    for (char *item = strtok_r(copy, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
-        char *equals = strchr(item, '=');
-        if (!equals) RQ_FAIL(RQ_ERR_ARG, "--override: '%s' is not key=value", item);
-        *equals = 0;
-        if (strcmp(item, "comp") == 0) {
-            rq_comp comp;
-            if (!rq_comp_by_name(equals + 1, &comp)) RQ_FAIL(RQ_ERR_ARG, "--override: no compensator '%s'", equals + 1);
-            const rq_comp_row *row = rq_comp_get(comp);
-            o->comp = comp;
-            o->alpha = row->alpha;
-            o->alpha2 = row->alpha2;
-            o->rho = row->rho;
-        } else {
-            RQ_TRY(rq_quant_set(o, item, equals + 1));
-        }
-    }
-done:
-    free(copy);
-    return status;
-}
-
 /* Which rules of a list match name: the first, or -1. */
 static rq_status first_match(const char *const *rules, int n, bool has_settings, const char *name, int *which) {
     *which = -1;
@@ -89,7 +63,7 @@ static rq_status make_plan(rq_quantizer *z) {
         RQ_TRY(first_match(job->skip, job->n_skip, false, p->name, &rule));
         p->quantized = rule < 0;
         RQ_TRY(first_match(job->override_rules, job->n_override_rules, true, p->name, &rule));
-        if (rule >= 0) RQ_TRY(apply_settings(&p->opt, strrchr(job->override_rules[rule], ':') + 1));
+        if (rule >= 0) RQ_TRY(rq_quant_set_all(&p->opt, strrchr(job->override_rules[rule], ':') + 1));
         if (!p->quantized) continue;
         status = rq_quant_check(&p->opt, p->n_in);
         if (status != RQ_OK) {
