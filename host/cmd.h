@@ -73,6 +73,7 @@ bool cmd_interrupted(void);
 
 int cmd_layer(int argc, char **argv);
 int cmd_quantize(int argc, char **argv);
+int cmd_tune(int argc, char **argv);
 int cmd_eval(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);

@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The folder of a tuned model: that of the model it came from, with other scales and norms. It is put together as
+ * OUT.tuning and renamed when complete. */
+#include <dirent.h>
+#include <errno.h>
+#include <jansson.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "tune.h"
+
+enum { MAX_COPY_BYTES = 256 << 20, NAME_BYTES = 128 };
+
+/* ---- tensors ---- */
+
+typedef struct change {
+    const rq_tensor *t;
+    rq_dtype dtype;
+    const void *data;
+} change;
+
+typedef struct changes {
+    change *at;
+    int64_t n;
+} changes;
+
+static rq_status change_scales(changes *c, const rq_model *m, const rq_linear *l) {
+    char name[NAME_BYTES];
+    if (!l->packed || l->packed->format != RQ_FORMAT_GRID) return RQ_OK;
+    const rq_grid *g = &l->packed->u.grid;
+    snprintf(name, sizeof name, "%s.weight_scale", l->name);
+    const rq_tensor *t = rq_store_find(m->store, name);
+    rq_dtype dtype = g->scale_f16 ? RQ_F16 : RQ_F32;
+    if (!t || t->dtype != dtype || rq_tensor_numel(t) != g->n_out * g->n_group) {
+        return rq_fail(RQ_ERR_ARG, "%s: %s is not the tensor that the model was opened with", rq_store_path(m->store),
+                       name);
+    }
+    c->at[c->n++] = (change){t, dtype, g->scale_f16 ? (const void *)g->scale_f16 : (const void *)g->scale_f32};
+    return RQ_OK;
+}
+
+/* Norms become F32 unless their values are still those of the file. */
+static rq_status change_norm(changes *c, const rq_model *m, const char *name, const float *gain) {
+    rq_status status = RQ_OK;
+    int64_t d = m->cfg.d_model;
+    float *old = NULL;
+    const rq_tensor *t = rq_store_find(m->store, name);
+    if (!t || rq_tensor_numel(t) != d) {
+        RQ_FAIL(RQ_ERR_ARG, "%s: %s is not the tensor that the model was opened with", rq_store_path(m->store), name);
+    }
+    RQ_TRY(RQ_NEW(old, d));
+    RQ_TRY(rq_tensor_f32(t, old));
+    if (memcmp(old, gain, (size_t)d * sizeof *old) != 0) c->at[c->n++] = (change){t, RQ_F32, gain};
+done:
+    free(old);
+    return status;
+}
+
+static rq_status find_changes(changes *c, const rq_model *m) {
+    rq_status status = RQ_OK;
+    char name[NAME_BYTES];
+    RQ_TRY(RQ_NEW(c->at, m->cfg.n_layer * (RQ_N_LINEARS + 2) + 1));
+    for (int64_t i = 0; i < m->cfg.n_layer; ++i) {
+        for (int k = 0; k < RQ_N_LINEARS; ++k) RQ_TRY(change_scales(c, m, &m->block[i].lin[k]));
+        snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)i);
+        RQ_TRY(change_norm(c, m, name, m->block[i].norm1));
+        snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)i);
+        RQ_TRY(change_norm(c, m, name, m->block[i].norm2));
+    }
+    RQ_TRY(change_norm(c, m, "model.norm.weight", m->norm_f));
+done:
+    return status;
+}
+
+static int by_address(const void *a, const void *b) {
+    const rq_tensor *x = *(const rq_tensor *const *)a, *y = *(const rq_tensor *const *)b;
+    return ((uintptr_t)x->data > (uintptr_t)y->data) - ((uintptr_t)x->data < (uintptr_t)y->data);
+}
+
+/* A NUL-terminated copy of a metadata value, or NULL with RQ_OK when there is none. */
+static rq_status meta_copy(char **out, const rq_store *s, const char *key) {
+    const char *text;
+    int64_t n;
+    *out = NULL;
+    if (!rq_meta_str(s, key, &text, &n)) return RQ_OK;
+    *out = strndup(text, (size_t)n);
+    return *out ? RQ_OK : rq_fail(RQ_ERR_NOMEM, "out of memory");
+}
+
+static rq_status write_weights(const rq_model *m, const char *path) {
+    rq_status status = RQ_OK;
+    int64_t n = rq_store_count(m->store);
+    changes c = {0};
+    const rq_tensor **order = NULL;
+    rq_out_tensor *out = NULL;
+    static const char *const keys[] = {"requite", "format"};
+    char *value[2] = {NULL, NULL};
+    const char *pairs[4];
+    int n_pairs = 0;
+    RQ_TRY(find_changes(&c, m));
+    RQ_TRY(RQ_NEW(order, n));
+    RQ_TRY(RQ_NEW_ZERO(out, n));
+    for (int64_t i = 0; i < n; ++i) order[i] = rq_store_at(m->store, i);
+    qsort(order, (size_t)n, sizeof *order, by_address); /* as they lie in the file */
+    for (int64_t i = 0; i < n; ++i) {
+        const rq_tensor *t = order[i];
+        out[i] = (rq_out_tensor){.name = t->name, .dtype = t->dtype, .rank = t->rank, .fill = rq_fill_from_memory};
+        memcpy(out[i].shape, t->shape, sizeof out[i].shape);
+        const void *data = t->data;
+        for (int64_t k = 0; k < c.n; ++k) {
+            if (c.at[k].t != t) continue;
+            data = c.at[k].data;
+            out[i].dtype = c.at[k].dtype;
+        }
+        out[i].arg = (void *)(uintptr_t)data;
+    }
+    for (int i = 0; i < 2; ++i) {
+        RQ_TRY(meta_copy(&value[i], m->store, keys[i]));
+        if (!value[i]) continue;
+        pairs[2 * n_pairs] = keys[i];
+        pairs[2 * n_pairs++ + 1] = value[i];
+    }
+    RQ_TRY(rq_safetensors_write(path, out, n, pairs, n_pairs));
+done:
+    free(value[0]);
+    free(value[1]);
+    free(c.at);
+    free(order);
+    free(out);
+    return status;
+}
+
+/* ---- files ---- */
+
+static bool is_dir(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+static rq_status copy_file(const char *from_dir, const char *to_dir, const char *name) {
+    rq_status status = RQ_OK;
+    char *from = rq_path_join(from_dir, name), *to = rq_path_join(to_dir, name), *text = NULL;
+    int64_t n;
+    if (!from || !to) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    if (is_dir(from)) {
+        rq_log(RQ_LOG_WARN, "the folder %s is not copied", from);
+        goto done;
+    }
+    RQ_TRY(rq_read_file(from, MAX_COPY_BYTES, &text, &n));
+    RQ_TRY(rq_write_file(to, text, n));
+done:
+    free(from);
+    free(to);
+    free(text);
+    return status;
+}
+
+static rq_status copy_others(const char *from, const char *to) {
+    rq_status status = RQ_OK;
+    DIR *dir = opendir(from);
+    if (!dir) return rq_fail(RQ_ERR_IO, "cannot list %s: %s", from, strerror(errno));
+    for (struct dirent *e; (e = readdir(dir));) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 ||
+            strcmp(e->d_name, "model.safetensors") == 0 || strcmp(e->d_name, "report.json") == 0) {
+            continue;
+        }
+        RQ_TRY(copy_file(from, to, e->d_name));
+    }
+done:
+    closedir(dir);
+    return status;
+}
+
+/* The report of the model, or a new one, with "tune". */
+static rq_status write_report(const char *from_dir, const char *to_dir, const char *tune_json) {
+    rq_status status = RQ_OK;
+    char *from = rq_path_join(from_dir, "report.json"), *to = rq_path_join(to_dir, "report.json"), *text = NULL;
+    json_t *report = NULL;
+    json_error_t where;
+    int64_t n;
+    json_t *tune = json_loads(tune_json, JSON_REJECT_DUPLICATES, &where);
+    if (!from || !to) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    if (!json_is_object(tune)) RQ_FAIL(RQ_ERR_ARG, "the description of the tuning is not a JSON object");
+    if (access(from, F_OK) == 0) {
+        RQ_TRY(rq_read_file(from, 16 << 20, &text, &n));
+        report = json_loads(text, JSON_REJECT_DUPLICATES, &where);
+        if (!json_is_object(report)) RQ_FAIL(RQ_ERR_INPUT, "%s is not a JSON object: %s", from, where.text);
+        free(text);
+        text = NULL;
+    } else {
+        report = json_object();
+    }
+    json_object_set(report, "tune", tune);
+    text = json_dumps(report, JSON_INDENT(2));
+    if (!text) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    RQ_TRY(rq_write_file(to, text, (int64_t)strlen(text)));
+done:
+    json_decref(report);
+    json_decref(tune);
+    free(from);
+    free(to);
+    free(text);
+    return status;
+}
+
+/* Our own unfinished folder holds plain files only. */
+static void remove_folder(const char *path) {
+    DIR *dir = opendir(path);
+    for (struct dirent *e; dir && (e = readdir(dir));) {
+        char *child = rq_path_join(path, e->d_name);
+        if (child && e->d_name[0] != '.') unlink(child);
+        free(child);
+    }
+    if (dir) closedir(dir);
+    rmdir(path);
+}
+
+static bool is_used(const char *path) {
+    DIR *dir = opendir(path);
+    bool used = false;
+    if (!dir) return access(path, F_OK) == 0;
+    for (struct dirent *e; (e = readdir(dir));) used |= strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
+    closedir(dir);
+    return used;
+}
+
+rq_status rq_tune_check_out(const rq_model *m, const char *out) {
+    rq_status status = RQ_OK;
+    const char *from = rq_store_path(m->store);
+    char *weights = rq_path_join(from, "model.safetensors"), *partial = NULL;
+    if (!weights || asprintf(&partial, "%s.tuning", out) < 0) {
+        partial = NULL; /* asprintf leaves it undefined */
+        RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    }
+    if (!is_dir(from) || access(weights, F_OK) != 0) {
+        RQ_FAIL(RQ_ERR_ARG, "%s is not a folder with a model.safetensors", from);
+    }
+    if (is_used(out)) RQ_FAIL(RQ_ERR_ARG, "%s exists and is not empty", out);
+    if (access(partial, F_OK) == 0) RQ_FAIL(RQ_ERR_ARG, "%s is in the way: remove it", partial);
+done:
+    free(weights);
+    free(partial);
+    return status;
+}
+
+rq_status rq_tune_write(const rq_model *m, const char *out, const char *tune_json) {
+    rq_status status = RQ_OK;
+    char *dir = NULL, *weights = NULL;
+    bool made = false;
+    RQ_TRY(rq_tune_check_out(m, out));
+    if (asprintf(&dir, "%s.tuning", out) < 0) {
+        dir = NULL;
+        RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    }
+    if (mkdir(dir, 0777) != 0) RQ_FAIL(RQ_ERR_IO, "cannot make the folder %s: %s", dir, strerror(errno));
+    made = true;
+    weights = rq_path_join(dir, "model.safetensors");
+    if (!weights) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    RQ_TRY(write_weights(m, weights));
+    RQ_TRY(copy_others(rq_store_path(m->store), dir));
+    RQ_TRY(write_report(rq_store_path(m->store), dir, tune_json));
+    if (access(out, F_OK) == 0 && rmdir(out) != 0) RQ_FAIL(RQ_ERR_IO, "cannot replace %s: %s", out, strerror(errno));
+    if (rename(dir, out) != 0) RQ_FAIL(RQ_ERR_IO, "cannot put %s in place: %s", out, strerror(errno));
+    made = false;
+done:
+    if (made) remove_folder(dir);
+    free(dir);
+    free(weights);
+    return status;
+}
