@@ -36,7 +36,6 @@ typedef struct calib {
     float *bias[RQ_N_LINEARS];
     float *norm1, *norm2;
     float *x, *a, *q, *k, *v, *g, *u; /* one chunk each */
-    float *token_scale;               /* [chunk tokens]: what a token's input is multiplied by in H and D */
     double *h, *cross;
     bool need_h, need_cross; /* of the stage at hand */
 } calib;
@@ -65,7 +64,7 @@ static void calib_free(calib *c) {
         free(s->in);
     }
     for (int m = 0; m < RQ_N_LINEARS; ++m) free(c->bias[m]);
-    void *all[] = {c->norm1, c->norm2, c->x, c->a, c->q, c->k, c->v, c->g, c->u, c->token_scale, c->h, c->cross};
+    void *all[] = {c->norm1, c->norm2, c->x, c->a, c->q, c->k, c->v, c->g, c->u, c->h, c->cross};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
 }
 
@@ -108,7 +107,6 @@ static rq_status calib_new(calib *c, rq_quantizer *z) {
     RQ_TRY(RQ_NEW(c->v, t * c->kd));
     RQ_TRY(RQ_NEW(c->g, t * c->ff));
     RQ_TRY(RQ_NEW(c->u, t * c->ff));
-    RQ_TRY(RQ_NEW(c->token_scale, t));
     RQ_TRY(RQ_NEW(c->h, widest * widest));
     if (any_cross) RQ_TRY(RQ_NEW(c->cross, widest * widest));
 done:
@@ -150,22 +148,11 @@ static rq_status add_residual(calib *c, const rq_linear *lin, const float *in, i
     return status;
 }
 
-/* What o and down write is added to the residual stream x, and whatever reads x next divides by its root mean square first: an
- * error there counts by 1 / rms(x). Without this, a few tokens whose residual is thousands of times the usual one fill H. */
-static void residual_token_scale(calib *c, int64_t n_tok) {
-    for (int64_t t = 0; t < n_tok; ++t) {
-        double sum = 0;
-        for (int64_t j = 0; j < c->d; ++j) sum += (double)c->x[t * c->d + j] * c->x[t * c->d + j];
-        c->token_scale[t] = (float)(1.0 / sqrt(sum / (double)c->d + (double)c->cfg->rms_eps));
-    }
-}
-
 /* The input of a stage for one stream and one chunk, into s->in; boundary activations are brought up to date. */
 static rq_status stage_input(calib *c, stream *s, int stage, int64_t row0, int64_t n_tok) {
     rq_status status = RQ_OK;
     const rq_linear *lin = s->block.lin;
     RQ_TRY(rq_spill_read(&s->x, row0, n_tok, c->x));
-    if (s == &c->s[QS] && (stage == 1 || stage == 3)) residual_token_scale(c, n_tok);
     switch (stage) {
     case 0: rq_rmsnorm(s->in, c->x, c->norm1, n_tok, c->d, c->cfg->rms_eps); break;
     case 1:
@@ -193,12 +180,6 @@ done:
     return status;
 }
 
-static void scale_tokens(const calib *c, float *rows, int64_t n_tok, int64_t width) {
-    for (int64_t t = 0; t < n_tok; ++t) {
-        for (int64_t j = 0; j < width; ++j) rows[t * width + j] *= c->token_scale[t];
-    }
-}
-
 /* Drop the first tokens of every sample; returns how many rows are left. */
 static int64_t without_first_tokens(const calib *c, float *rows, int64_t n_tok, int64_t width) {
     int64_t skip = rq_min_i64(c->z->job->skip_tokens, c->seq_len), keep = c->seq_len - skip, n = 0;
@@ -214,9 +195,6 @@ static rq_status accumulate(calib *c, int stage, int64_t n_tok) {
     int64_t width = stage_width(c, stage);
     float *q = c->s[QS].in, *fp = c->s[FP].in;
     if (!c->need_h) return RQ_OK;
-    bool weigh = c->z->job->weigh_tokens && (stage == 1 || stage == 3);
-    if (weigh) scale_tokens(c, q, n_tok, width);
-    if (weigh && c->need_cross) scale_tokens(c, fp, n_tok, width);
     int64_t kept = without_first_tokens(c, q, n_tok, width);
     RQ_TRY(rq_gram_add(c->h, q, kept, width));
     if (c->need_cross) {

@@ -9,8 +9,6 @@ static const cmd_flag flags[] = {
     {"n-samples", 'n', "N", "calibration windows (128)"},
     {"seq-len", 0, "N", "tokens in a window (2048; an id file's own length)"},
     {"skip-tokens", 0, "N", "leave the first N tokens of each window out of the statistics (0)"},
-    {"token-weights", 0, "HOW",
-     "residual: inputs of o and down weighed by 1/rms of the residual stream; none (default: the preset's)"},
     {"seed", 0, "N", "of the rotation and of the choice of windows (0)"},
     {"preset", 0, "NAME", "best (default) or reference: the settings of the papers' code"},
     {"rotate", 0, "HOW", "none or residual (default: the preset's)"},
@@ -152,11 +150,6 @@ int cmd_quantize(int argc, char **argv) {
     job.seed = (uint64_t)seed;
     job.rotate = cmd_value(&a, "rotate");
     if (!job.rotate) job.rotate = preset && strcmp(preset, "reference") == 0 ? "none" : "residual";
-    const char *weights = cmd_value(&a, "token-weights");
-    if (weights && strcmp(weights, "none") != 0 && strcmp(weights, "residual") != 0) {
-        RQ_FAIL(RQ_ERR_ARG, "--token-weights %s: it is none or residual", weights);
-    }
-    job.weigh_tokens = weights && strcmp(weights, "residual") == 0;
     job.skip = skip;
     job.n_skip = collect(&a, "skip", skip);
     job.override_rules = rules;

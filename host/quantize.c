@@ -173,8 +173,8 @@ static rq_status fingerprint(const rq_quantizer *z, char text[40]) {
             XXH3_128bits_update(state, line, (size_t)used);
         }
     }
-    int used = snprintf(line, sizeof line, "%lld/%lld/%lld/%d/%s/%llu", (long long)job->samples.n_samples,
-                        (long long)job->samples.seq_len, (long long)job->skip_tokens, job->weigh_tokens,
+    int used = snprintf(line, sizeof line, "%lld/%lld/%lld/%s/%llu", (long long)job->samples.n_samples,
+                        (long long)job->samples.seq_len, (long long)job->skip_tokens,
                         job->rotate ? job->rotate : "none", (unsigned long long)job->seed);
     XXH3_128bits_update(state, line, (size_t)used);
     XXH128_hash_t h = XXH3_128bits_digest(state);

@@ -43,7 +43,6 @@ typedef struct rq_quantize_job {
     int n_skip;
     rq_samples samples;
     int64_t skip_tokens; /* first tokens of each sample left out of the statistics */
-    bool weigh_tokens;   /* inputs of o and down weighed by 1 / rms of the residual stream (docs/methods.md) */
     const char *rotate;  /* "none" or "residual" */
     uint64_t seed;
     int64_t max_ram_bytes; /* 0: no limit */
