@@ -8,7 +8,7 @@
 
 #define MAX_FILE_BYTES  ((int64_t)256 << 20)
 #define JIT_STACK_BYTES ((size_t)32 << 20)
-#define BASE_STEPS      4000000 /* extra matching steps of one encode, plus STEPS_PER_BYTE for each byte */
+#define BASE_STEPS      64000000 /* what costly matches of one encode may take, plus STEPS_PER_BYTE for each byte */
 #define STEPS_PER_BYTE  64
 
 /* ---- building ---- */

@@ -123,6 +123,7 @@ static rq_status escape(translation *t, bool own, class_item *item) {
     }
     item->is_set = true;
     bool negated = letter == 'D' || letter == 'P';
+    if (letter != 's' && letter != 'd' && t->caseless[t->depth]) return refuse(t, "a large set under (?i:");
     const char *name = "Nd";
     size_t n = 2;
     if (letter == 'p' || letter == 'P') {
@@ -134,7 +135,6 @@ static rq_status escape(translation *t, bool own, class_item *item) {
             return rq_fail(RQ_ERR_UNSUPPORTED, "%s: a pattern uses property '%s', which is not supported", t->where,
                            rq_show(name, (int64_t)n).text);
         }
-        if (t->caseless[t->depth]) return refuse(t, "a property under (?i:");
         t->p = close + 1;
     }
     if (negated && !own) return refuse(t, "a negated property inside a class");
@@ -167,6 +167,7 @@ static rq_status translate_class(translation *t) {
     ++t->p;
     RQ_TRY(rq_tok_buf_add_str(t->out, "["));
     if (t->p < t->end && *t->p == '^') {
+        if (t->caseless[t->depth]) return refuse(t, "a large set under (?i:");
         ++t->p;
         RQ_TRY(rq_tok_buf_add_str(t->out, "^"));
     }
@@ -250,7 +251,7 @@ static rq_status quantifier(translation *t) {
     return rq_tok_buf_add(t->out, from, t->p - from);
 }
 
-/* Oniguruma lets two letters match a ligature: (?i:ss) is also U+00DF. */
+/* Oniguruma lets two letters match a ligature, (?i:ss) is also U+00DF, and the reverse for a set that holds U+00DF. */
 static bool folds_together(uint32_t a, uint32_t b) {
     return (a == 's' && (b == 's' || b == 't')) || (a == 'f' && (b == 'f' || b == 'i' || b == 'l'));
 }

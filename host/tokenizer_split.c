@@ -6,7 +6,11 @@
 /* GPT-2's pattern, as published with its code. */
 static const char gpt2_pattern[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
-#define FIRST_STEPS 1000 /* match limit of a plain try; harmless patterns stay far below it on a word */
+/* What a match may cost without being charged; words of real text stay far below both. */
+#ifndef FIRST_WINDOW
+#define FIRST_WINDOW 512 /* bytes */
+#endif
+#define FIRST_STEPS 500
 
 static rq_status compile(rq_tok_pre *p, const char *pattern, size_t n, uint32_t options, const char *where) {
     rq_status status = RQ_OK;
@@ -15,14 +19,15 @@ static rq_status compile(rq_tok_pre *p, const char *pattern, size_t n, uint32_t 
     pcre2_compile_context *context = pcre2_compile_context_create(NULL);
     if (!context) return rq_fail(RQ_ERR_NOMEM, "%s: out of memory", where);
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
-    p->code = pcre2_compile((PCRE2_SPTR)pattern, n, options | PCRE2_UTF | PCRE2_NO_UTF_CHECK, &error, &offset, context);
+    p->code = pcre2_compile((PCRE2_SPTR)pattern, n, options | PCRE2_UTF | PCRE2_NO_UTF_CHECK | PCRE2_USE_OFFSET_LIMIT,
+                            &error, &offset, context);
     if (!p->code) {
         PCRE2_UCHAR text[160];
         pcre2_get_error_message(error, text, sizeof text);
         RQ_FAIL(RQ_ERR_INPUT, "%s: a pattern does not compile: %s", where, (const char *)text);
     }
     /* Without JIT (not built in, or no memory may be executable) the interpreter gives the same matches. */
-    (void)pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE);
+    (void)pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD);
 done:
     pcre2_compile_context_free(context);
     return status;
@@ -75,32 +80,60 @@ rq_status rq_tok_pre_add(rq_tokenizer *t, rq_tok_pre p, const char *pattern, int
 
 /* ---- running ---- */
 
-/* PCRE2 counts steps and stops at a limit, but does not tell how many it took: so a match gets a small allowance first
- * and larger ones, charged to the call's budget, when that was too little. A hostile pattern thus ends after a time
- * proportional to the text. */
+static rq_status too_costly(const rq_tok_run *r, int64_t n, int rc) {
+    PCRE2_UCHAR why[160];
+    if (rc == PCRE2_ERROR_PARTIAL) rc = PCRE2_ERROR_MATCHLIMIT;
+    pcre2_get_error_message(rc, why, sizeof why);
+    return rq_fail(RQ_ERR_INPUT, "%s: a pre-tokenizer pattern is too costly on this text (%lld bytes): %s", r->t->label,
+                   (long long)n, (const char *)why);
+}
+
+/* The first match that starts at `from` or later.
+ *
+ * A pattern from a file may be hostile, so the time is bounded by the length of the text. PCRE2 limits backtracking per
+ * start position, but neither the number of starts nor how far each looks. Therefore the subject is first cut off
+ * FIRST_WINDOW bytes ahead, where a hard partial match tells that more is needed, and a start gets FIRST_STEPS. One that
+ * needs more is tried alone (offset limit), with a longer window or more steps, and that is charged to the call. */
 static rq_status find(rq_tok_run *r, const rq_tok_pre *p, const char *text, int64_t n, int64_t from, bool *found,
                       int64_t *start, int64_t *end) {
+    const PCRE2_SIZE *range = pcre2_get_ovector_pointer(r->match);
+    int64_t at = from, window = FIRST_WINDOW;
     uint32_t limit = FIRST_STEPS;
+    bool alone = false;
     for (;;) {
+        int64_t stop = window < n - at ? at + window : n, cost = 0;
+        while (stop < n && ((unsigned char)text[stop] & 0xc0) == 0x80) ++stop;
         pcre2_set_match_limit(r->context, limit);
-        int rc = pcre2_match(p->code, (PCRE2_SPTR)text, (PCRE2_SIZE)n, (PCRE2_SIZE)from, PCRE2_NO_UTF_CHECK, r->match,
-                             r->context);
+        pcre2_set_offset_limit(r->context, alone ? (PCRE2_SIZE)at : PCRE2_UNSET);
+        int rc = pcre2_match(p->code, (PCRE2_SPTR)text, (PCRE2_SIZE)stop, (PCRE2_SIZE)at,
+                             PCRE2_NO_UTF_CHECK | (stop < n ? PCRE2_PARTIAL_HARD : 0), r->match, r->context);
         *found = rc >= 0;
         if (rc >= 0) {
-            const PCRE2_SIZE *at = pcre2_get_ovector_pointer(r->match);
-            *start = (int64_t)at[0];
-            *end = (int64_t)at[1];
+            *start = (int64_t)range[0];
+            *end = (int64_t)range[1];
             return RQ_OK;
         }
-        if (rc == PCRE2_ERROR_NOMATCH) return RQ_OK;
-        if (rc != PCRE2_ERROR_MATCHLIMIT || limit > r->steps_left || limit > UINT32_MAX / 8) {
-            PCRE2_UCHAR why[160];
-            pcre2_get_error_message(rc, why, sizeof why);
-            return rq_fail(RQ_ERR_INPUT, "%s: a pre-tokenizer pattern is too costly on this text (%lld bytes): %s",
-                           r->t->label, (long long)n, (const char *)why);
+        if (rc == PCRE2_ERROR_NOMATCH) {
+            if (alone ? at == n : stop == n) return RQ_OK;
+            int len = 0;
+            if (alone) (void)rq_tok_char_at(text + at, &len);
+            at = alone ? at + len : stop;
+            alone = false;
+            window = FIRST_WINDOW;
+            limit = FIRST_STEPS;
+        } else if (rc == PCRE2_ERROR_PARTIAL && !alone && (int64_t)range[0] > at) {
+            at = (int64_t)range[0]; /* earlier starts have failed; this one with a window of its own */
+        } else if (rc == PCRE2_ERROR_PARTIAL) {
+            alone = true;
+            cost = window *= 2;
+        } else if (rc == PCRE2_ERROR_MATCHLIMIT) {
+            if (alone) cost = limit *= 8; /* not alone: it may have been any start, so each gets its turn */
+            alone = true;
+        } else {
+            return too_costly(r, n, rc);
         }
-        limit *= 8;
-        r->steps_left -= limit;
+        if (cost > r->steps_left || limit > UINT32_MAX / 8) return too_costly(r, n, rc);
+        r->steps_left -= cost;
     }
 }
 

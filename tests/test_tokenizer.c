@@ -242,11 +242,12 @@ static rq_status open_pattern(const char *pattern, rq_tokenizer **t) {
 static void patterns_with_another_meaning_are_refused(void **state) {
     (void)state;
     static const char *const bad[] = {
-        "\\h",         "\\w+",        "\\bx",          "\\R",      "\\X",         "\\A",      "\\1(a)",  "(?m:.)",
-        "(?i)a",       "(?<n>a)",     "(?#x)",         "(*UTF)",   "[[:alpha:]]", "[a&&b]",   "[]a]",    "[a-\\s]",
-        "[\\s-a]",     "a{2}?",       "a{1,2}+",       "a{,3}",    "a**",         "\\p{Han}", "\\p{^L}", "\\pL",
-        "[\\P{L}]",    "(?i:\\p{L})", "(?i:\xc3\x9f)", "(?i:ss)",  "(?i:FI)",     "[z-a]",    "\\p{Cn}", "\\x{d800}",
-        "\\x{110000}", "\\xff",       "\\u12",         "a{99999}", "\\k<a>",      "\\Qa",     "[\\w]",
+        "\\h",      "\\w+",    "\\bx",     "\\R",       "\\X",         "\\A",           "\\1(a)",
+        "(?m:.)",   "(?i)a",   "(?<n>a)",  "(?#x)",     "(*UTF)",      "[[:alpha:]]",   "[a&&b]",
+        "[]a]",     "[a-\\s]", "[\\s-a]",  "a{2}?",     "a{1,2}+",     "a{,3}",         "a**",
+        "\\p{Han}", "\\p{^L}", "\\pL",     "[\\P{L}]",  "(?i:\\p{L})", "(?i:\xc3\x9f)", "(?i:ss)",
+        "(?i:FI)",  "[z-a]",   "\\p{Cn}",  "\\x{d800}", "(?i:\\S)",    "(?i:[^a])",     "\\x{110000}",
+        "\\xff",    "\\u12",   "a{99999}", "\\k<a>",    "\\Qa",        "[\\w]",
     };
     static const char *const broken[] = {"(", "a)", "[a", "\\", "*a", "(?<=a+)b", ""};
     static const char *const good[] = {"a+?b",    "a*+",        "a?+",           "a{2}",  "a{2,}?",
@@ -276,10 +277,26 @@ static void costly_patterns_end(void **state) {
     int64_t n;
     memset(text, 'a', sizeof text);
     text[sizeof text - 1] = 'b';
+    /* The first backtracks without end; the second never backtracks, but looks at all the rest from every start. */
     assert_int_equal(open_pattern("(?:a|a)*$", &t), RQ_OK);
     assert_int_equal(rq_tokenizer_encode(t, text, sizeof text, false, &ids, &n), RQ_ERR_INPUT);
     assert_non_null(strstr(rq_last_error(), "too costly"));
     assert_null(ids);
+    rq_tokenizer_close(t);
+    int64_t big = 1 << 20;
+    char *long_text = malloc((size_t)big);
+    assert_non_null(long_text);
+    memset(long_text, 'a', (size_t)big);
+    assert_int_equal(open_pattern("(?:[^\\x01]*+(?:\\x01|\\x02))", &t), RQ_OK);
+    assert_int_equal(rq_tokenizer_encode(t, long_text, big, false, &ids, &n), RQ_ERR_INPUT);
+    assert_non_null(strstr(rq_last_error(), "too costly"));
+    rq_tokenizer_close(t);
+    /* Long looks that are needed once are within the bounds. */
+    assert_int_equal(open_pattern("\\s*[\\r\\n]+|\\s+(?!\\S)|[^\\s]+", &t), RQ_OK);
+    memset(long_text, ' ', (size_t)big - 1);
+    assert_int_equal(rq_tokenizer_encode(t, long_text, big, false, &ids, &n), RQ_OK);
+    free(ids);
+    free(long_text);
     rq_tokenizer_close(t);
 }
 
