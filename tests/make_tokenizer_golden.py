@@ -5,6 +5,7 @@ and the ids that the `tokenizers` library gives for a set of texts.
     pip install tokenizers==0.23.3
     python tests/make_tokenizer_golden.py [--smollm2-texts FILE]   # writes tests/golden/tokenizer/*.json
     python tests/make_tokenizer_golden.py --check FOLDER           # FOLDER/*.json, written by Requite, against the golden ids
+    python tests/make_tokenizer_golden.py --corpus                 # writes tests/data/fuzz/tokenizer
     python tests/make_tokenizer_golden.py --newer                  # the table `newer` of host/tokenizer_unicode.c
 
 The vocabularies are trained here on the text below. They are tiny, but every rule of the real ones is in them.
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import struct
 import sys
 import unicodedata
 
@@ -181,8 +183,11 @@ def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--smollm2-texts", help="JSON list of {text, ids} of the real SmolLM2 tokenizer, to be copied")
     ap.add_argument("--check", metavar="FOLDER")
+    ap.add_argument("--corpus", action="store_true")
     ap.add_argument("--newer", action="store_true")
     args = ap.parse_args()
+    if args.corpus:
+        return write_corpus()
     if args.newer:
         return print_newer()
     if args.check:
@@ -207,6 +212,58 @@ def main():
     if args.smollm2_texts:
         cases = json.load(open(args.smollm2_texts, encoding="utf-8"))
         write("smollm2_texts.json", cases, separators=(",", ":"))
+    return 0
+
+
+def write_corpus():
+    """Seeds for tests/fuzz_tokenizer.c: tiny vocabularies, one file for each part that the readers know."""
+    folder = os.path.join(os.path.dirname(HERE), "..", "data", "fuzz", "tokenizer")
+    os.makedirs(folder, exist_ok=True)
+    words = ["<s>", "H", "e", "l", "o", "a", "b", "Ġ", "1", "2", "ll", "aa", "ab", "aaaa", "Ã", "¶"]
+    vocab = {w: i for i, w in enumerate(words)}
+    base = {"normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}, "decoder": {"type": "ByteLevel"},
+            "added_tokens": [{"id": 0, "content": "<s>", "special": True}], "post_processor": None,
+            "model": {"type": "BPE", "vocab": vocab, "merges": ["l l", "a a", "a b", "aa aa"]}}
+    byte = {"type": "ByteLevel", "add_prefix_space": True, "use_regex": False}
+    regex = lambda p: {"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": False}
+    seeds = {
+        "plain": {},
+        "llama3": {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [regex(LLAMA3), byte]},
+                   "model": dict(base["model"], ignore_merges=True, merges=[["l", "l"], ["a", "a"]]),
+                   "post_processor": {"type": "TemplateProcessing",
+                                      "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                                      "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}}},
+        "patterns": {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            regex(r"(?<=\d)[^\d]|[^\S\n]{2,4}|(?>a|ab)++|\p{Lu}?\P{Ll}*?$|^\x{41}|(?i:'s)"), {"type": "Digits", "individual_digits": False},
+            {"type": "Split", "pattern": {"String": "ab"}, "behavior": "Removed", "invert": True}, byte]}},
+        "added": {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]}, "added_tokens": [
+            {"id": 0, "content": "<s>", "special": True, "rstrip": True, "lstrip": True, "single_word": False, "normalized": False},
+            {"id": 16, "content": "<|x|>", "special": False, "single_word": True, "normalized": False},
+            {"id": 17, "content": "e\u0301", "special": False, "normalized": True}]},
+        "unk": {"model": dict(base["model"], unk_token="<s>", fuse_unk=True, dropout=None, byte_fallback=False)},
+        "refused": {"normalizer": {"type": "Nmt"}},
+    }
+    for name, parts in seeds.items():
+        with open(os.path.join(folder, name + ".json"), "w", encoding="utf-8") as f:
+            json.dump(dict(base, **parts), f, ensure_ascii=False)
+
+    def text(s):
+        return struct.pack("<Q", len(s.encode())) + s.encode()
+
+    def key(name, kind, value):
+        return text(name) + struct.pack("<I", kind) + value
+
+    def texts_of(values):
+        return struct.pack("<IQ", 8, len(values)) + b"".join(map(text, values))
+
+    for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2"):
+        keys = [key("tokenizer.ggml.model", 8, text("gpt2")), key("tokenizer.ggml.pre", 8, text(pre)),
+                key("tokenizer.ggml.tokens", 9, texts_of(words)), key("tokenizer.ggml.merges", 9, texts_of(base["model"]["merges"])),
+                key("tokenizer.ggml.token_type", 9, struct.pack("<IQ16i", 5, 16, 3, *[1] * 14, 4)),
+                key("tokenizer.ggml.bos_token_id", 4, struct.pack("<I", 0)), key("tokenizer.ggml.add_bos_token", 7, b"\1")]
+        data = b"GGUF" + struct.pack("<IQQ", 3, 0, len(keys)) + b"".join(keys)
+        with open(os.path.join(folder, pre + ".gguf"), "wb") as f:
+            f.write(data + bytes(-len(data) % 32))
     return 0
 
 
