@@ -204,9 +204,9 @@ static rq_status line(context *c, int shape, const bench_subject *s, const rq_ke
     if (status != RQ_OK) return status;
     bench_times cold, warm;
     r.rotate = true;
-    bench_time(&cold, run_once, &r, c->o.seconds);
+    bench_time(&cold, run_once, &r, c->o.seconds, 10);
     r.rotate = false;
-    bench_time(&warm, run_once, &r, c->o.seconds / 4);
+    bench_time(&warm, run_once, &r, c->o.seconds / 4, 10);
     double gbs = (double)model_bytes(s, n_tok) / cold.med_us * 1e-3;
     if (!k) c->sgemv_us = cold.med_us;
     printf(" %9.1f %9.1f %9.1f %9.1f %7.2f %6.1f %8.2f ", cold.med_us, cold.p20_us, cold.p80_us, warm.med_us, gbs,
@@ -513,11 +513,7 @@ static int parse(options *o, int argc, char **argv) {
                    .group = 128,
                    .seconds = 0.4,
                    .fail_if_slower = -1};
-    for (int i = 1, n = 0; i < argc; ++i) {
-        int room = (int)sizeof o->flags - n;
-        int more = snprintf(o->flags + n, (size_t)room, "%s%s", i > 1 ? " " : "", argv[i]);
-        if (more > 0 && more < room) n += more;
-    }
+    bench_join_flags(o->flags, sizeof o->flags, argc, argv);
     int id, code;
     while ((id = getopt_long(argc, argv, "h", long_options, NULL)) != -1) {
         if ((code = take_option(o, id, optarg)) != 0) return code;

@@ -42,7 +42,8 @@ void bench_machine_look(bench_machine *m) {
     first_line(m->git, sizeof m->git, f, NULL);
     if (f) pclose(f);
     struct utsname u;
-    if (uname(&u) == 0) snprintf(m->kernel, sizeof m->kernel, "%.40s %.*s", u.sysname, (int)strcspn(u.release, "-"), u.release);
+    if (uname(&u) == 0)
+        snprintf(m->kernel, sizeof m->kernel, "%.40s %.*s", u.sysname, (int)strcspn(u.release, "-"), u.release);
     time_t now = time(NULL);
     struct tm tm;
     if (gmtime_r(&now, &tm)) strftime(m->date, sizeof m->date, "%Y-%m-%d", &tm);
@@ -104,15 +105,15 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-void bench_time(bench_times *t, bench_fn fn, void *arg, double seconds) {
-    enum { LEAST = 10, MOST = 4000 };
+void bench_time(bench_times *t, bench_fn fn, void *arg, double seconds, int min_samples) {
+    enum { MOST = 4000 };
     static double sample[MOST];
     int64_t i = 0;
     double start = rq_seconds();
     do fn(arg, i++);
     while (rq_seconds() - start < 0.1 * seconds);
     start = rq_seconds();
-    for (t->n = 0; t->n < MOST && (t->n < LEAST || rq_seconds() - start < seconds); ++t->n) {
+    for (t->n = 0; t->n < MOST && (t->n < min_samples || rq_seconds() - start < seconds); ++t->n) {
         double begin = rq_seconds();
         fn(arg, i++);
         sample[t->n] = rq_seconds() - begin;
@@ -183,6 +184,16 @@ const json_t *bench_find(const json_t *records, const json_t *like, const char *
         if (same == n_keys) return r;
     }
     return NULL;
+}
+
+void bench_join_flags(char *out, size_t size, int argc, char **argv) {
+    size_t n = 0;
+    out[0] = 0;
+    for (int i = 1; i < argc; ++i) {
+        int more = snprintf(out + n, size - n, "%s%s", i > 1 ? " " : "", argv[i]);
+        if (more < 0 || (size_t)more >= size - n) return; /* cut there */
+        n += (size_t)more;
+    }
 }
 
 int bench_parse_ints(const char *text, int64_t min, int64_t max, int64_t *out, int max_n) {

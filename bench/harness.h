@@ -31,9 +31,9 @@ typedef struct bench_times {
 } bench_times;
 
 /* Calls fn(arg, i) with i counting up from 0, first untimed for a tenth of `seconds`, then timed one by one until
- * `seconds` have passed (at least 10 and at most 4000 samples). */
+ * `seconds` have passed (at least min_samples, at most 4000). */
 typedef void (*bench_fn)(void *arg, int64_t i);
-void bench_time(bench_times *t, bench_fn fn, void *arg, double seconds);
+void bench_time(bench_times *t, bench_fn fn, void *arg, double seconds, int min_samples);
 
 /* Records are flat JSON objects in an array. Each gets the machine's fields too. */
 void bench_record_machine(json_t *record, const bench_machine *m, const char *flags);
@@ -41,6 +41,9 @@ rq_status bench_write_json(const char *path, const json_t *records);
 rq_status bench_write_csv(const char *path, const json_t *records);
 /* The record of an earlier run that has the same values under keys[], or NULL. */
 const json_t *bench_find(const json_t *records, const json_t *like, const char *const *keys, int n_keys);
+
+/* The arguments as one line, for the records. */
+void bench_join_flags(char *out, size_t size, int argc, char **argv);
 
 /* Comma-separated list of integers in [min, max]; the count, or -1 when malformed. */
 int bench_parse_ints(const char *text, int64_t min, int64_t max, int64_t *out, int max_n);

@@ -120,8 +120,8 @@ const char *rq_backend_name(void) {
 
 /* ---- tiles ------------------------------------------------------------------------------------------------------------ */
 
-/* Sides of C tiles: small enough to give a 512 x 1536 layer to several threads evenly, large enough that the packing each
- * call repeats costs little (docs/bench.md has the sweep). */
+/* Sides of C tiles: large enough that the packing each call repeats costs little, small enough to share a 512 x 1536 layer
+ * evenly (512 leaves three tiles for it). bench_dense measures it. */
 enum { TILE = 384, TILE_ALIGN = 16 };
 
 /* An axis cut into equal parts of at most TILE, each a multiple of TILE_ALIGN but the last. */
