@@ -197,8 +197,8 @@ static unsigned char *make_dense(const char *operand, int64_t n_out, int64_t n_i
 }
 
 static void sweep_gemv_dense(const rq_kernel *k) {
-    static const int64_t shapes[][2] = {{1, 32}, {3, 64}, {5, 96}, {2, 576}, {7, 1536},
-                                        {2, 1},  {3, 31}, {2, 45}, {4, 1001}};
+    static const int64_t shapes[][2] = {{1, 32}, {3, 64}, {5, 96},   {2, 576},  {7, 1536}, {2, 1},
+                                        {3, 31}, {2, 45}, {4, 1001}, {3, 8992}, {1, 10001}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; ++s) {
         int64_t n_out = shapes[s][0], n_in = shapes[s][1];
         if (!strcmp(k->operand, "q8_0_rows") && n_in % 32) continue;
