@@ -337,16 +337,24 @@ static json_t *quantization_config(const output *o) {
                      "pack-quantized");
 }
 
+/* The folder that config.json and the tokenizer are in: the model's own, or that of a lone .safetensors. malloc'ed. */
+static char *model_folder(const rq_store *s) {
+    const char *path = rq_store_path(s), *slash = strrchr(path, '/');
+    struct stat st;
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) return strdup(path);
+    return slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+}
+
 static rq_status write_config(const output *o, const char *dir) {
     rq_status status = RQ_OK;
     const rq_store *s = o->z->model->store;
-    char *text = NULL, *from = NULL, *to = rq_path_join(dir, "config.json"), *out = NULL;
+    char *text = NULL, *from = NULL, *to = rq_path_join(dir, "config.json"), *out = NULL, *folder = model_folder(s);
     json_t *config = NULL;
     int64_t n;
     if (rq_store_is_gguf(s)) {
         RQ_TRY(rq_config_to_json(&o->z->model->cfg, &text));
     } else {
-        from = rq_path_join(rq_store_path(s), "config.json");
+        from = folder ? rq_path_join(folder, "config.json") : NULL;
         if (!from) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
         RQ_TRY(rq_read_file(from, 16 << 20, &text, &n));
     }
@@ -359,6 +367,7 @@ static rq_status write_config(const output *o, const char *dir) {
     RQ_TRY(rq_write_file(to, out, (int64_t)strlen(out)));
 done:
     json_decref(config);
+    free(folder);
     free(text);
     free(from);
     free(to);
@@ -385,13 +394,13 @@ static rq_status write_tokenizer(const output *o, const char *dir) {
     rq_status status = RQ_OK;
     const rq_store *s = o->z->model->store;
     rq_tokenizer *t = NULL;
-    char *text = NULL, *to = rq_path_join(dir, "tokenizer.json");
+    char *text = NULL, *to = rq_path_join(dir, "tokenizer.json"), *folder = model_folder(s);
     static const char *const names[] = {
         "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "vocab.json",
         "merges.txt"};
-    if (!to) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    if (!to || !folder) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     if (!rq_store_is_gguf(s)) {
-        for (size_t i = 0; i < sizeof names / sizeof *names; ++i) RQ_TRY(copy_file(rq_store_path(s), dir, names[i]));
+        for (size_t i = 0; i < sizeof names / sizeof *names; ++i) RQ_TRY(copy_file(folder, dir, names[i]));
         goto done;
     }
     RQ_TRY(rq_tokenizer_open(&t, s));
@@ -399,6 +408,7 @@ static rq_status write_tokenizer(const output *o, const char *dir) {
     RQ_TRY(rq_write_file(to, text, (int64_t)strlen(text)));
 done:
     rq_tokenizer_close(t);
+    free(folder);
     free(text);
     free(to);
     return status;

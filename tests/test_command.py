@@ -388,6 +388,8 @@ def test_bad_calibration():
 
 def test_output_folder():
     calib = ids_file("of.safetensors", 4, 64)
+    quantize(os.path.join(with_tokenizer("lone"), "model.safetensors"), path("from-file"), "--calib", calib)
+    assert {"config.json", "tokenizer.json", "model.safetensors"} <= set(os.listdir(path("from-file")))
     os.mkdir(path("taken"))
     open(path("taken", "precious"), "w").write("x")
     assert "--force" in sentence(quantize(tiny(), path("taken"), "--calib", calib, code=2))
