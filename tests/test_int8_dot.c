@@ -41,7 +41,7 @@ static void plain_flags(void **state) {
 
 static void loop_flags(void **state) {
     (void)state;
-    check(&int8_dots_loops);
+    check(&int8_dots_loop);
 }
 
 #if defined(__x86_64__)
