@@ -19,7 +19,7 @@ def rows(name):
 
 
 def has_word(text, word):
-    return re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text) is not None
+    return re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text, re.I) is not None
 
 
 def main():
