@@ -82,7 +82,7 @@ rq_status rq_alloc(void **out, int64_t count, size_t elem_bytes) {
 
 rq_status rq_alloc_zero(void **out, int64_t count, size_t elem_bytes) {
     rq_status status = rq_alloc(out, count, elem_bytes);
-    if (status == RQ_OK) memset(*out, 0, (size_t)count * elem_bytes);
+    if (*out) memset(*out, 0, (size_t)count * elem_bytes);
     return status;
 }
 
