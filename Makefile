@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# A thin front: the build is CMake's (CMakePresets.json), the work of `make check` is in .ci/check, of `make demo` in .ci/demo.
+# A thin front: the build is CMake's (CMakePresets.json), the work of `make check` is in .ci/check, of `make demo` in bench/demo.py.
 PREFIX ?= /usr/local
 
 all:
@@ -10,7 +10,9 @@ check:
 	.ci/check
 
 demo:
-	.ci/demo
+	third_party/install.sh demo
+	@$(MAKE) --no-print-directory all
+	python3 bench/demo.py
 
 bench: all
 	@ls build/cpu/bin/bench_* >/dev/null 2>&1 || { echo "make bench: no benchmark programs in bench/" >&2; exit 1; }

@@ -115,7 +115,7 @@ rq_status rq_samples_load(rq_samples *s, const char *path, const char *field, co
         }
     }
     if (seq_len == 0) seq_len = file_seq_len ? file_seq_len : DEFAULT_SEQ_LEN;
-    if (all.n == 0) RQ_FAIL(RQ_ERR_INPUT, "%s holds no token", path);
+    if (all.n == 0 || !all.ids) RQ_FAIL(RQ_ERR_INPUT, "%s holds no token", path);
     if (all.n < seq_len) {
         RQ_FAIL(RQ_ERR_INPUT, "%s holds %lld tokens, less than one window of %lld", path, (long long)all.n,
                 (long long)seq_len);

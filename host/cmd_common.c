@@ -84,7 +84,7 @@ static void add_option(option_table *t, const char *flag, char letter, const cha
         t->letters[n] = letter;
         t->letters[n + 1] = fixed_value ? 0 : ':';
         t->letters[n + 2] = 0;
-        t->option[i].val = letter;
+        t->option[i].val = (unsigned char)letter;
     }
 }
 
@@ -227,7 +227,10 @@ static rq_status read_config(cmd_args *a, const char *path) {
         }
         if (!text)
             return rq_fail(RQ_ERR_ARG, "--config %s: '%s' is neither a string, a number nor true/false", path, key);
-        if (strcmp(text, "false") == 0 && !is_quant_key(key)) continue; /* a switch that is off */
+        if (strcmp(text, "false") == 0 && !is_quant_key(key)) { /* a switch that is off */
+            free(text);
+            continue;
+        }
         if (!push_pair(a, strdup(key), text)) return rq_fail(RQ_ERR_ARG, "--config %s: too many options", path);
     }
     for (int i = 0; i < flags.n_pairs; ++i) {

@@ -26,8 +26,8 @@ static const cmd_spec spec = {
 static bool on_token(void *user, int32_t id, const char *piece, int64_t n_bytes) {
     (void)id;
     if (*(bool *)user) {
-        fwrite(piece, 1, (size_t)n_bytes, stdout);
-        fflush(stdout);
+        (void)fwrite(piece, 1, (size_t)n_bytes, stdout); /* main looks at stdout before it ends */
+        (void)fflush(stdout);
     }
     return !cmd_interrupted();
 }

@@ -20,6 +20,11 @@ rq_status rq_fail(rq_status status, const char *fmt, ...) RQ_PRINTF(2, 3);
 /* Put words in front of the sentence recorded last, to say where it happened. Returns status. */
 rq_status rq_fail_context(rq_status status, const char *fmt, ...) RQ_PRINTF(2, 3);
 
+#ifdef __clang_analyzer__ /* It reads one file at a time: say here that the status given is the one that comes back. */
+#define rq_fail(status, ...)         (rq_fail(status, __VA_ARGS__), (status))
+#define rq_fail_context(status, ...) (rq_fail_context(status, __VA_ARGS__), (status))
+#endif
+
 /* Both jump to the function's single `done:` label, which frees in reverse; `status` is the local. */
 #define RQ_TRY(expr)                                                                                                   \
     do {                                                                                                               \

@@ -110,7 +110,7 @@ static rq_status fold_batch(position *pos, const rq_model *m[2], const float *h[
                     .tile_rows = tile_rows};
     RQ_TRY(rq_backend_init());
     RQ_TRY(RQ_NEW(job.scratch, n_slot * 2 * TILE_POS * tile_rows));
-    for (int i = 0; i < 2 && h[i]; ++i) {
+    for (int i = 0; i < 2 && h[i] && m[i]; ++i) {
         job.d[i] = m[i]->cfg.d_model;
         RQ_TRY(RQ_NEW(w[i], tile_rows * job.d[i]));
         job.w[i] = w[i];
@@ -199,7 +199,7 @@ static rq_status run_batches(eval_run *run, const rq_eval_opt *opt) {
         const float *h[2] = {own[0], own[1]};
         RQ_TRY(head_inputs(run->m[0], own[0], ids, n, run->ctx));
         if (own[1]) RQ_TRY(head_inputs(run->m[1], own[1], ids, n, run->ctx));
-        if (run->kept) h[1] = run->kept->h + first * run->ctx * run->m[1]->cfg.d_model;
+        if (run->m[1] && run->kept) h[1] = run->kept->h + first * run->ctx * run->m[1]->cfg.d_model;
         RQ_TRY(fold_batch(pos, run->m, h, ids, n * run->ctx, tile_rows));
         for (int64_t i = 0; i < n; ++i) RQ_TRY(fold_window(run, pos + i * run->ctx, first + i));
         double nll, error;

@@ -50,6 +50,7 @@ rq_status rq_linear_rows(const rq_linear *l, int64_t row0, int64_t n_rows, float
         if (l->packed)
             rq_unpack_row(l->packed, row0 + i, dst + i * l->n_in);
         else
+            /* NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): one of tensor, packed and w is there */
             memcpy(dst + i * l->n_in, l->w + (row0 + i) * l->n_in, (size_t)l->n_in * sizeof *dst);
     }
     return RQ_OK;

@@ -31,6 +31,13 @@ static void help(FILE *to) {
                 "and resumable.\n");
 }
 
+/* A full disk or a closed pipe behind stdout shows only when the buffer is written. */
+static int check_output(int code) {
+    if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+    fprintf(stderr, "requite: the output could not be written\n");
+    return code == EXIT_OK ? EXIT_FAILED : code;
+}
+
 int main(int argc, char **argv) {
     if (argc < 2) {
         help(stderr);
@@ -38,16 +45,16 @@ int main(int argc, char **argv) {
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
         help(stdout);
-        return EXIT_OK;
+        return check_output(EXIT_OK);
     }
     if (strcmp(argv[1], "--version") == 0) {
         printf("requite %s\n", rq_version());
-        return EXIT_OK;
+        return check_output(EXIT_OK);
     }
     for (int i = 0; i < N_SUBCOMMANDS; ++i) {
         if (strcmp(argv[1], subcommands[i].name) == 0) {
             cmd_catch_signals();
-            return subcommands[i].run(argc - 1, argv + 1);
+            return check_output(subcommands[i].run(argc - 1, argv + 1));
         }
     }
     fprintf(stderr, "requite: no command '%s'; `requite --help` lists them\n", argv[1]);

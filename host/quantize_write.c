@@ -314,7 +314,7 @@ static void output_free(output *o) {
     free(o->parts);
     free(o->tensor);
     json_decref(o->linears);
-    if (o->log) fclose(o->log);
+    if (o->log) (void)fclose(o->log); /* after a failure; a whole log was closed and checked before */
 }
 
 /* ---- files beside the weights ---- */

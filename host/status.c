@@ -5,6 +5,9 @@
 
 #include "common.h"
 
+#undef rq_fail /* the analyzer's views of what is defined here */
+#undef rq_fail_context
+
 static _Thread_local char last_error[2048];
 static rq_log_fn log_fn;
 static void *log_user;
@@ -79,7 +82,7 @@ rq_status rq_alloc(void **out, int64_t count, size_t elem_bytes) {
 
 rq_status rq_alloc_zero(void **out, int64_t count, size_t elem_bytes) {
     rq_status status = rq_alloc(out, count, elem_bytes);
-    if (status == RQ_OK) memset(*out, 0, (size_t)count * elem_bytes);
+    if (*out) memset(*out, 0, (size_t)count * elem_bytes);
     return status;
 }
 

@@ -42,7 +42,7 @@ rq_status rq_tok_pre_compile(rq_tok_pre *p, const char *where) {
         RQ_TRY(rq_tok_class_extra(&buf, "Digits", 6));
         RQ_TRY(rq_tok_buf_add_str(&buf, p->individual ? "]" : "]+"));
     } else if (p->kind == RQ_TOK_SPLIT) {
-        if (p->pattern[0] == '\0') RQ_FAIL(RQ_ERR_INPUT, "%s: an empty split pattern", where);
+        if (!p->pattern || p->pattern[0] == '\0') RQ_FAIL(RQ_ERR_INPUT, "%s: an empty split pattern", where);
         if (p->is_regex) {
             pattern = p->pattern;
         } else {
