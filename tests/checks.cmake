@@ -22,3 +22,9 @@ if(RQ_LINT)
   rq_add_check(check_cppcheck)
   set_tests_properties(check_tidy check_cppcheck PROPERTIES PROCESSORS 2)
 endif()
+# The command end to end, under sanitizers too.
+if(NOT RQ_FUZZ)
+  add_test(NAME test_command COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_command.py $<TARGET_FILE:requite>
+           ${CMAKE_CURRENT_SOURCE_DIR})
+  set_tests_properties(test_command PROPERTIES TIMEOUT 900 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+endif()
