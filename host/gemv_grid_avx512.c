@@ -30,15 +30,20 @@ typedef struct cut {
 
 /* p: the block's first byte, `left`: bytes of the row from there. Bytes past the row read as 0. */
 INLINE __m512i load_codes(const unsigned char *p, int64_t left, int bits) {
-    int64_t need = left < 16 * bits ? left : 16 * bits;
-    __mmask64 mask = ~0ull >> (64 - need);
-    if (bits == 4) return left >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(mask, p);
-    if (bits == 2) return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi8((__mmask32)mask, p));
+    const int64_t need = 16 * bits;
+    __m512i v;
+    /* Plain loads wherever the row allows: masked ones cost much more when the data is not in cache. */
+    if (left >= (bits == 2 ? 32 : 64)) {
+        v = bits == 2 ? _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)p)) : _mm512_loadu_si512(p);
+    } else {
+        v = _mm512_maskz_loadu_epi8(~0ull >> (64 - (left < need ? left : need)), p);
+    }
+    if (bits == 4) return v;
+    if (bits == 2) return _mm512_cvtepu16_epi32(_mm512_castsi512_si256(v));
     /* 12 bytes to each 16-byte lane, then 3 bytes to each 4-byte lane */
     const __m512i spread = _mm512_setr_epi32(0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
     const __m128i three = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
-    __m512i v = _mm512_permutexvar_epi32(spread, _mm512_maskz_loadu_epi8(mask, p));
-    return _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(three));
+    return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(spread, v), _mm512_broadcast_i32x4(three));
 }
 
 INLINE __m512 code_values(int bits) { /* 0 .. 2^bits - 1, repeated to 16 */
@@ -59,18 +64,40 @@ INLINE __m512 group_table(const rq_grid *g, int64_t k, int bits) {
     return _mm512_mul_ps(_mm512_set1_ps(scale_at(g, k)), level);
 }
 
+INLINE __m128i load_bytes(const void *p, size_t n) {
+    int64_t v = 0;
+    memcpy(&v, p, n);
+    return _mm_cvtsi64_si128(v);
+}
+
+/* The first n of a block's scales and zeros, k on. Two and four are groups of 64 and 32: plain loads, as above. */
+INLINE __m512 load_scales(const rq_grid *g, int64_t k, int n) {
+    const __mmask16 mask = mask_left(n);
+    if (g->scale_f32) return _mm512_maskz_loadu_ps(mask, g->scale_f32 + k);
+    if (n == 2) return _mm512_castps128_ps512(_mm_cvtph_ps(load_bytes(g->scale_f16 + k, 4)));
+    if (n == 4) return _mm512_castps128_ps512(_mm_cvtph_ps(load_bytes(g->scale_f16 + k, 8)));
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, g->scale_f16 + k));
+}
+
+INLINE __m512 load_zeros(const rq_grid *g, int64_t k, int n) {
+    __m128i z;
+    if (n == 2)
+        z = load_bytes(g->zero + k, 2);
+    else if (n == 4)
+        z = load_bytes(g->zero + k, 4);
+    else
+        z = _mm_maskz_loadu_epi8(mask_left(n), g->zero + k);
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(z));
+}
+
 /* Scale and zero of every lane; k: index of the block's first group. */
 INLINE void lane_groups(__m512 *scale, __m512 *zero, const rq_grid *g, int64_t k, const cut *c, int64_t b) {
     __m512i sel = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)c->lane[b]));
-    __mmask16 mask = (__mmask16)(0xffffu >> (16 - c->n_group[b]));
-    __m512 s = g->scale_f16 ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, g->scale_f16 + k))
-                            : _mm512_maskz_loadu_ps(mask, g->scale_f32 + k);
-    *scale = _mm512_permutexvar_ps(sel, s);
-    *zero = _mm512_set1_ps((float)(1 << (g->bits - 1)));
-    if (g->zero) {
-        __m512 z = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, g->zero + k)));
-        *zero = _mm512_permutexvar_ps(sel, z);
-    }
+    *scale = _mm512_permutexvar_ps(sel, load_scales(g, k, c->n_group[b]));
+    if (g->zero)
+        *zero = _mm512_permutexvar_ps(sel, load_zeros(g, k, c->n_group[b]));
+    else
+        *zero = _mm512_set1_ps((float)(1 << (g->bits - 1)));
 }
 
 /* Fills the lane tables of a cut. Columns past n_in repeat the last group. */
@@ -240,7 +267,8 @@ static void gemv_lut(float *y, const rq_grid *g, const float *x, int64_t n_tok, 
 
 /* 16 columns of codes as fp32 weights; mask: columns that exist. */
 INLINE __m512 weights8(const unsigned char *codes, __mmask16 mask, __m512i zero, __m512 scale) {
-    __m512i q = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, codes));
+    __m128i bytes = mask == 0xffff ? _mm_loadu_si128((const __m128i *)codes) : _mm_maskz_loadu_epi8(mask, codes);
+    __m512i q = _mm512_cvtepu8_epi32(bytes);
     return _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_sub_epi32(q, zero)));
 }
 
