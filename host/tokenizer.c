@@ -68,6 +68,10 @@ rq_status rq_tok_added_add(rq_tokenizer *t, const rq_tok_added *a, int64_t decla
                        rq_show(text, n).text, (long long)declared_id, (long long)id);
     }
     rq_tok_str kept = t->tokens[id];
+    if (kept.text && (kept.n != n || memcmp(kept.text, text, (size_t)n) != 0)) {
+        return rq_fail(RQ_ERR_INPUT, "%s: added token '%s' and token '%s' have the same id %lld", t->label,
+                       rq_show(text, n).text, rq_show(kept.text, kept.n).text, (long long)id);
+    }
     if (!kept.text) {
         status = rq_tok_keep(t, &kept, text, n);
         if (status != RQ_OK) return status;

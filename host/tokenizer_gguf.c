@@ -30,9 +30,10 @@ static bool same(const char *text, int64_t n, const char *name) {
     return n == (int64_t)strlen(name) && memcmp(text, name, (size_t)n) == 0;
 }
 
-static rq_status read_pipeline(rq_tokenizer *t, const rq_store *s, const pipeline **found) {
+static rq_status read_pipeline(rq_tokenizer *t, const rq_store *s, bool *add_bos) {
     rq_status status = RQ_OK;
     const char *text;
+    const pipeline *p = NULL;
     int64_t n;
     if (!rq_meta_str(s, "tokenizer.ggml.model", &text, &n)) {
         RQ_FAIL(RQ_ERR_INPUT, "%s holds no tokenizer (tokenizer.ggml.model): give token ids instead of text", t->label);
@@ -43,14 +44,13 @@ static rq_status read_pipeline(rq_tokenizer *t, const rq_store *s, const pipelin
     if (!rq_meta_str(s, "tokenizer.ggml.pre", &text, &n)) {
         RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s: tokenizer.ggml.pre is missing, so how text is split is unknown", t->label);
     }
-    *found = NULL;
     for (size_t i = 0; i < sizeof pipelines / sizeof pipelines[0]; ++i) {
-        if (same(text, n, pipelines[i].name)) *found = &pipelines[i];
+        if (same(text, n, pipelines[i].name)) p = &pipelines[i];
     }
-    if (!*found) {
+    if (!p) {
         RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s: tokenizer.ggml.pre '%s' is not supported", t->label, rq_show(text, n).text);
     }
-    const pipeline *p = *found;
+    *add_bos = p->add_bos;
     t->nfc = p->nfc;
     t->ignore_merges = p->ignore_merges;
     if (p->digits_first) RQ_TRY(rq_tok_pre_add(t, (rq_tok_pre){.kind = RQ_TOK_DIGITS, .individual = true}, NULL, 0));
@@ -65,8 +65,11 @@ done:
 
 static rq_status string_at(const rq_tokenizer *t, const rq_meta_array *a, int64_t i, const char *what,
                            rq_tok_str *out) {
-    if (!rq_meta_array_str(a, i, &out->text, &out->n) || rq_tok_utf8_bad_offset(out->text, out->n) >= 0) {
-        return rq_fail(RQ_ERR_INPUT, "%s: %s %lld is not a string of UTF-8", t->label, what, (long long)i);
+    /* Byte letters never hold a zero byte, and tokenizer.json could not name such a token. */
+    if (!rq_meta_array_str(a, i, &out->text, &out->n) || rq_tok_utf8_bad_offset(out->text, out->n) >= 0 ||
+        (out->n > 0 && memchr(out->text, '\0', (size_t)out->n))) {
+        return rq_fail(RQ_ERR_INPUT, "%s: %s %lld is not a string of UTF-8 without zero bytes", t->label, what,
+                       (long long)i);
     }
     return RQ_OK;
 }
@@ -129,12 +132,12 @@ static rq_status read_edge(rq_tokenizer *t, const rq_store *s, const char *flag_
 rq_status rq_tokenizer_open_gguf(rq_tokenizer **out, const rq_store *s) {
     rq_status status = RQ_OK;
     rq_tokenizer *t = NULL;
-    const pipeline *p;
+    bool add_bos = false;
     *out = NULL;
     RQ_TRY(rq_tok_new(&t, rq_store_path(s)));
-    RQ_TRY(read_pipeline(t, s, &p));
+    RQ_TRY(read_pipeline(t, s, &add_bos));
     RQ_TRY(read_tokens(t, s));
-    RQ_TRY(read_edge(t, s, "tokenizer.ggml.add_bos_token", p->add_bos, "tokenizer.ggml.bos_token_id", &t->prefix,
+    RQ_TRY(read_edge(t, s, "tokenizer.ggml.add_bos_token", add_bos, "tokenizer.ggml.bos_token_id", &t->prefix,
                      &t->n_prefix));
     RQ_TRY(read_edge(t, s, "tokenizer.ggml.add_eos_token", false, "tokenizer.ggml.eos_token_id", &t->suffix,
                      &t->n_suffix));

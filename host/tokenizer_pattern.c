@@ -43,7 +43,7 @@ static rq_status put_char(translation *t, uint32_t c) {
         text[0] = (char)c;
         return rq_tok_buf_add(t->out, text, 1);
     }
-    snprintf(text, sizeof text, "\\x{%x}", (unsigned)c);
+    (void)snprintf(text, sizeof text, "\\x{%x}", (unsigned)c);
     return rq_tok_buf_add_str(t->out, text);
 }
 
@@ -81,7 +81,7 @@ static bool is_category(const char *name, size_t n) {
 
 static rq_status put_category(translation *t, const char *name, size_t n) {
     char text[16];
-    snprintf(text, sizeof text, "\\p{%.*s}", (int)n, name);
+    (void)snprintf(text, sizeof text, "\\p{%.*s}", (int)n, name);
     rq_status status = rq_tok_buf_add_str(t->out, text);
     return status == RQ_OK ? rq_tok_class_extra(t->out, name, n) : status;
 }
@@ -116,8 +116,8 @@ static rq_status escape(translation *t, bool own, class_item *item) {
             return RQ_OK;
         }
         char what[16];
-        snprintf(what, sizeof what, "'\\%c'",
-                 (unsigned char)letter > 0x20 && (unsigned char)letter < 0x7f ? letter : '?');
+        (void)snprintf(what, sizeof what, "'\\%c'",
+                       (unsigned char)letter > 0x20 && (unsigned char)letter < 0x7f ? letter : '?');
         t->p = at;
         return refuse(t, what);
     }
@@ -173,7 +173,7 @@ static rq_status translate_class(translation *t) {
     }
     if (t->p < t->end && *t->p == ']') return refuse(t, "']' as the first character of a class");
     for (;;) {
-        class_item item, last;
+        class_item item = {0}, last = {0};
         if (t->p < t->end && *t->p == ']') break;
         RQ_TRY(class_part(t, &item));
         bool range = t->end - t->p > 1 && t->p[0] == '-' && t->p[1] != ']';

@@ -177,7 +177,7 @@ rq_status rq_tok_class_extra(rq_tok_buf *out, const char *name, size_t name_len)
     for (size_t i = 0; i < sizeof newer / sizeof newer[0]; ++i) {
         if (memcmp(newer[i].category, name, name_len) != 0) continue;
         char text[40];
-        snprintf(text, sizeof text, "\\x{%x}-\\x{%x}", (unsigned)newer[i].first, (unsigned)newer[i].last);
+        (void)snprintf(text, sizeof text, "\\x{%x}-\\x{%x}", (unsigned)newer[i].first, (unsigned)newer[i].last);
         rq_status status = rq_tok_buf_add_str(out, text);
         if (status != RQ_OK) return status;
     }

@@ -118,6 +118,17 @@ static rq_status open_changed(const change *c, rq_tokenizer **t) {
     return status;
 }
 
+/* A vocabulary with a hole: the next free id is not free. */
+static void an_id_taken_twice_is_refused(void **state) {
+    (void)state;
+    static const char json[] =
+        "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":"
+        "\"BPE\",\"vocab\":{\"a\":0,\"b\":2},\"merges\":[]},\"added_tokens\":[{\"id\":2,\"content\":\"x\"}]}";
+    rq_tokenizer *t;
+    assert_int_equal(rq_tokenizer_open_json(&t, json, (int64_t)strlen(json), NULL), RQ_ERR_INPUT);
+    assert_non_null(strstr(rq_last_error(), "'x' and token 'b' have the same id 2"));
+}
+
 static void strange_files_are_refused_by_name(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof changes / sizeof changes[0]; ++i) {
@@ -330,6 +341,7 @@ int main(void) {
         cmocka_unit_test(ids_equal_the_reference),
         cmocka_unit_test(written_tokenizer_is_the_same),
         cmocka_unit_test(strange_files_are_refused_by_name),
+        cmocka_unit_test(an_id_taken_twice_is_refused),
         cmocka_unit_test(patterns_with_another_meaning_are_refused),
         cmocka_unit_test(costly_patterns_end),
         cmocka_unit_test(long_words_follow_the_definition),
