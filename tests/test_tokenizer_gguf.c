@@ -112,8 +112,8 @@ static void gguf_gives_the_same_ids(void **state) {
     for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; ++i) {
         meta_change none = {0};
         bytes b = gguf_of(pairs[i].golden, pairs[i].pre, &none);
-        rq_store *s;
-        rq_tokenizer *t, *again;
+        rq_store *s = NULL;
+        rq_tokenizer *t = NULL, *again;
         char *text;
         if (open_bytes(&s, b.p, b.n) != RQ_OK || rq_tokenizer_open(&t, s) != RQ_OK) fail_msg("%s", rq_last_error());
         check_all(t, pairs[i].golden);
@@ -151,7 +151,7 @@ static void strange_metadata_is_refused(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; ++i) {
         bytes b = gguf_of("gpt2", "gpt-2", &cases[i].c);
-        rq_store *s;
+        rq_store *s = NULL;
         rq_tokenizer *t;
         if (open_bytes(&s, b.p, b.n) != RQ_OK) fail_msg("%s", rq_last_error());
         rq_status status = rq_tokenizer_open(&t, s);
