@@ -7,6 +7,8 @@
 
 #include "formats.h"
 
+typedef struct rq_quant_opt rq_quant_opt;
+
 typedef enum rq_comp {
 #define RQ_COMP(id, ...) RQ_COMP_##id,
 #include "comp.def"
@@ -28,6 +30,20 @@ typedef struct rq_comp_row {
 } rq_comp_row;
 const rq_comp_row *rq_comp_get(rq_comp c);
 bool rq_comp_by_name(const char *name, rq_comp *c);
+
+/* A rounder of single columns. find() gives scale and zero of one group from its n values x and weights wt of the clip search (all 1
+ * for a plain one). round() takes one column of n_rows rows, row i with its own scale[i] and zero[i]: codes, what they stand for,
+ * and w clamped to what codes can stand for. */
+typedef struct rq_rounder {
+    const char *name;
+    void (*find)(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, float *scale, float *zero);
+    void (*round)(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero, uint8_t *code,
+                  float *q, float *clamped);
+} rq_rounder;
+#define RQ_ROUND(id, text, ops) extern const rq_rounder ops;
+#include "round.def"
+#undef RQ_ROUND
+const rq_rounder *rq_round_get(rq_round r);
 const char *rq_round_name(rq_round r);
 bool rq_round_by_name(const char *name, rq_round *r);
 
@@ -37,7 +53,7 @@ typedef enum rq_clip_weights { RQ_CLIP_PLAIN, RQ_CLIP_HDIAG } rq_clip_weights;
  * of rounding, clamped to the grid ("allw"). AUTO is ResComp's choice: allw above 2 bits; every other compensator: org. */
 typedef enum rq_update { RQ_UPDATE_AUTO, RQ_UPDATE_ORG, RQ_UPDATE_ALLW } rq_update;
 
-typedef struct rq_quant_opt {
+struct rq_quant_opt {
     size_t struct_size;
     rq_comp comp;
     rq_round round;
@@ -56,7 +72,7 @@ typedef struct rq_quant_opt {
     rq_dtype scale_dtype; /* RQ_F16 or RQ_F32 */
     int cd_sweeps;        /* coordinate-descent sweeps after each of (refit + 1) rounds */
     int refit;            /* rounds of least-squares refit of the group scales */
-} rq_quant_opt;
+};
 
 /* The settings of the reference implementations (sym, power 2.4, dynamic groups), or ours; with comp's factors. */
 void rq_quant_reference(rq_quant_opt *o, rq_comp comp);
@@ -122,13 +138,6 @@ rq_status rq_quantize_matrix(rq_quant_result *r, const float *w, int64_t n_out, 
                              const char *label);
 
 /* ---- pieces, for quantize_matrix and tests ---- */
-
-/* Scale and zero of one group from its n values x and weights wt of the clip search (all 1 for a plain one). */
-void rq_grid_find(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, float *scale, float *zero);
-
-/* One column of n_rows rows, row i with its own scale[i] and zero[i]: codes, what they stand for, and w clamped to the grid. */
-void rq_grid_round(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero, uint8_t *code,
-                   float *q, float *clamped);
 
 /* QuantEase coordinate descent and scale refit on the objective tr((Q - W*) Hd (Q - W*)^T), all in stored order: target
  * [n_out][n], codes [n_out][n], scale and zero [n_out][n_group]. Each step never raises the objective (fp32 rounding aside). */

@@ -12,8 +12,8 @@ static const rq_comp_row comp_rows[RQ_N_COMPS] = {
 #undef RQ_COMP
 };
 
-static const char *const round_names[RQ_N_ROUNDS] = {
-#define RQ_ROUND(id, text, ...) text,
+static const rq_rounder *const rounders[RQ_N_ROUNDS] = {
+#define RQ_ROUND(id, text, ops) &ops,
 #include "round.def"
 #undef RQ_ROUND
 };
@@ -30,11 +30,13 @@ bool rq_comp_by_name(const char *name, rq_comp *c) {
     return false;
 }
 
-const char *rq_round_name(rq_round r) { return (unsigned)r < RQ_N_ROUNDS ? round_names[r] : "?"; }
+const rq_rounder *rq_round_get(rq_round r) { return (unsigned)r < RQ_N_ROUNDS ? rounders[r] : NULL; }
+
+const char *rq_round_name(rq_round r) { return (unsigned)r < RQ_N_ROUNDS ? rounders[r]->name : "?"; }
 
 bool rq_round_by_name(const char *name, rq_round *r) {
     for (int i = 0; i < RQ_N_ROUNDS; ++i) {
-        if (strcmp(name, round_names[i]) == 0) {
+        if (strcmp(name, rounders[i]->name) == 0) {
             *r = (rq_round)i;
             return true;
         }
@@ -155,7 +157,7 @@ static const char *comp_name_list(bool comps) {
         size_t used = 0;
         for (int i = 0; i < n; ++i) {
             used += (size_t)snprintf(text + used, sizeof text - used, "%s%s", i ? "|" : "",
-                                     comps ? comp_rows[i].name : round_names[i]);
+                                     comps ? comp_rows[i].name : rounders[i]->name);
         }
         memcpy(out, text, sizeof text);
     }
@@ -274,7 +276,7 @@ void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t siz
         default: break;
         }
         const char *name = s->offset == AT(comp)           ? comp_rows[o->comp].name
-                           : s->offset == AT(round)        ? round_names[o->round]
+                           : s->offset == AT(round)        ? rounders[o->round]->name
                            : s->offset == AT(clip)         ? clips[o->clip]
                            : s->offset == AT(clip_weights) ? weights[o->clip_weights]
                            : s->offset == AT(update)       ? updates[o->update]

@@ -93,7 +93,8 @@ static void static_groups(const rq_sweep *s, sweep_scratch *b, int64_t row0, int
             for (int64_t j = 0; j < len; ++j) {
                 b->values[j] = s->prep->dead[c0 + j] && len < n ? 0 : s->w0[i * n + c0 + j];
             }
-            rq_grid_find(s->opt, b->values, wt, len, &s->scale[i * s->n_group + g], &s->zero[i * s->n_group + g]);
+            rq_round_get(s->opt->round)
+                ->find(s->opt, b->values, wt, len, &s->scale[i * s->n_group + g], &s->zero[i * s->n_group + g]);
         }
     }
 }
@@ -105,7 +106,7 @@ static void dynamic_group(const rq_sweep *s, sweep_scratch *b, int64_t c, int64_
     const float *wt = clip_weights(s, b, c, len, true);
     for (int64_t r = 0; r < lanes; ++r) {
         int64_t k = (row0 + r) * s->n_group + g;
-        rq_grid_find(s->opt, b->w + (tile_row + r) * n + c, wt, len, &s->scale[k], &s->zero[k]);
+        rq_round_get(s->opt->round)->find(s->opt, b->w + (tile_row + r) * n + c, wt, len, &s->scale[k], &s->zero[k]);
     }
 }
 
@@ -136,7 +137,7 @@ static void sweep_block(const sweep_shared *sh, sweep_scratch *b, int64_t c0, in
             scale[r] = s->scale[(row0 + r) * s->n_group + g];
             zero[r] = s->zero[(row0 + r) * s->n_group + g];
         }
-        rq_grid_round(s->opt->bits, LANES, w, scale, zero, code, q, clamped);
+        rq_round_get(s->opt->round)->round(s->opt->bits, LANES, w, scale, zero, code, q, clamped);
         for (int64_t r = 0; r < lanes; ++r) {
             s->codes[(row0 + r) * n + stored] = code[r];
             s->q[(row0 + r) * n + stored] = q[r];

@@ -82,7 +82,7 @@ RQ_CLONES static float clip_error(const float *x, const float *wt, int64_t n, fl
     return total;
 }
 
-void rq_grid_find(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, float *scale, float *zero) {
+static void find(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, float *scale, float *zero) {
     float lo = 0, hi = 0;
     for (int64_t j = 0; j < n; ++j) {
         lo = x[j] < lo ? x[j] : lo;
@@ -135,7 +135,9 @@ RQ_CLONES static void grid_round(int bits, int64_t n_rows, const float *w, const
     }
 }
 
-void rq_grid_round(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero, uint8_t *code,
-                   float *q, float *clamped) {
+static void round_column(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero, uint8_t *code,
+                         float *q, float *clamped) {
     grid_round(bits, n_rows, w, scale, zero, code, q, clamped);
 }
+
+const rq_rounder rq_round_grid = {"grid", find, round_column};

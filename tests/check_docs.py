@@ -71,9 +71,9 @@ def main():
                         findings.append(f"{path}: `requite {command} --help` has no {flag}: {line.strip()[:100]}")
         for m in PATH.finditer(text):
             name = m.group(1).rstrip(".,/")
-            # Patterns and patterns' names: <name>, X, *, {a,b}. Build results are not here either.
+            # Patterns and patterns' names: <name>, X, NAME, *, {a,b}. Build results are not here either.
             after = text[m.end():m.end() + 1]
-            if after in ("*", "<", "{") or "{" in name or re.search(r"(^|[_./])X([_./]|$)", name): continue
+            if after in ("*", "<", "{") or "{" in name or re.search(r"(^|[_./])(X|NAME)([_./]|$)", name): continue
             n_paths += 1
             if not os.path.exists(os.path.join(ROOT, name)): findings.append(f"{path} names {name}, which is not there")
     finish("check_docs", findings, f"{n_rows} rows, {n_flags} options, {n_paths} file names in {len(pages)} pages")
