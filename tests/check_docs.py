@@ -59,7 +59,7 @@ def main():
         text = read(path)
         # One command a line once continuations are joined; inline code ends at its backtick, a shell command at a pipe or a comment.
         for i, line in enumerate(re.sub(r"\\\n\s*", " ", text).split("\n"), 1):
-            for m in re.finditer(r"\brequite ([a-z]+)\b([^`|#;&]*)", line):
+            for m in re.finditer(r"\brequite ([a-z]+)\b((?:(?!\brequite\b)[^`|#;&])*)", line):
                 command, rest = m.groups()
                 flags = re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*|-[a-z])(?![\w-])", rest)
                 if not flags: continue
@@ -73,7 +73,7 @@ def main():
             name = m.group(1).rstrip(".,/")
             # Patterns and patterns' names: <name>, X, *, {a,b}. Build results are not here either.
             after = text[m.end():m.end() + 1]
-            if after in ("*", "<", "{") or "{" in name or re.search(r"(^|[_./])X([_./]|$)", name): continue
+            if after in ("*", "<", "{") or "{" in name or re.search(r"(^|[_./])(X|NAME)([_./]|$)", name): continue
             n_paths += 1
             if not os.path.exists(os.path.join(ROOT, name)): findings.append(f"{path} names {name}, which is not there")
     finish("check_docs", findings, f"{n_rows} rows, {n_flags} options, {n_paths} file names in {len(pages)} pages")

@@ -113,7 +113,7 @@ static void gguf_gives_the_same_ids(void **state) {
         meta_change none = {0};
         bytes b = gguf_of(pairs[i].golden, pairs[i].pre, &none);
         rq_store *s;
-        rq_tokenizer *t, *again;
+        rq_tokenizer *t = NULL, *again;
         char *text;
         if (open_bytes(&s, b.p, b.n) != RQ_OK || rq_tokenizer_open(&t, s) != RQ_OK) fail_msg("%s", rq_last_error());
         check_all(t, pairs[i].golden);
