@@ -204,7 +204,8 @@ rq_status rq_quant_set(rq_quant_opt *o, const char *key, const char *value) {
     for (int i = 0; i < (int)(sizeof settings / sizeof *settings); ++i) {
         const setting *s = &settings[i];
         if (strcmp(s->key.key, key) != 0) continue;
-        char *at = (char *)o + s->offset, *end;
+        void *at = (char *)o + s->offset;
+        char *end;
         errno = 0;
         if (s->key.kind == 'e') return set_choice(o, s->offset, rq_quant_key_at(i), value);
         if (s->key.kind == 'b') {
@@ -267,7 +268,7 @@ void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t siz
     for (int i = 0; i < (int)(sizeof settings / sizeof *settings); ++i) {
         const setting *s = &settings[i];
         if (strcmp(s->key.key, key) != 0) continue;
-        const char *at = (const char *)o + s->offset;
+        const void *at = (const char *)o + s->offset;
         switch (s->key.kind) {
         case 'b': snprintf(text, size, "%s", *(const bool *)at ? "true" : "false"); return;
         case 'd': snprintf(text, size, "%.12g", *(const double *)at); return;

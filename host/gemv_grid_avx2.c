@@ -333,7 +333,7 @@ INLINE void unpack_cut(float *dst, const rq_grid *g, const cut *c, int64_t row0,
 static void unpack_8bit(float *dst, const rq_grid *g, int64_t row0, int64_t n_rows) {
     for (int64_t r = row0; r < row0 + n_rows; ++r) {
         const unsigned char *row = (const unsigned char *)(g->words + r * g->row_words);
-        float *out = dst + (r - row0) * g->n_in, tail[8];
+        float *out = dst + (r - row0) * g->n_in, tail[8] = {0};
         for (int64_t k = 0; k < g->n_group; ++k) {
             int64_t end = (k + 1) * g->group < g->n_in ? (k + 1) * g->group : g->n_in;
             __m256 scale = _mm256_set1_ps(scale_at(g, r * g->n_group + k));

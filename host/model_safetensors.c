@@ -143,6 +143,7 @@ static int by_place(const void *a, const void *b) {
 /* Ranges sorted by where they begin must follow each other without a gap, from the first data byte to the last. */
 static rq_status check_layout(rq_slot *slot, int64_t n, const uint8_t *data, int64_t data_bytes, const char *label) {
     int64_t at = 0;
+    if (!slot) n = 0; /* a file without tensors has no list */
     if (n > 1) qsort(slot, (size_t)n, sizeof *slot, by_place);
     for (int64_t i = 0; i < n; ++i) {
         int64_t begin = (const uint8_t *)slot[i].t.data - data;

@@ -102,8 +102,8 @@ static void loss_tile(const loss_job *j, float *scratch, int64_t first) {
 
 static void lse_tile(const loss_job *j, float *r, int64_t first) {
     int64_t n = rq_min_i64(TILE_POS, j->n_pos - first), d = j->ref_d;
-    float top[TILE_POS];
-    double sum[TILE_POS];
+    float top[TILE_POS] = {0};
+    double sum[TILE_POS] = {0};
     for (int64_t row = 0; row < j->n_vocab; row += j->tile) {
         int64_t rows = rq_min_i64(j->tile, j->n_vocab - row);
         rq_sgemm_tile(RQ_N, RQ_T, n, rows, d, 1.0f, j->ref_h + first * d, d, j->ref_head + row * d, d, 0.0f, r,

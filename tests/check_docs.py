@@ -59,7 +59,7 @@ def main():
         text = read(path)
         # One command a line once continuations are joined; inline code ends at its backtick, a shell command at a pipe or a comment.
         for i, line in enumerate(re.sub(r"\\\n\s*", " ", text).split("\n"), 1):
-            for m in re.finditer(r"\brequite ([a-z]+)\b([^`|#;&]*)", line):
+            for m in re.finditer(r"\brequite ([a-z]+)\b((?:(?!\brequite\b)[^`|#;&])*)", line):
                 command, rest = m.groups()
                 flags = re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*|-[a-z])(?![\w-])", rest)
                 if not flags: continue
