@@ -6,9 +6,9 @@
 
 static rq_status parse_options(rq_quant_opt *o, const char *text) {
     static const char reference[] = "preset=reference";
-    rq_quant_default(o, RQ_COMP_GPTAQ);
+    rq_quant_default(o, RQ_COMP_QEP);
     if (!text) return RQ_OK;
-    rq_comp comp = RQ_COMP_GPTAQ;
+    rq_comp comp = RQ_COMP_QEP;
     bool is_reference = strncmp(text, reference, sizeof reference - 1) == 0;
     if (is_reference) text += sizeof reference - 1;
     text += *text == ',';

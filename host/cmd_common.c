@@ -47,7 +47,7 @@ static void print_help(const cmd_spec *spec) {
         print_flag(spec->flags[i].letter, spec->flags[i].name, spec->flags[i].arg, spec->flags[i].help);
     }
     if (spec->quant_options) {
-        printf("\nquantization (defaults: --preset best; `--comp` sets its own alpha, alpha2 and rho):\n");
+        printf("\nquantization (defaults: --preset best, --comp qep; `--comp` sets its own alpha, alpha2 and rho):\n");
         for (int i = 0; rq_quant_key_at(i); ++i) {
             const rq_quant_key *k = rq_quant_key_at(i);
             char arg[64];
@@ -242,7 +242,7 @@ static rq_status read_config(cmd_args *a, const char *path) {
 rq_status cmd_quant_options(rq_quant_opt *o, cmd_args *a) {
     rq_status status = RQ_OK;
     if (cmd_has(a, "config")) RQ_TRY(read_config(a, cmd_value(a, "config")));
-    rq_comp comp = RQ_COMP_GPTAQ;
+    rq_comp comp = RQ_COMP_QEP;
     const char *name = cmd_value(a, "comp"), *preset = cmd_value(a, "preset");
     if (name && !rq_comp_by_name(name, &comp)) {
         rq_quant_opt any;
