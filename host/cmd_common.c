@@ -206,15 +206,29 @@ static bool is_quant_key(const char *name) {
     return false;
 }
 
-/* Put the pairs of a config file in front of the flags, so that flags win. Strings live as long as the process. */
+/* Texts from a config file: args point to them until the process ends. */
+static char *config_text[2 * CMD_MAX_PAIRS];
+static int n_config_text;
+
+static const char *keep_text(char *text) {
+    if (text && n_config_text < 2 * CMD_MAX_PAIRS) {
+        config_text[n_config_text++] = text;
+        return text;
+    }
+    free(text);
+    return NULL;
+}
+
+/* Put the pairs of a config file in front of the flags, so that flags win. */
 static rq_status read_config(cmd_args *a, const char *path) {
     json_error_t where;
     json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &where);
     if (!root) return rq_fail(RQ_ERR_ARG, "--config %s: line %d: %s", path, where.line, where.text);
-    if (!json_is_object(root)) return rq_fail(RQ_ERR_ARG, "--config %s: a JSON object of option names is wanted", path);
+    rq_status status = RQ_OK;
     cmd_args flags = *a;
     const char *key;
     json_t *value;
+    if (!json_is_object(root)) RQ_FAIL(RQ_ERR_ARG, "--config %s: a JSON object of option names is wanted", path);
     a->n_pairs = 0;
     json_object_foreach(root, key, value) {
         char *text = NULL;
@@ -225,18 +239,19 @@ static rq_status read_config(cmd_args *a, const char *path) {
         } else if (json_is_number(value)) {
             text = json_dumps(value, JSON_ENCODE_ANY);
         }
-        if (!text)
-            return rq_fail(RQ_ERR_ARG, "--config %s: '%s' is neither a string, a number nor true/false", path, key);
-        if (strcmp(text, "false") == 0 && !is_quant_key(key)) { /* a switch that is off */
-            free(text);
-            continue;
+        const char *kept = keep_text(text), *name = keep_text(strdup(key));
+        if (!kept || !name) {
+            RQ_FAIL(RQ_ERR_ARG, "--config %s: '%s' is neither a string, a number nor true/false", path, key);
         }
-        if (!push_pair(a, strdup(key), text)) return rq_fail(RQ_ERR_ARG, "--config %s: too many options", path);
+        if (strcmp(kept, "false") == 0 && !is_quant_key(key)) continue; /* a switch that is off */
+        if (!push_pair(a, name, kept)) RQ_FAIL(RQ_ERR_ARG, "--config %s: too many options", path);
     }
     for (int i = 0; i < flags.n_pairs; ++i) {
-        if (!push_pair(a, flags.name[i], flags.value[i])) return rq_fail(RQ_ERR_ARG, "too many options");
+        if (!push_pair(a, flags.name[i], flags.value[i])) RQ_FAIL(RQ_ERR_ARG, "too many options");
     }
-    return RQ_OK; /* root stays: keys and strings point into it */
+done:
+    json_decref(root);
+    return status;
 }
 
 rq_status cmd_quant_options(rq_quant_opt *o, cmd_args *a) {

@@ -130,11 +130,15 @@ int cmd_inspect(int argc, char **argv) {
     cmd_args a;
     rq_store *s = NULL;
     rq_model *m = NULL;
-    json_t *meta = NULL, *tensors = json_array();
+    json_t *meta = NULL, *tensors = NULL;
     int code = cmd_parse(&a, argc, argv, &spec);
     if (code >= 0) return code;
+    tensors = json_array();
     status = rq_store_open(&s, a.arg[0]);
-    if (status != RQ_OK) return cmd_fail_input(status);
+    if (status != RQ_OK) {
+        json_decref(tensors);
+        return cmd_fail_input(status);
+    }
     RQ_TRY(rq_container_metadata(s, &meta));
     RQ_TRY(collect(tensors, s, meta));
     bool is_model = rq_model_open(&m, a.arg[0]) == RQ_OK; /* a lone tensor file is fine too */

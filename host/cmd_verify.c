@@ -88,9 +88,10 @@ int cmd_verify(int argc, char **argv) {
     rq_status status = RQ_OK;
     cmd_args a;
     rq_model *m = NULL, *ref = NULL;
-    json_t *list = json_array();
+    json_t *list = NULL;
     int code = cmd_parse(&a, argc, argv, &spec);
     if (code >= 0) return code;
+    list = json_array();
     status = rq_model_open(&m, a.arg[0]);
     if (status == RQ_OK && cmd_has(&a, "ref")) status = rq_model_open(&ref, cmd_value(&a, "ref"));
     if (status != RQ_OK) {
