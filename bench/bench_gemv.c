@@ -19,7 +19,7 @@ typedef struct options {
     const char *format, *impl, *json_path, *csv_path, *baseline_path;
     int64_t bits[4], tokens[16], group;
     int n_bits, n_tokens, threads;
-    bool sym, f32_scales, sgemv, dry_run;
+    bool sym, f32_scales, sgemv, dry_run, cpu_clock;
     double seconds, fail_if_slower; /* fraction; negative: off */
     struct {
         const char *preset;
@@ -123,8 +123,8 @@ typedef struct context {
     double sgemv_us; /* of this shape and token count, 0: not measured */
 } context;
 
-static const char *const identity[] = {"device", "n_out", "n_in",   "format", "bits",   "group",
-                                       "sym",    "n_tok", "kernel", "cpu",    "threads"};
+static const char *const identity[] = {"device", "n_out", "n_in",   "format", "bits",    "group",
+                                       "sym",    "n_tok", "kernel", "cpu",    "threads", "clock"};
 
 static void print_head(const context *c) {
     printf("%-13s %-8s %6s %6s  %-10s %4s %5s %3s %-7s %7s", "model", "layer", "n_out", "n_in", "format", "bits",
@@ -337,6 +337,7 @@ static void usage(FILE *f) {
           "  --tokens 1,2,4,8,16     default 1\n"
           "  --impl NAME|all         c, avx2, avx512 or all (default: the one that is picked here)\n"
           "  --threads N             default: one per core\n"
+          "  --clock wall|cpu        cpu: time given to this process, for --threads 1 on a machine that others use\n"
           "  --device cpu            cuda is refused where the build has no CUDA kernels\n"
           "  --baseline sgemv|FILE   time OpenBLAS's fp32 sgemv too, or compare with the --json of an earlier run\n"
           "  --fail-if-slower P%     exit code 1 when a row is slower than in that run by more than P percent\n"
@@ -429,6 +430,7 @@ enum {
     O_TOKENS,
     O_IMPL,
     O_THREADS,
+    O_CLOCK,
     O_DEVICE,
     O_BASELINE,
     O_SLOWER,
@@ -448,6 +450,7 @@ static const struct option long_options[] = {{"format", 1, NULL, O_FORMAT},
                                              {"tokens", 1, NULL, O_TOKENS},
                                              {"impl", 1, NULL, O_IMPL},
                                              {"threads", 1, NULL, O_THREADS},
+                                             {"clock", 1, NULL, O_CLOCK},
                                              {"device", 1, NULL, O_DEVICE},
                                              {"baseline", 1, NULL, O_BASELINE},
                                              {"fail-if-slower", 1, NULL, O_SLOWER},
@@ -476,6 +479,7 @@ static int take_option(options *o, int id, const char *arg) {
     case O_TOKENS: ok = (o->n_tokens = bench_parse_ints(arg, 1, RQ_GEMV_MAX_TOK, o->tokens, 16)) > 0; break;
     case O_IMPL: o->impl = arg, ok = known_impl(arg); break;
     case O_THREADS: ok = bench_parse_ints(arg, 1, 1024, &v, 1) == 1, o->threads = (int)v; break;
+    case O_CLOCK: o->cpu_clock = !strcmp(arg, "cpu"), ok = o->cpu_clock || !strcmp(arg, "wall"); break;
     case O_DEVICE:
         if (strcmp(arg, "cpu")) {
             fprintf(stderr, "bench_gemv: --device %s: this build has CPU kernels only\n", arg);
@@ -526,6 +530,10 @@ static int parse(options *o, int argc, char **argv) {
         fprintf(stderr, "bench_gemv: --fail-if-slower needs --baseline FILE\n");
         return 3;
     }
+    if (o->cpu_clock && o->threads != 1) {
+        fprintf(stderr, "bench_gemv: --clock cpu adds up the time of all threads: it needs --threads 1\n");
+        return 3;
+    }
     if (!o->n_shapes && !add_shapes(o, "smollm2-135m")) return 3;
     return 0;
 }
@@ -533,6 +541,7 @@ static int parse(options *o, int argc, char **argv) {
 static rq_status prepare(context *c) {
     rq_status status = RQ_OK;
     rq_set_threads(c->o.threads);
+    bench_set_clock(c->o.cpu_clock ? BENCH_CPU : BENCH_WALL);
     RQ_TRY(rq_kernels_check());
     bench_machine_look(&c->machine);
     RQ_TRY(bench_measure_read(&c->machine));

@@ -30,6 +30,12 @@ typedef struct bench_times {
     double med_us, p20_us, p80_us;
 } bench_times;
 
+/* What timing reads. BENCH_CPU is the time that this process was given, for one thread on a machine that others use: waiting
+ * for a core does not count, but their use of caches and memory still does. */
+typedef enum bench_clock { BENCH_WALL, BENCH_CPU } bench_clock;
+void bench_set_clock(bench_clock clock);
+double bench_seconds(void);
+
 /* Calls fn(arg, i) with i counting up from 0, first untimed for a tenth of `seconds`, then timed one by one until
  * `seconds` have passed (at least min_samples, at most 4000). */
 typedef void (*bench_fn)(void *arg, int64_t i);

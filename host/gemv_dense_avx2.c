@@ -5,21 +5,25 @@
 
 enum kind { F32, F16, BF16, Q8_0 };
 
-/* Columns j .. j + 7 of a row; a run of 8 lies within one block of Q8_0. */
-INLINE __m256 weights(enum kind kind, const unsigned char *row, int64_t j) {
-    if (kind == F32) {
-        __m256i bits = _mm256_loadu_si256((const __m256i *)(row + 4 * j));
-        return _mm256_castsi256_ps(bits);
-    }
+/* Where column j + extra of a row is: its first byte, or the block of Q8_0 that holds it. extra is a constant, and j a
+ * multiple of 32 unless extra is small, so that runs within one block share the conversion of its scale. */
+INLINE const unsigned char *column(enum kind kind, const unsigned char *row, int64_t j, int extra) {
+    if (kind == Q8_0) return row + ((j >> 5) + extra / 32) * (int64_t)sizeof(rq_q8_0);
+    return row + (kind == F32 ? 4 : 2) * (j + extra);
+}
+
+/* Columns j + extra .. + 7 of a row. */
+INLINE __m256 weights(enum kind kind, const unsigned char *row, int64_t j, int extra) {
+    const unsigned char *at = column(kind, row, j, extra);
+    if (kind == F32) return _mm256_castsi256_ps(_mm256_loadu_si256((const __m256i *)at));
     if (kind == Q8_0) {
-        const unsigned char *block = row + j / 32 * (int64_t)sizeof(rq_q8_0);
         uint16_t d;
-        memcpy(&d, block, sizeof d);
-        __m256i q = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(block + 2 + j % 32)));
+        memcpy(&d, at, sizeof d);
+        __m256i q = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(at + 2 + (j & 31) + extra % 32)));
         __m256 scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(d)));
         return _mm256_mul_ps(scale, _mm256_cvtepi32_ps(q));
     }
-    __m128i h = _mm_loadu_si128((const __m128i *)(row + 2 * j));
+    __m128i h = _mm_loadu_si128((const __m128i *)at);
     if (kind == F16) return _mm256_cvtph_ps(h);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
@@ -28,9 +32,9 @@ INLINE __m256 weights(enum kind kind, const unsigned char *row, int64_t j) {
 INLINE __m256 last_weights(enum kind kind, const unsigned char *row, int64_t j, int64_t n) {
     const size_t size = kind == F32 ? 4 : 2;
     unsigned char tail[32] = {0};
-    if (kind == Q8_0) return weights(kind, row, j);
+    if (kind == Q8_0) return weights(kind, row, j, 0);
     memcpy(tail, row + (int64_t)size * j, (size_t)n * size);
-    return weights(kind, tail, 0);
+    return weights(kind, tail, 0, 0);
 }
 
 /* n runs of 8 columns from j on, one for each chain; left: columns that exist; xr: their packed x. */
@@ -39,9 +43,12 @@ INLINE void step(enum kind kind, __m256 *sum, const rq_dense *w, int64_t r, int 
     const unsigned char *row = w->data + r * w->row_bytes;
     const int chains = chains_of(n_tok);
     UNROLL for (int q = 0; q < n; ++q) {
+        UNROLL for (int i = 0; i < n_rows; ++i) {
+            _mm_prefetch((const char *)column(kind, row + (i + ROWS_AHEAD) * w->row_bytes, j, 8 * q), _MM_HINT_T0);
+        }
         __m256 v[2];
         UNROLL for (int i = 0; i < n_rows; ++i) {
-            v[i] = left >= 8 ? weights(kind, row + i * w->row_bytes, j + 8 * q)
+            v[i] = left >= 8 ? weights(kind, row + i * w->row_bytes, j, 8 * q)
                              : last_weights(kind, row + i * w->row_bytes, j, left);
         }
         UNROLL for (int t = 0; t < n_tok; ++t) {

@@ -6,18 +6,25 @@
 
 enum kind { F32, F16, BF16, Q8_0 };
 
-/* Columns j .. j + 15 of a row; mask: those that exist. A run of 16 lies within one block of Q8_0. */
-INLINE __m512 weights(enum kind kind, const unsigned char *row, int64_t j, __mmask16 mask) {
-    if (kind == F32) return _mm512_maskz_loadu_ps(mask, row + 4 * j);
+/* Where column j + extra of a row is: its first byte, or the block of Q8_0 that holds it. extra is a constant, and j a
+ * multiple of 32 unless extra is small, so that runs within one block share the conversion of its scale. */
+INLINE const unsigned char *column(enum kind kind, const unsigned char *row, int64_t j, int extra) {
+    if (kind == Q8_0) return row + ((j >> 5) + extra / 32) * (int64_t)sizeof(rq_q8_0);
+    return row + (kind == F32 ? 4 : 2) * (j + extra);
+}
+
+/* Columns j + extra .. + 15 of a row; mask: those that exist. */
+INLINE __m512 weights(enum kind kind, const unsigned char *row, int64_t j, int extra, __mmask16 mask) {
+    const unsigned char *at = column(kind, row, j, extra);
+    if (kind == F32) return _mm512_maskz_loadu_ps(mask, at);
     if (kind == Q8_0) {
-        const unsigned char *block = row + j / 32 * (int64_t)sizeof(rq_q8_0);
         uint16_t d;
-        memcpy(&d, block, sizeof d);
-        __m512i q = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(block + 2 + j % 32)));
+        memcpy(&d, at, sizeof d);
+        __m512i q = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(at + 2 + (j & 31) + extra % 32)));
         __m512 scale = _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(d)));
         return _mm512_mul_ps(scale, _mm512_cvtepi32_ps(q));
     }
-    __m256i h = _mm256_maskz_loadu_epi16(mask, row + 2 * j);
+    __m256i h = _mm256_maskz_loadu_epi16(mask, at);
     if (kind == F16) return _mm512_cvtph_ps(h);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
@@ -28,8 +35,11 @@ INLINE void step(enum kind kind, __m512 *sum, const rq_dense *w, int64_t r, int 
     const unsigned char *row = w->data + r * w->row_bytes;
     const int chains = chains_of(n_tok);
     UNROLL for (int q = 0; q < n; ++q) {
+        UNROLL for (int i = 0; i < n_rows; ++i) {
+            _mm_prefetch((const char *)column(kind, row + (i + ROWS_AHEAD) * w->row_bytes, j, 16 * q), _MM_HINT_T0);
+        }
         __m512 v[2];
-        UNROLL for (int i = 0; i < n_rows; ++i) v[i] = weights(kind, row + i * w->row_bytes, j + 16 * q, mask);
+        UNROLL for (int i = 0; i < n_rows; ++i) v[i] = weights(kind, row + i * w->row_bytes, j, 16 * q, mask);
         UNROLL for (int t = 0; t < n_tok; ++t) {
             __m512 xt = _mm512_loadu_ps(xr + (q * n_tok + t) * 16);
             UNROLL for (int i = 0; i < n_rows; ++i) {

@@ -145,6 +145,7 @@ INLINE void block_rows(const part *p, int64_t r, int n_rows, int bits, int n_tok
         __m256i w[2];
         UNROLL for (int i = 0; i < n_rows; ++i) {
             w[i] = load_codes(row[i] + b * 8 * bits, left - b * 8 * bits, bits);
+            _mm_prefetch((const char *)(row[i] + b * 8 * bits + ROWS_AHEAD * g->row_words * 4), _MM_HINT_T0);
             lane_groups(&scale[i], &zero[i], g, (r + i) * g->n_group, c, b);
             table[i] = lut ? group_table(bits, scale[i], zero[i]) : scale[i];
         }
@@ -254,6 +255,9 @@ INLINE void rows8(float *y, const rq_grid *g, const float *xr, int64_t r, int n_
             zero[i] = _mm256_set1_ps(zero_at(g, (r + i) * g->n_group + k));
         }
         for (; j + 8 * chains <= end; j += 8 * chains) {
+            UNROLL for (int i = 0; i < n_rows; ++i) {
+                _mm_prefetch((const char *)(g->words + (r + i + ROWS_AHEAD) * g->row_words) + j, _MM_HINT_T0);
+            }
             step8(sum, g, r, n_rows, n_tok, chains, xr + (j - j0) * n_tok, j, 8, scale, zero);
         }
         for (; j < end; j += 8) step8(sum, g, r, n_rows, n_tok, 1, xr + (j - j0) * n_tok, j, end - j, scale, zero);

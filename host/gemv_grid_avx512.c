@@ -175,7 +175,7 @@ INLINE void lut_rows(const part *p, int64_t r, int n_rows, int bits, int n_tok, 
     const __m512 values = code_values(bits);
     const int64_t group_blocks = g->group < g->n_in ? g->group / BLOCK : INT64_MAX; /* lanes: not used */
     const unsigned char *row[2];
-    const int64_t at = c->first * 16 * bits, left = g->row_words * 4 - at;
+    const int64_t at = c->first * 16 * bits, left = g->row_words * 4 - at, ahead = ROWS_AHEAD * g->row_words * 4;
     int64_t k = lanes ? 0 : c->first / group_blocks - 1; /* the first block below steps to its group */
     int64_t until = lanes ? 0 : -(c->first % group_blocks);
     __m512 sum[2 * PASS_TOK * 4], table[2], scale[2], zero[2];
@@ -193,6 +193,7 @@ INLINE void lut_rows(const part *p, int64_t r, int n_rows, int bits, int n_tok, 
         }
         UNROLL for (int i = 0; i < n_rows; ++i) {
             w[i] = load_codes(row[i] + b * 16 * bits, left - b * 16 * bits, bits);
+            _mm_prefetch((const char *)(row[i] + b * 16 * bits + ahead), _MM_HINT_T0);
             if (lanes)
                 lane_groups(&scale[i], &zero[i], g, (r + i) * g->n_group + c->group0[b], c, b);
             else if (step)
@@ -305,6 +306,9 @@ INLINE void rows8(float *y, const rq_grid *g, const float *xr, int64_t r, int n_
             zero[i] = _mm512_set1_epi32(rq_grid_zero(g, r + i, k));
         }
         for (; j + 16 * chains <= end; j += 16 * chains) {
+            UNROLL for (int i = 0; i < n_rows; ++i) {
+                _mm_prefetch((const char *)(g->words + (r + i + ROWS_AHEAD) * g->row_words) + j, _MM_HINT_T0);
+            }
             step8(sum, g, r, n_rows, n_tok, chains, xr + (j - j0) * n_tok, j, 0xffff, scale, zero);
         }
         for (; j < end; j += 16) {

@@ -21,6 +21,8 @@
 #endif
 
 enum {
+    ROWS_AHEAD =
+        4, /* rows to prefetch ahead: two rows at once are two streams, which the hardware's prefetcher follows badly */
     XR_FLOATS = 6144, /* of x at a time: 24 KiB of a 32 KiB L1 */
     PASS_TOK = 4      /* tokens that meet a weight while it is in a register */
 };

@@ -21,6 +21,8 @@
 #endif
 
 enum {
+    ROWS_AHEAD =
+        4, /* rows to prefetch ahead: two rows at once are two streams, which the hardware's prefetcher follows badly */
     XR_FLOATS = 8192, /* of x at a time: 32 KiB, so that it stays in L1 while rows pass over it */
     PASS_TOK = 8      /* tokens that meet a weight while it is in a register */
 };
