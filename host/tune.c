@@ -12,10 +12,10 @@ enum { VOCAB_TILE = 1024 /* its part of a head and of logits stays in the cache 
 static const int64_t DEFAULT_ACT_BYTES = (int64_t)3 << 29; /* 1.5 GiB */
 
 void rq_tune_default(rq_tune_opt *o) {
-    *o = (rq_tune_opt){.epochs = 3,
-                       .lr_scale = 1e-2,
-                       .lr_gain = 1e-2,
-                       .batch = 4,
+    *o = (rq_tune_opt){.epochs = 2,
+                       .lr_scale = 3e-4,
+                       .lr_gain = 3e-4,
+                       .batch = 2,
                        .warmup_frac = 0.1,
                        .max_act_bytes = DEFAULT_ACT_BYTES};
 }
