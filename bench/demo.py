@@ -6,7 +6,7 @@ matrices, calibrated on the front of the Jargon File (public domain, Debian's ja
 calibration has not seen: the file's last part, and WikiText-2 (tests/data). All numbers go to build/demo/results.json.
 
   RQ_SMOLLM2=FILE         that GGUF file, instead of fetching it
-  RQ_DEMO_SAMPLES=N       calibration windows of 512 tokens (default 32)
+  RQ_DEMO_SAMPLES=N       calibration windows of 512 tokens (default 24)
   RQ_DEMO_WINDOWS=N       windows of 512 tokens evaluated per text (default 8)
   RQ_DEMO_COMPS="A B"     compensators (default: rtn gptq gptaq rescomp qep)
 """
@@ -130,7 +130,7 @@ def table(rows, texts):
 
 
 def main():
-    samples, windows = whole_number("RQ_DEMO_SAMPLES", 32), whole_number("RQ_DEMO_WINDOWS", 8)
+    samples, windows = whole_number("RQ_DEMO_SAMPLES", 24), whole_number("RQ_DEMO_WINDOWS", 8)
     comps = os.environ.get("RQ_DEMO_COMPS", "rtn gptq gptaq rescomp qep").split()
     if not os.path.exists(REQUITE): stop("build it first: make")
     os.makedirs(HERE, exist_ok=True)
