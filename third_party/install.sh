@@ -77,7 +77,7 @@ if [ "$what" = demo ]; then
     if [ -z "${RQ_SMOLLM2:-}" ]; then
         python3 -m pip --version >/dev/null 2>&1 || need python3-pip
     fi
-    [ -e /usr/share/doc/jargon-text/jargon.txt.gz ] || [ -n "${RQ_DEMO_TEXT:-}" ] || need jargon-text
+    dpkg -s jargon-text >/dev/null 2>&1 || need jargon-text
 fi
 
 if [ -z "$missing" ]; then
