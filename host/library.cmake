@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+# The library, the command and what they need. Not part of a build of the CUDA kernels alone (RQ_KERNELS_ONLY).
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(JANSSON REQUIRED IMPORTED_TARGET jansson)
+pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+
+# A new file in host/ is part of the library; main.c is the command.
+file(GLOB RQ_HOST_SOURCES CONFIGURE_DEPENDS host/*.c)
+list(REMOVE_ITEM RQ_HOST_SOURCES ${CMAKE_SOURCE_DIR}/host/main.c)
+list(FILTER RQ_HOST_SOURCES EXCLUDE REGEX "/cmd_[a-z_0-9]*\\.c$") # the command's own files
+file(GLOB RQ_AVX2_SOURCES CONFIGURE_DEPENDS host/*_avx2.c)
+file(GLOB RQ_AVX512_SOURCES CONFIGURE_DEPENDS host/*_avx512.c)
+# SIMD twins get their own flags and are picked at run time; nothing is built with -march=native (docs/style.md says why).
+# tests/test_int8_dot.c tries the compiler under each of these sets.
+set(RQ_AVX2_FLAGS -mavx2 -mfma -mf16c)
+set(RQ_AVX512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq ${RQ_AVX2_FLAGS} -mprefer-vector-width=512)
+set_source_files_properties(${RQ_AVX2_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_AVX2_FLAGS}")
+set_source_files_properties(${RQ_AVX512_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_AVX512_FLAGS}")
+
+# Plain float loops of the quantizer: vectorised, with fused multiply-add where the clone has it. No fast-math: errno and
+# traps are what vectorisers trip over, and nothing here reads either.
+file(GLOB RQ_LOOP_SOURCES CONFIGURE_DEPENDS host/comp_*.c host/round_*.c)
+set(RQ_LOOP_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast)
+set_source_files_properties(${RQ_LOOP_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_LOOP_FLAGS}")
+
+add_library(requite_objects OBJECT ${RQ_HOST_SOURCES})
+target_include_directories(requite_objects PUBLIC host)
+target_link_libraries(requite_objects PUBLIC Threads::Threads PkgConfig::JANSSON PkgConfig::PCRE2 PkgConfig::UTF8PROC
+                      PkgConfig::XXHASH m ${CMAKE_DL_LIBS})
+# Both libraries are made of the same objects. Tests and the command link the static one, which shows them everything; the
+# shared one exports what rq.h declares RQ_API and nothing else (tests/check_symbols.py).
+add_library(requite_static STATIC)
+target_link_libraries(requite_static PUBLIC $<BUILD_INTERFACE:requite_objects>
+                      INTERFACE $<INSTALL_INTERFACE:Threads::Threads> $<INSTALL_INTERFACE:PkgConfig::JANSSON>
+                      $<INSTALL_INTERFACE:PkgConfig::PCRE2> $<INSTALL_INTERFACE:PkgConfig::UTF8PROC>
+                      $<INSTALL_INTERFACE:PkgConfig::XXHASH> $<INSTALL_INTERFACE:m> $<INSTALL_INTERFACE:${CMAKE_DL_LIBS}>)
+add_library(requite_shared SHARED)
+target_link_libraries(requite_shared PRIVATE requite_objects)
+target_include_directories(requite_shared INTERFACE $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/host>)
+set_target_properties(requite_static requite_shared PROPERTIES OUTPUT_NAME requite)
+set_target_properties(requite_shared PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION 0 EXPORT_NAME requite)
+
+if(EXISTS ${CMAKE_SOURCE_DIR}/host/main.c)
+  file(GLOB RQ_COMMAND_SOURCES CONFIGURE_DEPENDS host/cmd_*.c)
+  add_executable(requite host/main.c ${RQ_COMMAND_SOURCES})
+  target_link_libraries(requite PRIVATE requite_static)
+endif()
