@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+# The CUDA benchmarks: a new bench_*.cu is bin/gpu/bench_* for a GPU (RQ_CUDA) and bin/sim/bench_* for the simulator
+# (RQ_GPUSIM), where it is only checked, not timed. Included by the top after tests/cuda/cuda_tests.cmake, whose functions
+# it uses. cuBLAS is a baseline: without it those rows are left out.
+file(GLOB RQ_CUDA_BENCH_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/bench_*.cu)
+foreach(source ${RQ_CUDA_BENCH_SOURCES})
+  get_filename_component(name ${source} NAME_WE)
+  if(RQ_CUDA)
+    rq_add_gpu_program(${source})
+    if(TARGET CUDA::cublas)
+      target_link_libraries(gpu_${name} PRIVATE CUDA::cublas)
+      target_compile_definitions(gpu_${name} PRIVATE RQ_HAVE_CUBLAS)
+    endif()
+  endif()
+  if(RQ_GPUSIM)
+    rq_add_sim_program(${source})
+    if(TARGET gpusim_blas)
+      target_link_libraries(sim_${name} PRIVATE gpusim_blas)
+      target_compile_definitions(sim_${name} PRIVATE RQ_HAVE_CUBLAS)
+    endif()
+    if(RQ_BUILD_TESTS)
+      add_test(NAME sim_${name} COMMAND sim_${name} --check)
+      set_tests_properties(sim_${name} PROPERTIES LABELS gpusim TIMEOUT 120)
+    endif()
+  endif()
+endforeach()
