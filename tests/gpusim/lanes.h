@@ -20,11 +20,18 @@
 #define GS_PASTE3(a, b, c) GS_PASTE3_(a, b, c)
 #define GS_TABLE(family) const gs_row GS_PASTE3(gs_rows_, family, GS_ISA)[]
 
+/* The lanes of a vector operand are independent, though the compiler cannot see that two operands are one register or none. */
+#ifdef __clang__
+#define GS_INDEPENDENT
+#else
+#define GS_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 /* LANES({ body with l }) for the lanes of m: a straight loop when all are active, so that it vectorises. */
 #define LANES(...)                                                          \
     do {                                                                    \
         if (m == 0xffffffffu) {                                             \
-            _Pragma("GCC ivdep") for (int l = 0; l < 32; ++l) __VA_ARGS__   \
+            GS_INDEPENDENT for (int l = 0; l < 32; ++l) __VA_ARGS__         \
         } else                                                              \
             for (uint32_t rest_ = m; rest_; rest_ &= rest_ - 1) {           \
                 int l = __builtin_ctz(rest_);                               \
