@@ -17,8 +17,8 @@
 #define GS_ISA base
 #endif
 #define GS_PASTE3_(a, b, c) a##b##_##c
-#define GS_PASTE3(a, b, c) GS_PASTE3_(a, b, c)
-#define GS_TABLE(family) const gs_row GS_PASTE3(gs_rows_, family, GS_ISA)[]
+#define GS_PASTE3(a, b, c)  GS_PASTE3_(a, b, c)
+#define GS_TABLE(family)    const gs_row GS_PASTE3(gs_rows_, family, GS_ISA)[]
 
 /* The lanes of a vector operand are independent, though the compiler cannot see that two operands are one register or none. */
 #ifdef __clang__
@@ -28,49 +28,53 @@
 #endif
 
 /* LANES({ body with l }) for the lanes of m: a straight loop when all are active, so that it vectorises. */
-#define LANES(...)                                                          \
-    do {                                                                    \
-        if (m == 0xffffffffu) {                                             \
-            GS_INDEPENDENT for (int l = 0; l < 32; ++l) __VA_ARGS__         \
-        } else                                                              \
-            for (uint32_t rest_ = m; rest_; rest_ &= rest_ - 1) {           \
-                int l = __builtin_ctz(rest_);                               \
-                __VA_ARGS__                                                 \
-            }                                                               \
+#define LANES(...)                                                                                                     \
+    do {                                                                                                               \
+        if (m == 0xffffffffu) {                                                                                        \
+            GS_INDEPENDENT for (int l = 0; l < 32; ++l) __VA_ARGS__                                                    \
+        } else                                                                                                         \
+            for (uint32_t rest_ = m; rest_; rest_ &= rest_ - 1) {                                                      \
+                int l = __builtin_ctz(rest_);                                                                          \
+                __VA_ARGS__                                                                                            \
+            }                                                                                                          \
     } while (0)
 
 /* d = E(a), E(a, b), E(a, b, c) on vectors of T. */
-#define UNARY(name, T, E)                                                   \
-    static void name(gs_warp *w, const gs_ins *i, uint32_t m)               \
-    {                                                                       \
-        T *d = (T *)OPND(0);                                                \
-        const T *A = (const T *)OPND(1);                                    \
-        LANES({ T a = A[l]; d[l] = (T)(E); });                              \
+#define UNARY(name, T, E)                                                                                              \
+    static void name(gs_warp *w, const gs_ins *i, uint32_t m) {                                                        \
+        T *d = (T *)OPND(0);                                                                                           \
+        const T *A = (const T *)OPND(1);                                                                               \
+        LANES({                                                                                                        \
+            T a = A[l];                                                                                                \
+            d[l] = (T)(E);                                                                                             \
+        });                                                                                                            \
     }
-#define BINARY(name, T, E)                                                  \
-    static void name(gs_warp *w, const gs_ins *i, uint32_t m)               \
-    {                                                                       \
-        T *d = (T *)OPND(0);                                                \
-        const T *A = (const T *)OPND(1), *B = (const T *)OPND(2);           \
-        LANES({ T a = A[l], b = B[l]; d[l] = (T)(E); });                    \
+#define BINARY(name, T, E)                                                                                             \
+    static void name(gs_warp *w, const gs_ins *i, uint32_t m) {                                                        \
+        T *d = (T *)OPND(0);                                                                                           \
+        const T *A = (const T *)OPND(1), *B = (const T *)OPND(2);                                                      \
+        LANES({                                                                                                        \
+            T a = A[l], b = B[l];                                                                                      \
+            d[l] = (T)(E);                                                                                             \
+        });                                                                                                            \
     }
-#define TERNARY(name, T, E)                                                 \
-    static void name(gs_warp *w, const gs_ins *i, uint32_t m)               \
-    {                                                                       \
-        T *d = (T *)OPND(0);                                                \
-        const T *A = (const T *)OPND(1), *B = (const T *)OPND(2), *C = (const T *)OPND(3); \
-        LANES({ T a = A[l], b = B[l], c = C[l]; d[l] = (T)(E); });          \
+#define TERNARY(name, T, E)                                                                                            \
+    static void name(gs_warp *w, const gs_ins *i, uint32_t m) {                                                        \
+        T *d = (T *)OPND(0);                                                                                           \
+        const T *A = (const T *)OPND(1), *B = (const T *)OPND(2), *C = (const T *)OPND(3);                             \
+        LANES({                                                                                                        \
+            T a = A[l], b = B[l], c = C[l];                                                                            \
+            d[l] = (T)(E);                                                                                             \
+        });                                                                                                            \
     }
 
 /* Predicates: 32 bits at the operand. */
-static inline uint32_t gs_pred_read(const gs_warp *w, const gs_ins *i, int k)
-{
+static inline uint32_t gs_pred_read(const gs_warp *w, const gs_ins *i, int k) {
     uint32_t p;
     memcpy(&p, w->base[i->op[k].base] + i->op[k].off, 4);
     return i->op[k].negated ? ~p : p;
 }
-static inline void gs_pred_write(gs_warp *w, const gs_ins *i, int k, uint32_t value, uint32_t m)
-{
+static inline void gs_pred_write(gs_warp *w, const gs_ins *i, int k, uint32_t value, uint32_t m) {
     if (!i->op[k].size) return;
     uint32_t p;
     uint8_t *at = w->base[i->op[k].base] + i->op[k].off;
@@ -79,22 +83,19 @@ static inline void gs_pred_write(gs_warp *w, const gs_ins *i, int k, uint32_t va
     memcpy(at, &p, 4);
 }
 
-static inline uint32_t gs_bits(float f)
-{
+static inline uint32_t gs_bits(float f) {
     uint32_t u;
     memcpy(&u, &f, 4);
     return u;
 }
-static inline float gs_float(uint32_t u)
-{
+static inline float gs_float(uint32_t u) {
     float f;
     memcpy(&f, &u, 4);
     return f;
 }
 
 /* fp16 <-> fp32, round to nearest even. */
-static inline float gs_h2f(uint16_t h)
-{
+static inline float gs_h2f(uint16_t h) {
 #ifdef __F16C__
     return _cvtsh_ss(h);
 #else
@@ -105,15 +106,14 @@ static inline float gs_h2f(uint16_t h)
     return sign ? -v : v;
 #endif
 }
-static inline uint16_t gs_f2h(float v)
-{
+static inline uint16_t gs_f2h(float v) {
 #ifdef __F16C__
     return (uint16_t)_cvtss_sh(v, 0);
 #else
     uint32_t u = gs_bits(v), sign = (u >> 16) & 0x8000, a = u & 0x7fffffffu;
     if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00 | ((a >> 13) & 0x1ff));
     if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00); /* 65520 and above */
-    if (a < 0x38800000u) { /* subnormal: a multiple of 2^-24 */
+    if (a < 0x38800000u) {                                  /* subnormal: a multiple of 2^-24 */
         float t = gs_float(a) * 0x1p24f;
         return (uint16_t)(sign | (uint32_t)nearbyintf(t));
     }
@@ -122,8 +122,7 @@ static inline uint16_t gs_f2h(float v)
 #endif
 }
 /* One rounding from double: to a float that keeps a sticky last bit, then to the narrow type. */
-static inline float gs_odd_float(double s)
-{
+static inline float gs_odd_float(double s) {
     float f = (float)s;
     uint32_t u = gs_bits(f);
     if ((double)f != s && f == f && (u & 0x7f800000u) != 0x7f800000u) {
@@ -136,8 +135,7 @@ static inline float gs_odd_float(double s)
 static inline uint16_t gs_d2h(double s) { return gs_f2h(gs_odd_float(s)); }
 
 static inline float gs_b2f(uint16_t b) { return gs_float((uint32_t)b << 16); }
-static inline uint16_t gs_f2b(float v)
-{
+static inline uint16_t gs_f2b(float v) {
     uint32_t u = gs_bits(v);
     if (v != v) return 0x7fff; /* what the hardware gives */
     u += 0x7fff + ((u >> 16) & 1);
@@ -146,8 +144,7 @@ static inline uint16_t gs_f2b(float v)
 static inline uint16_t gs_d2b(double s) { return gs_f2b(gs_odd_float(s)); }
 
 /* fp8: e4m3 (no infinity, 0x7f is NaN, largest 448), e5m2 (as fp16 with a short fraction). */
-static inline float gs_e4m3_f(uint8_t v)
-{
+static inline float gs_e4m3_f(uint8_t v) {
     uint32_t e = (v >> 3) & 15, f = v & 7;
     if ((v & 0x7f) == 0x7f) return gs_float(0x7fc00000u);
     float x = e ? gs_float(((e + 120) << 23) | f << 20) : (float)f * 0x1p-9f;
