@@ -90,6 +90,7 @@ static int pick(gs_warp *w) {
             if (w->group[a].pc == w->group[b].pc) {
                 w->group[a].mask |= w->group[b].mask;
                 w->group[a].state = READY;
+                w->group[a].divergent = false;
                 w->group[b] = w->group[--w->n_group];
             } else
                 ++b;
@@ -138,10 +139,17 @@ static bool at_barrier(gs_warp *w, gs_group *g, const gs_ins *i, uint32_t pc, ui
         gs_stop(w, GS_FAULT_DEADLOCK, "divergent barrier", __builtin_ctz(m),
                 "a guarded barrier that only part of the warp executes");
     g->pc = pc;
-    if (m != w->live) { /* the others may come, or exit */
+    if (m != w->live) { /* the others may come, or exit; who exits without doing anything else is not missed */
+        if (g->state != AT_BARRIER)
+            for (int a = 0; a < w->n_group; ++a)
+                g->divergent |= &w->group[a] != g && w->block->kernel->code[w->group[a].pc].flow != FLOW_EXIT;
         g->state = AT_BARRIER;
         return false;
     }
+    if (g->divergent)
+        gs_find(w, GS_FINDING, "divergent barrier", __builtin_ctz(m), -1,
+                "lanes 0x%08x of the warp come to this barrier, the others never do", m);
+    g->divergent = false;
     g->pc = pc + 1;
     g->state = READY;
     *moved = true;
@@ -206,7 +214,7 @@ static gs_ran run_warp(gs_warp *w, int64_t budget) {
                     wk->counts.divergent++;
                     g->pc = pc + 1;
                     g->mask = mask & ~m;
-                    w->group[w->n_group++] = (gs_group){(uint32_t)i->target, m, READY};
+                    w->group[w->n_group++] = (gs_group){.pc = (uint32_t)i->target, .mask = m};
                     break;
                 }
                 if (w->n_group > 1) {
@@ -249,7 +257,7 @@ static gs_ran run_warp(gs_warp *w, int64_t budget) {
                         g->pc = (uint32_t)i->table[v];
                         g->mask = same;
                     } else
-                        w->group[w->n_group++] = (gs_group){(uint32_t)i->table[v], same, READY};
+                        w->group[w->n_group++] = (gs_group){.pc = (uint32_t)i->table[v], .mask = same};
                     wk->counts.divergent += first == 0;
                     first = 0;
                 }
@@ -343,7 +351,7 @@ static void start_block(gs_worker *wk, gs_block *b, uint64_t linear) {
         gs_warp *w = &b->warp[a];
         int left = b->n_thread - a * 32;
         w->live = w->started = left >= 32 ? 0xffffffffu : (1u << left) - 1;
-        w->group[0] = (gs_group){0, w->live, READY};
+        w->group[0] = (gs_group){.mask = w->live};
         w->n_group = 1;
         w->done = w->blocked = w->yield = w->retry = false;
         w->cluster_arrived = w->cluster_phase = 0;

@@ -181,6 +181,7 @@ GS_FAMILIES(X)
 typedef struct gs_group { /* lanes of a warp that are at one instruction */
     uint32_t pc, mask;
     uint8_t state; /* 0 ready, 1 waits at a collective, 2 waits at a barrier */
+    bool divergent; /* came to a barrier while others of the warp were doing something else */
 } gs_group;
 
 /* Agents: what can touch memory on its own. Each has a component in the vector clocks (check_race.c). The asynchronous
