@@ -4,7 +4,7 @@
 # a machine which has all of it needs neither root nor a network. third_party/README.md says what each one is for.
 #
 #   third_party/install.sh build          to build and run
-#   third_party/install.sh check          and to test, format and lint
+#   third_party/install.sh check          and to test, format and lint (where nvcc is, also its disassembler)
 #   third_party/install.sh demo           and what `make demo` uses
 set -eu
 
@@ -70,6 +70,21 @@ if [ "$what" = check ]; then
             [ -e "$(clang -print-runtime-dir 2>/dev/null)/libclang_rt.fuzzer-x86_64.a" ] || need libclang-rt-dev
     else
         need libclang-rt-dev
+    fi
+fi
+# Where nvcc is: the disassembler, which the table of what the CUDA kernels cost wants (tests/cuda/table.py) and few toolkits
+# without a GPU bring. It goes into the build folder. Without it that part of the table is skipped, so failing is no error.
+cuda_tools=$(dirname "$0")/../build/cuda-tools
+have_nvdisasm() {
+    command -v nvdisasm >/dev/null 2>&1 || [ -x /usr/local/cuda/bin/nvdisasm ] ||
+        ls "$cuda_tools"/nvidia/*/bin/nvdisasm >/dev/null 2>&1
+}
+if [ "$what" = check ] && { command -v nvcc >/dev/null 2>&1 || [ -x /usr/local/cuda/bin/nvcc ]; } && ! have_nvdisasm; then
+    if python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --target "$cuda_tools" \
+        nvidia-cuda-nvdisasm==13.5.37 nvidia-cuda-cuobjdump==13.5.37 >/dev/null 2>&1; then
+        echo "third_party/install.sh: nvdisasm and cuobjdump are in build/cuda-tools"
+    else
+        echo "third_party/install.sh: pip could not bring nvdisasm; the table of CUDA kernels is compared without main loops"
     fi
 fi
 if [ "$what" = demo ]; then

@@ -99,3 +99,34 @@ if(RQ_BUILD_TESTS)
     set_tests_properties(sim_bad PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 300)
   endif()
 endif()
+
+# The table of what the kernels cost (table.py): machine code and ptxas' report of each source, for all its targets.
+function(rq_add_cubins out source)
+  get_filename_component(name ${source} NAME_WE)
+  rq_cuda_targets(codes ${source})
+  foreach(code ${codes})
+    string(REPLACE sm_ compute_ arch ${code})
+    set(cubin ${CMAKE_BINARY_DIR}/cubin/${name}.${code})
+    # Not VERBATIM: the shell is to see the redirection.
+    add_custom_command(OUTPUT ${cubin}.cubin ${cubin}.log DEPENDS ${source} DEPFILE ${cubin}.d
+                       COMMAND ${CMAKE_CUDA_COMPILER} -ccbin ${CMAKE_CUDA_HOST_COMPILER} -std=c++17 -O3 -lineinfo
+                               -gencode arch=${arch},code=${code} -cubin -Xptxas -v -MD -MF ${cubin}.d -MT ${cubin}.cubin
+                               -o ${cubin}.cubin ${source} >${cubin}.log 2>&1 || \( cat ${cubin}.log && false \)
+                       COMMENT "Machine code of ${name} for ${code}")
+    list(APPEND files ${cubin}.cubin)
+  endforeach()
+  set(${out} ${files} PARENT_SCOPE)
+endfunction()
+if(RQ_GPUSIM AND RQ_BUILD_TESTS)
+  file(GENERATE OUTPUT ${CMAKE_BINARY_DIR}/cubin/nvcc CONTENT "${CMAKE_CUDA_COMPILER_VERSION}\n")
+  foreach(source ${RQ_CUDA_TEST_SOURCES})
+    if(source MATCHES "\\.cu$" AND NOT source MATCHES "/bad_")
+      rq_add_cubins(files ${source})
+      list(APPEND RQ_CUBINS ${files})
+    endif()
+  endforeach()
+  add_custom_target(cuda_cubins ALL DEPENDS ${RQ_CUBINS})
+  add_test(NAME cuda_table COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/table.py ${CMAKE_BINARY_DIR})
+  set_tests_properties(cuda_table PROPERTIES LABELS gpusim SKIP_RETURN_CODE 77 TIMEOUT 300 ENVIRONMENT
+                       PYTHONDONTWRITEBYTECODE=1)
+endif()
