@@ -219,6 +219,7 @@ struct gs_warp {
     uint32_t tick[AGENTS];    /* operations begun by each asynchronous agent */
     uint8_t *local;           /* [32][local_bytes] */
     uint64_t ins;             /* executed by this warp: %clock */
+    uint32_t carry;           /* CC.CF of each lane: add.cc, addc... */
     gs_copy *copy;            /* cp.async in flight */
     int n_copy, cap_copy;
     uint32_t copy_group[32]; /* committed groups a lane */
