@@ -223,7 +223,8 @@ cudaError_t rt_submit(rt_stream *s, rt_work *w);
 cudaError_t rt_submit_after(rt_stream *s, rt_work *w, const rt_dep *dep, size_t n_dep);
 cudaError_t rt_run_to(rt_stream *s, uint64_t ticket); /* runs what is needed for it, and no more */
 cudaError_t rt_run_device(int device);
-void rt_run_one(rt_stream *s); /* one step, for queries */
+void rt_run_one(rt_stream *s);                             /* one step, for queries */
+cudaError_t rt_wait_ready(rt_work *w, const rt_stream *s); /* for work that runs as a part of other work */
 cudaError_t rt_sync_stream(rt_stream *s);
 void rt_run_everything(void);
 

@@ -96,7 +96,9 @@ static cudaError_t copy(const char *call, const rt_copy *c, cudaStream_t stream,
     e = rt_submit(s, w);
     if (e != cudaSuccess || s->capture) return e;
     if (wait) return is_plain_device(c->src) && is_plain_device(c->dst) ? cudaSuccess : rt_sync_stream(s);
-    return to_pageable ? rt_sync_stream(s) : cudaSuccess;
+    /* Copies within the host, and those to pageable memory, are over when the call returns. */
+    bool within_host = !is_device(rt_mem_kind(c->src)) && !is_device(rt_mem_kind(c->dst));
+    return to_pageable || within_host ? rt_sync_stream(s) : cudaSuccess;
 }
 
 static rt_copy flat(void *dst, const void *src, size_t n, enum cudaMemcpyKind kind) {

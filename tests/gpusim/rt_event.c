@@ -6,21 +6,14 @@
 #include <time.h>
 
 #include "rt_capture.h"
+#include "rt_graph.h"
 
-enum { EVENT_MAGIC = 0x45564e31, KEPT = 4096 };
-
-/* Handles of destroyed events are told apart from live ones for a while: the memory of the last KEPT is not given back. */
-static rt_event *kept[KEPT];
-static size_t n_kept;
+enum { EVENT_MAGIC = 0x45564e31 };
 
 void rt_event_drop(rt_event *e) {
     if (--e->refs > 0) return;
-    rt_event **slot = &kept[n_kept++ % KEPT];
-    free(*slot);
-    *slot = e;
-    free(e->capture_leaf);
-    e->capture_leaf = NULL;
-    e->n_leaf = 0;
+    rt_capture_forget(e);
+    rt_bury(e);
 }
 
 cudaError_t rt_event_of(cudaEvent_t handle, rt_event **e) {
@@ -134,6 +127,7 @@ static cudaError_t query(cudaEvent_t handle) {
     cudaError_t err = rt_event_of(handle, &e);
     if (err != cudaSuccess) return err;
     if (e->capture) return rt_capture_event_used(e);
+    if ((err = rt_capture_unsafe()) != cudaSuccess) return err;
     if (is_done(e)) return cudaSuccess;
     rt_stream *s = e->at.stream;
     rt_run_one(s); /* a program may poll until it is done */
@@ -147,6 +141,7 @@ static cudaError_t synchronize(cudaEvent_t handle) {
     cudaError_t err = rt_event_of(handle, &e);
     if (err != cudaSuccess) return err;
     if (e->capture) return rt_capture_event_used(e);
+    if ((err = rt_capture_unsafe()) != cudaSuccess) return err;
     return e->recorded ? rt_run_to(e->at.stream, e->at.ticket) : cudaSuccess;
 }
 

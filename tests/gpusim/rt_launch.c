@@ -95,11 +95,12 @@ static cudaError_t error_of(gs_result r) {
 }
 
 static cudaError_t run_kernel(rt_work *w, rt_stream *s) {
+    (void)s;
     rt_kernel_work *kw = (rt_kernel_work *)w;
     const rt_launch *l = &kw->launch;
     gs_kernel *k;
     gs_kernel_info info;
-    cudaError_t e = rt_kernel_load(l->kernel, s->device, &k, &info);
+    cudaError_t e = rt_kernel_load(l->kernel, l->device, &k, &info);
     if (e != cudaSuccess) return e;
     dim3 c = cluster_of(l, &info);
     gs_launch_opt opt = {.grid = {l->grid.x, l->grid.y, l->grid.z},
@@ -128,6 +129,7 @@ cudaError_t rt_launch_new(const rt_launch *l, void **args, const void *packed, s
     rt_kernel_work *w = rt_work_new(RT_WORK_KERNEL, sizeof *w, run_kernel);
     w->base.drop = drop_kernel;
     w->launch = *l;
+    w->launch.device = rt_self.device;
     w->arg_bytes = info.param_bytes;
     w->args = rt_calloc(1, info.param_bytes);
     w->arg = rt_calloc(info.n_param + 1, sizeof(void *));
@@ -153,6 +155,19 @@ cudaError_t rt_launch_submit(const rt_launch *l, void **args, const void *packed
     rt_work *w;
     e = rt_launch_new(l, args, packed, packed_bytes, &w);
     return e == cudaSuccess ? rt_submit(s, w) : e;
+}
+
+cudaError_t rt_launch_extra(void **extra, const void **packed, size_t *packed_bytes) {
+    for (; extra && *extra != CU_LAUNCH_PARAM_END; extra += 2) {
+        if (*extra == CU_LAUNCH_PARAM_BUFFER_POINTER) {
+            *packed = extra[1];
+        } else if (*extra == CU_LAUNCH_PARAM_BUFFER_SIZE) {
+            memcpy(packed_bytes, extra[1], sizeof *packed_bytes);
+        } else {
+            return cudaErrorInvalidValue;
+        }
+    }
+    return cudaSuccess;
 }
 
 /* ---- calls */

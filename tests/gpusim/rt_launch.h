@@ -9,6 +9,7 @@ typedef struct rt_launch {
     dim3 grid, block, cluster; /* cluster 0: the kernel's own */
     size_t shared;
     bool cooperative;
+    int device; /* set by rt_launch_new */
 } rt_launch;
 typedef struct rt_kernel_work {
     rt_work base;
@@ -24,6 +25,8 @@ cudaError_t rt_launch_check(const rt_launch *l);
 cudaError_t rt_launch_new(const rt_launch *l, void **args, const void *packed, size_t packed_bytes, rt_work **out);
 cudaError_t rt_launch_submit(const rt_launch *l, void **args, const void *packed, size_t packed_bytes,
                              cudaStream_t stream);
+/* The list of keys and values that passes packed arguments (CU_LAUNCH_PARAM_*); NULL: nothing is passed this way. */
+cudaError_t rt_launch_extra(void **extra, const void **packed, size_t *packed_bytes);
 /* cudaLaunchConfig_t: its attributes into *l. */
 cudaError_t rt_launch_of_config(const cudaLaunchConfig_t *c, rt_launch *l, cudaStream_t *stream);
 /* What <<<>>> becomes; declared by nvcc in the files that it compiles. */

@@ -173,6 +173,11 @@ static bool run_any(void) {
     return false;
 }
 
+static void report_hang(const rt_stream *s) {
+    gs_find_host("stream", "work of stream %llu waits for other threads or processes, and nothing came for %d s", s->id,
+                 HANG_SECONDS);
+}
+
 /* The head of s cannot go on by itself: another thread runs it, or it waits for other threads or processes. */
 static bool wait_for_others(const rt_stream *s, double *waited) {
     if (!s->head->running && run_any()) return true;
@@ -181,10 +186,24 @@ static bool wait_for_others(const rt_stream *s, double *waited) {
     if (!s->head || s->head->running) return true;
     *waited += step;
     if (*waited < HANG_SECONDS) return true;
-    gs_find_host("stream", "work of stream %llu waits for other threads or processes, and nothing came for %d s", s->id,
-                 HANG_SECONDS);
+    report_hang(s);
     rt_poison(s->device, cudaErrorLaunchTimeout);
     return false;
+}
+
+cudaError_t rt_wait_ready(rt_work *w, const rt_stream *s) {
+    double waited = 0;
+    while (w->ready && !w->ready(w)) {
+        if (run_any()) continue;
+        const double step = 0.002;
+        if (rt_wait(step)) continue;
+        waited += step;
+        if (waited >= HANG_SECONDS) {
+            report_hang(s);
+            return cudaErrorLaunchTimeout;
+        }
+    }
+    return cudaSuccess;
 }
 
 static cudaError_t run_needed(rt_stream *s, uint64_t ticket) {

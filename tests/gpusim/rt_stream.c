@@ -4,6 +4,7 @@
 
 #include "rt.h"
 #include "rt_capture.h"
+#include "rt_host.h"
 
 enum { PRIORITY_LEAST = 0, PRIORITY_GREATEST = -5 };
 
@@ -82,17 +83,9 @@ cudaError_t cudaStreamGetDevice(cudaStream_t s, int *device) { RT_CALL(get(s, NU
 
 /* ---- host functions in a stream */
 
-typedef struct host_work {
-    rt_work base;
-    cudaHostFn_t fn;
-    cudaStreamCallback_t callback;
-    cudaStream_t stream;
-    void *user;
-} host_work;
-
 /* User code runs without the lock, and may not call CUDA. */
 static cudaError_t run_host(rt_work *w, rt_stream *s) {
-    host_work *h = (host_work *)w;
+    rt_host_work *h = (rt_host_work *)w;
     int depth;
     rt_self.in_callback = true;
     rt_unlock_all(&depth);
@@ -107,17 +100,22 @@ static cudaError_t run_host(rt_work *w, rt_stream *s) {
     return cudaSuccess;
 }
 
+rt_work *rt_host_new(cudaHostFn_t fn, void *user) {
+    rt_host_work *h = rt_work_new(RT_WORK_HOST, sizeof *h, run_host);
+    h->fn = fn;
+    h->user = user;
+    return &h->base;
+}
+
 static cudaError_t host_function(cudaStream_t handle, cudaHostFn_t fn, cudaStreamCallback_t callback, void *user) {
     rt_stream *s;
     cudaError_t e = rt_stream_of(handle, &s);
     if (e != cudaSuccess) return e;
     if (!fn && !callback) return cudaErrorInvalidValue;
     if (callback && s->capture) return cudaErrorStreamCaptureUnsupported; /* older than capture */
-    host_work *h = rt_work_new(RT_WORK_HOST, sizeof *h, run_host);
-    h->fn = fn;
+    rt_host_work *h = (rt_host_work *)rt_host_new(fn, user);
     h->callback = callback;
     h->stream = handle;
-    h->user = user;
     return rt_submit(s, &h->base);
 }
 
