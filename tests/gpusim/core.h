@@ -53,6 +53,7 @@ struct gs_kernel {
     gs_loc *loc;
     int n_loc;
     gs_kernel_info info;
+    char *error;      /* why it cannot run: NULL, or the sentence of the parser */
     bool ordered;     /* blocks must run one after the other for the same results: see parse.c */
     bool grid_sync;   /* reads the grid workspace: needs all blocks resident */
     bool uses_shared; /* statically or dynamically */

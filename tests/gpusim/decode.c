@@ -261,7 +261,8 @@ gs_opnd gs_parse_address(gs_decoder *d, const char *text) {
         if (*end || end == from) gs_die(d, "address [%s]", t);
         *sign = 0;
     }
-    gs_opnd o = gs_parse_operand(d, t, *t == '%' ? 4 : 8);
+    gs_opnd o;
+    if (!gs_find_register(d->parser, t, &o, NULL)) o = gs_parse_operand(d, t, 8);
     if (o.size < 4 || o.negated || o.minus) gs_die(d, "address [%s]", t);
     o.imm = add;
     return o;

@@ -610,6 +610,11 @@ static gs_result check_sizes(const gs_kernel *k, const gs_launch_opt *o, gs_dim3
 }
 gs_result gs_launch(gs_kernel *k, const gs_launch_opt *opt, gs_counts *counts) {
     gs_settings *set = gs_settings_get();
+    if (k->error) {
+        gs_find_host("not supported", "%s", k->error);
+        gs_set_error("%s", k->error);
+        return GS_BAD_LAUNCH;
+    }
     gs_launch_state l = {
         .k = k, .opt = opt, .check = set->check, .reverse = set->reverse, .max_ins = set->max_warp_ins};
     gs_result rc = check_sizes(k, opt, &l.cluster);

@@ -756,6 +756,31 @@ static void entry(gs_parser *p) {
     k->info.ptx_version = k->info.binary_version = p->m->target;
     p->k = NULL;
 }
+/* What one kernel contains that is not known here does not keep the others from running: the sentence waits for its launch. */
+static void entry_apart(gs_parser *p) {
+    const char *start = p->p;
+    int line = p->line, n_sym = p->n_sym, n_reg = p->n_reg;
+    jmp_buf outer;
+    memcpy(&outer, &p->stop, sizeof outer);
+    if (!setjmp(p->stop))
+        entry(p);
+    else {
+        if (p->k) p->k->error = strdup(gs_error());
+        for (int f = 0; f < p->m->n_function; ++f) p->m->function[f].open = false;
+        for (int k = n_sym; k < p->n_sym; ++k) free(p->sym[k].name);
+        p->n_sym = n_sym;
+        p->n_reg = n_reg;
+        p->scope = 0;
+        p->in = NULL;
+        p->k = NULL;
+        p->p = start;
+        p->line = line;
+        memcpy(&p->stop, &outer, sizeof outer);
+        while (*p->p && *p->p != '{') p->line += *p->p++ == '\n';
+        past_braces(p);
+    }
+    memcpy(&p->stop, &outer, sizeof outer);
+}
 static void function(gs_parser *p) {
     gs_function f = {0};
     skip_space(p);
@@ -819,7 +844,7 @@ static void module_pass(gs_parser *p, bool second) {
         }
         if (!strcmp(name, ".entry")) {
             if (second)
-                entry(p);
+                entry_apart(p);
             else {
                 while (*p->p && *p->p != '{') p->line += *p->p++ == '\n';
                 past_braces(p);
@@ -913,6 +938,7 @@ static void free_kernel(gs_kernel *k) {
     free(k->fix);
     free(k->loc);
     free(k->name);
+    free(k->error);
     free(k);
 }
 void gs_unload(gs_module *m) {
