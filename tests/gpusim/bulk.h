@@ -36,6 +36,5 @@ enum { BULK_SHARED, BULK_GLOBAL /* or the tensor map */, BULK_SIZE, BULK_MBARRIE
 void gs_bulk_copy(gs_warp *w, const gs_ins *i, uint32_t mask);
 void gs_bulk_commit(gs_warp *w, const gs_ins *i, uint32_t mask);
 void gs_bulk_wait(gs_warp *w, const gs_ins *i, uint32_t mask); /* imm: groups that may stay; flag: .read */
-void gs_bulk_exit(gs_warp *w);
 
 #endif

@@ -232,6 +232,7 @@ void gs_wgmma_exit(gs_warp *w);
 void gs_wgmma_free(gs_warp *w);
 void gs_bulk_settle(gs_block *b, uint32_t mbarrier);
 void gs_bulk_free(gs_warp *w);
+void gs_bulk_exit(gs_warp *w); /* of every warp that ends */
 void gs_mbarrier_complete_tx(gs_block *b, uint32_t addr, uint32_t bytes, gs_warp *issuer);
 void gs_async_block_start(gs_block *b);
 void gs_async_block_free(gs_block *b);

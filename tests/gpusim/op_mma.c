@@ -173,13 +173,14 @@ static void mma_int(gs_warp *w, const gs_ins *i, uint32_t mask) {
     const mma_plan *p = i->extra;
     uint8_t ab[TC_ROWS][TC_ROW_BYTES], bb[TC_COLS][TC_ROW_BYTES], *d[4];
     const uint8_t *c[4];
-    int32_t a[TC_ROWS][TC_MAX_K], b[TC_MAX_K][TC_COLS], sum[TC_ROWS][TC_COLS];
+    float a[TC_ROWS][TC_MAX_K], b[TC_MAX_K][TC_COLS];
+    int32_t sum[TC_ROWS][TC_COLS];
     mma_account(w, p, mask);
     mma_gather(w, i, p, ab, bb);
     mma_accumulators(w, i, p, c, d);
-    for (int r = 0; r < p->m; ++r) tc_to_int(a[r], 1, ab[r], (enum tc_elem)p->a_elem, p->k);
-    for (int n = 0; n < TC_COLS; ++n) tc_to_int(&b[0][n], TC_COLS, bb[n], (enum tc_elem)p->b_elem, p->k);
-    tc_multiply_int(p->m, p->k, (const int32_t(*)[TC_MAX_K])a, (const int32_t(*)[TC_COLS])b, sum);
+    for (int r = 0; r < p->m; ++r) tc_to_float(a[r], 1, ab[r], (enum tc_elem)p->a_elem, p->k);
+    for (int n = 0; n < TC_COLS; ++n) tc_to_float(&b[0][n], TC_COLS, bb[n], (enum tc_elem)p->b_elem, p->k);
+    tc_multiply_int(p->m, p->k, (const float(*)[TC_MAX_K])a, (const float(*)[TC_COLS])b, sum);
     tc_store_int((const int32_t(*)[TC_COLS])sum, c, d, p->d_regs, p->saturate);
 }
 

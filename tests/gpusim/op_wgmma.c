@@ -220,11 +220,12 @@ static void columns_double(const wgmma_plan *p, const double a[TC_ROWS][TC_MAX_K
     tc_multiply_double(TC_ROWS, p->k, a, (const double(*)[TC_COLS])b, acc);
     tc_store_acc((const double(*)[TC_COLS])acc, d, regs, p->half);
 }
-static void columns_int(const wgmma_plan *p, const int32_t a[TC_ROWS][TC_MAX_K],
-                        const uint8_t bb[TC_COLS][TC_ROW_BYTES], uint8_t *const d[4], bool scale_d) {
-    int32_t b[TC_MAX_K][TC_COLS], sum[TC_ROWS][TC_COLS];
-    for (int c = 0; c < TC_COLS; ++c) tc_to_int(&b[0][c], TC_COLS, bb[c], (enum tc_elem)p->b_elem, p->k);
-    tc_multiply_int(TC_ROWS, p->k, a, (const int32_t(*)[TC_COLS])b, sum);
+static void columns_int(const wgmma_plan *p, const float a[TC_ROWS][TC_MAX_K], const uint8_t bb[TC_COLS][TC_ROW_BYTES],
+                        uint8_t *const d[4], bool scale_d) {
+    float b[TC_MAX_K][TC_COLS];
+    int32_t sum[TC_ROWS][TC_COLS];
+    for (int c = 0; c < TC_COLS; ++c) tc_to_float(&b[0][c], TC_COLS, bb[c], (enum tc_elem)p->b_elem, p->k);
+    tc_multiply_int(TC_ROWS, p->k, a, (const float(*)[TC_COLS])b, sum);
     if (!scale_d)
         for (int r = 0; r < 4; ++r) memset(d[r], 0, 128);
     tc_store_int((const int32_t(*)[TC_COLS])sum, (const uint8_t *const *)d, d, 4, p->saturate);
@@ -247,10 +248,10 @@ static void exec_mma_async(gs_warp *w, const gs_ins *i, uint32_t mask) {
     for (int r = 0; r < p->d_regs; ++r) d[r] = gs_wgmma_accumulator(w, i, r);
 
     double fa[TC_ROWS][TC_MAX_K];
-    int32_t ia[TC_ROWS][TC_MAX_K];
+    float ia[TC_ROWS][TC_MAX_K];
     for (int r = 0; r < TC_ROWS; ++r)
         if (p->integer)
-            tc_to_int(ia[r], 1, ab[r], (enum tc_elem)p->a_elem, p->k);
+            tc_to_float(ia[r], 1, ab[r], (enum tc_elem)p->a_elem, p->k);
         else
             tc_to_double(fa[r], 1, ab[r], (enum tc_elem)p->a_elem, p->k);
     for (int r = 0; r < TC_ROWS && p->negate; ++r)
@@ -259,7 +260,7 @@ static void exec_mma_async(gs_warp *w, const gs_ins *i, uint32_t mask) {
         read_matrix(w, &b_desc, p->b_mn, n, TC_COLS, bb);
         uint8_t *const *dn = d + n / TC_COLS * (p->half ? 2 : 4);
         if (p->integer)
-            columns_int(p, (const int32_t(*)[TC_MAX_K])ia, (const uint8_t(*)[TC_ROW_BYTES])bb, dn, scale_d);
+            columns_int(p, (const float(*)[TC_MAX_K])ia, (const uint8_t(*)[TC_ROW_BYTES])bb, dn, scale_d);
         else
             columns_double(p, (const double(*)[TC_MAX_K])fa, (const uint8_t(*)[TC_ROW_BYTES])bb, dn, scale_d);
     }

@@ -20,8 +20,14 @@ enum tc_elem { TC_F16, TC_BF16, TC_TF32, TC_E4M3, TC_E5M2, TC_S8, TC_U8, TC_S4, 
 static const uint8_t tc_elem_bits[TC_ELEMS] = {16, 16, 32, 8, 8, 8, 8, 4, 4, 64};
 
 typedef double tc_double8 __attribute__((vector_size(64)));
-typedef int32_t tc_int8 __attribute__((vector_size(32)));
-typedef uint32_t tc_uint8 __attribute__((vector_size(32)));
+typedef float tc_float8 __attribute__((vector_size(32)));
+
+/* fp8 as a whole number times a power of two, without a branch: these loops vectorise. */
+static inline float tc_fp8(uint32_t v, uint32_t fraction_bits, uint32_t bias) {
+    uint32_t f = v & ((1u << fraction_bits) - 1), e = (v & 0x7f) >> fraction_bits;
+    uint32_t whole = f | (uint32_t)(e != 0) << fraction_bits, exponent = (e ? e : 1) + 127 - bias - fraction_bits;
+    return gs_float(gs_bits((float)(int32_t)whole * gs_float(exponent << 23)) | (v & 0x80) << 24);
+}
 
 /* n elements as doubles, `step` doubles apart. Every value of these types is a double. */
 static inline void tc_to_double(double *out, int step, const uint8_t *in, enum tc_elem type, int n) {
@@ -48,18 +54,25 @@ static inline void tc_to_double(double *out, int step, const uint8_t *in, enum t
         }
         break;
     case TC_E4M3:
-        for (int j = 0; j < n; ++j) out[j * step] = (double)gs_e4m3_f(in[j]);
+    case TC_E5M2: {
+        float x[TC_ROW_BYTES];
+        if (type == TC_E4M3)
+            for (int j = 0; j < n; ++j) x[j] = (in[j] & 0x7f) == 0x7f ? NAN : tc_fp8(in[j], 3, 7);
+        else
+            for (int j = 0; j < n; ++j)
+                x[j] = gs_float((in[j] & 0x7c) == 0x7c ? (in[j] & 0x80u) << 24 | 0x7f800000u | (in[j] & 3u) << 21
+                                                       : gs_bits(tc_fp8(in[j], 2, 15)));
+        for (int j = 0; j < n; ++j) out[j * step] = (double)x[j];
         break;
-    case TC_E5M2:
-        for (int j = 0; j < n; ++j) out[j * step] = (double)gs_e5m2_f(in[j]);
-        break;
+    }
     default: /* TC_F64; the integers have their own way */
         for (int j = 0; j < n; ++j) memcpy(&out[j * step], in + 8 * j, 8);
         break;
     }
 }
 
-static inline void tc_to_int(int32_t *out, int step, const uint8_t *in, enum tc_elem type, int n) {
+/* Integers as floats. All sums are exact: 32 products of 8 bits, or 64 of 4 bits, stay below 2^22. */
+static inline void tc_to_float(float *out, int step, const uint8_t *in, enum tc_elem type, int n) {
     switch (type) {
     case TC_S8:
         for (int j = 0; j < n; ++j) out[j * step] = (int8_t)in[j];
@@ -68,10 +81,10 @@ static inline void tc_to_int(int32_t *out, int step, const uint8_t *in, enum tc_
         for (int j = 0; j < n; ++j) out[j * step] = in[j];
         break;
     case TC_S4:
-        for (int j = 0; j < n; ++j) out[j * step] = ((in[j / 2] >> (4 * (j & 1)) & 15) ^ 8) - 8;
+        for (int j = 0; j < n; ++j) out[j * step] = (float)(((in[j / 2] >> (4 * (j & 1)) & 15) ^ 8) - 8);
         break;
     default: /* TC_U4 */
-        for (int j = 0; j < n; ++j) out[j * step] = (in[j / 2] >> (4 * (j & 1))) & 15;
+        for (int j = 0; j < n; ++j) out[j * step] = (float)((in[j / 2] >> (4 * (j & 1))) & 15);
         break;
     }
 }
@@ -90,16 +103,16 @@ static inline void tc_multiply_double(int rows, int k, const double a[][TC_MAX_K
     }
 }
 
-/* The same for integers. The sum of K products fits: |a b| < 2^16 and K <= 64; it is added to C by the caller. */
-static inline void tc_multiply_int(int rows, int k, const int32_t a[][TC_MAX_K], const int32_t b[][TC_COLS],
+/* The same for integers; C is added by the caller. */
+static inline void tc_multiply_int(int rows, int k, const float a[][TC_MAX_K], const float b[][TC_COLS],
                                    int32_t sum[][TC_COLS]) {
     for (int r = 0; r < rows; ++r) {
-        tc_int8 s = {0}, col;
+        tc_float8 s = {0}, col;
         for (int q = 0; q < k; ++q) {
             memcpy(&col, b[q], sizeof col);
             s += a[r][q] * col;
         }
-        memcpy(sum[r], &s, sizeof s);
+        for (int c = 0; c < TC_COLS; ++c) sum[r][c] = (int32_t)s[c];
     }
 }
 
