@@ -100,6 +100,12 @@ if(RQ_BUILD_TESTS)
   endif()
 endif()
 
+# .ci/gpu itself, with the simulator in the GPU's place.
+if(RQ_GPUSIM AND RQ_BUILD_TESTS AND RQ_BUILD_BENCH)
+  add_test(NAME cuda_gpu_script COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_gpu_script.py ${CMAKE_BINARY_DIR})
+  set_tests_properties(cuda_gpu_script PROPERTIES LABELS gpusim TIMEOUT 300 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+endif()
+
 # The table of what the kernels cost (table.py): machine code and ptxas' report of each source, for all its targets.
 function(rq_add_cubins out source)
   get_filename_component(name ${source} NAME_WE)
