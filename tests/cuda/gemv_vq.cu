@@ -5,13 +5,14 @@
 #include "cudatest.h"
 #include "ptxw.cuh"
 
-enum { VEC = 8, CODES = 256, WARPS = 8, RUN = 16 /* vectors a lane takes at once */, SPAN = 32 * RUN };
+enum { VEC = 8, CODES = 256, WARPS = 8, RUN = 16 /* vectors a lane takes at once */, SPAN = 32 * RUN, PITCH = 33 };
 
 /* Lane l takes vectors 16 l .. 16 l + 15 of a span, since it loads 16 indices at once. x is laid out so that the 32 lanes'
- * j-th vectors lie side by side: read in order, it would cost eight wavefronts where four do. */
+ * j-th vectors lie side by side: read in order, it would cost eight times the wavefronts. The pitch of 33 makes the stores of
+ * neighbouring vectors, which is how x is loaded, free of bank conflicts too. */
 __device__ __forceinline__ int place_of(int vector) {
     int in_span = vector % SPAN;
-    return vector - in_span + (in_span % RUN) * 32 + in_span / RUN;
+    return vector / SPAN * (RUN * PITCH) + in_span % RUN * PITCH + in_span / RUN;
 }
 
 __global__ void __launch_bounds__(WARPS * 32)
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(WARPS * 32)
 #pragma unroll
         for (int j = 0; j < RUN; ++j) {
             const uint32_t code = (word[j / 4] >> (j % 4 * 8)) & 255u;
-            const uint4 c = s_codebook[code], xv = s_x[place_of(v) + j * 32];
+            const uint4 c = s_codebook[code], xv = s_x[place_of(v) + j * PITCH];
             const __half2 *ch = reinterpret_cast<const __half2 *>(&c), *xh = reinterpret_cast<const __half2 *>(&xv);
             __half2 p = __hmul2(ch[0], xh[0]);
             p = __hfma2(ch[1], xh[1], p);
@@ -76,7 +77,7 @@ static void test_shape(int rows, int cols) {
     const uint4 *d_x = (const uint4 *)rq_device_copy(x, cols * 2);
     const __half *d_scale = (const __half *)rq_device_copy(scale, half_y);
     __half *d_y = (__half *)rq_device_buffer(half_y);
-    const size_t shared = (size_t)(n_vec + SPAN - 1) / SPAN * SPAN * sizeof(uint4);
+    const size_t shared = (size_t)(n_vec + SPAN - 1) / SPAN * (RUN * PITCH) * sizeof(uint4);
     gemv_vq<<<(rows + WARPS - 1) / WARPS, WARPS * 32, shared>>>(d_index, d_codebook, d_scale, d_x, d_y, rows, cols);
     CHECK_CUDA(cudaGetLastError());
     CHECK_CUDA(cudaDeviceSynchronize());

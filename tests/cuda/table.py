@@ -131,13 +131,13 @@ def launches_of(program):
     return rows
 
 
-def measure(build, nvdisasm):
+def measure(build, cubins, nvdisasm):
     """{"source kernel": row}"""
     table, mangled_of = {}, {}
-    for log in sorted(glob.glob(os.path.join(build, "cubin", "*.log"))):
-        source, arch = os.path.basename(log)[:-4].rsplit(".", 1)
-        with open(log, encoding="utf-8") as f: rows = ptxas_rows(f.read())
-        loops = loops_of(nvdisasm, log[:-4] + ".cubin") if nvdisasm else {}
+    for cubin in sorted(cubins):
+        source, arch = os.path.basename(cubin)[:-len(".cubin")].rsplit(".", 1)
+        with open(cubin[:-len(".cubin")] + ".log", encoding="utf-8") as f: rows = ptxas_rows(f.read())
+        loops = loops_of(nvdisasm, cubin) if nvdisasm else {}
         for mangled, row in rows.items():
             if nvdisasm: row["loop"] = loops.get(mangled)
             key = mangled_of.setdefault((source, mangled), f"{source} {short_name(mangled)}")
@@ -175,7 +175,7 @@ def write(path, nvcc, table):
 
 def main():
     build, rewrite = os.path.abspath(sys.argv[1]), "--write" in sys.argv[2:]
-    with open(os.path.join(build, "cubin", "nvcc"), encoding="utf-8") as f: nvcc = f.read().strip()
+    with open(os.path.join(build, "cubin", "list"), encoding="utf-8") as f: nvcc, *cubins = f.read().split("\n")
     committed = {"nvcc": nvcc, "kernels": {}}
     if os.path.exists(TABLE):
         with open(TABLE, encoding="utf-8") as f: committed = json.load(f)
@@ -186,7 +186,7 @@ def main():
     if nvdisasm is None:
         print("table: skipped: the main loops: no nvdisasm here (third_party/install.sh check)")
         if rewrite: sys.exit("table: nothing is rewritten without nvdisasm")
-    table, old = measure(build, nvdisasm), committed["kernels"]
+    table, old = measure(build, [c for c in cubins if c], nvdisasm), committed["kernels"]
     bad = spills(table)
     for line in bad: print(f"table: {line}; MAY_SPILL in tests/cuda/table.py names the kernels that may")
     if rewrite:
