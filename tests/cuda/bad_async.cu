@@ -148,6 +148,7 @@ template <bool BAD> __global__ void bulk_refill(const float *i, float *o)
             bulk_load(ptx_shared(s), i + 64 * k, 256, b); // finds bulk_refill: shared memory race
         }
         ptx_mbarrier_wait(b, k & 1);
+        if (BAD) __syncthreads(); // too early: before the read
         sum += s[threadIdx.x];
         if (!BAD) __syncthreads();
     }
@@ -187,7 +188,7 @@ template <bool BAD> __global__ void bulk_unaligned(const float *i, float *o)
         ptx_mbarrier_init(b, 1);
         ptx_fence_mbarrier_init();
         ptx_mbarrier_expect(b, 128);
-        bulk_load(ptx_shared(s), i + (BAD ? 1 : 4), 128, b); // finds bulk_unaligned: misaligned
+        bulk_load(ptx_shared(s), i + (BAD ? 1 : 4), 128, b); // finds bulk_unaligned: misaligned bulk copy
     }
     __syncthreads();
     if (!BAD) ptx_mbarrier_wait(b, 0);

@@ -169,6 +169,7 @@ typedef struct gs_worker {
     jmp_buf stop;
     uint64_t ins;                    /* executed so far */
     uint64_t progress;               /* counts what can end somebody's wait: stores, arrivals, exits */
+    uint64_t seen_progress, seen_ins; /* progress last seen, and when */
     uint64_t order;                  /* of the cluster being run */
     bool together;                   /* several clusters resident at once, on this one thread */
     uint64_t range_start, range_end; /* the last global allocation hit */

@@ -464,14 +464,22 @@ static gs_turn turn(gs_worker *wk, gs_cluster *c) {
     }
     return worked || wk->progress != before ? CLUSTER_RAN : CLUSTER_WAITS;
 }
+/* A launch without end: too many instructions, or very many in which nothing was stored and nobody arrived anywhere. */
 static void too_long(gs_worker *wk, gs_cluster *c) {
-    if (wk->ins <= wk->launch->max_ins) return;
+    enum { IDLE_INS = 200000000 };
+    if (wk->progress != wk->seen_progress) {
+        wk->seen_progress = wk->progress;
+        wk->seen_ins = wk->ins;
+    }
+    bool idle = wk->ins - wk->seen_ins > IDLE_INS;
+    if (wk->ins <= wk->launch->max_ins && !idle) return;
     for (int r = 0; r < c->n_block; ++r)
         for (int a = 0; a < c->block[r].n_warp; ++a)
             if (!c->block[r].warp[a].done)
-                gs_stop(&c->block[r].warp[a], GS_FAULT_DEADLOCK, "still running", 0,
-                        "after %.1e warp instructions (GPUSIM_MAX_INS): a wait for a block that is not resident?",
-                        (double)wk->ins);
+                gs_stop(&c->block[r].warp[a], GS_FAULT_DEADLOCK, "still running", 0, "after %.1e warp instructions%s",
+                        (double)wk->ins,
+                        idle ? ", the last 2e8 of which stored nothing: a wait for what never happens?"
+                             : " (GPUSIM_MAX_INS)");
 }
 static void end_cluster(gs_worker *wk, gs_cluster *c) {
     (void)wk;

@@ -98,6 +98,7 @@ static void ld(gs_warp *w, const gs_ins *i, uint32_t m) {
     bool quick =
         m == 0xffffffffu && (space == SP_GLOBAL || space == SP_GENERIC || space == SP_CONST) && all_inside(w, a, n);
     bool strong = i->sub == STRONG;
+    uint64_t progress = w->block->worker->progress; /* a load ends nobody's wait */
     for (uint32_t rest = m; rest; rest &= rest - 1) {
         int l = __builtin_ctz(rest);
         const uint8_t *p =
@@ -110,6 +111,7 @@ static void ld(gs_warp *w, const gs_ins *i, uint32_t m) {
         }
         put_loaded(w, i, l, p);
     }
+    w->block->worker->progress = progress;
 }
 /* Parameters are the same for all lanes, when the address is. */
 static void ld_param(gs_warp *w, const gs_ins *i, uint32_t m) {
@@ -240,6 +242,8 @@ static void atom(gs_warp *w, const gs_ins *i, uint32_t m) {
     uint32_t es = gs_type_bytes[i->type], n = es * i->vec;
     gs_lane_addresses(w, i, i->vec, a);
     gs_count_access(w, i, (gs_space)i->space, a, m, n, true);
+    uint64_t progress = w->block->worker->progress; /* an exchange that changes nothing ends nobody's wait */
+    bool changed = false;
     for (uint32_t rest = m; rest; rest &= rest - 1) {
         int l = __builtin_ctz(rest);
         uint8_t *p = gs_address(w, (gs_space)i->space, a[l], n, l, GS_ATOMIC);
@@ -254,10 +258,12 @@ static void atom(gs_warp *w, const gs_ins *i, uint32_t m) {
             memcpy(&x, OPND(i->vec + 1 + v) + (uint32_t)l * i->op[i->vec + 1 + v].size, es);
             if (i->sub == A_CAS) memcpy(&c, OPND(i->vec + 2) + (uint32_t)l * i->op[i->vec + 2].size, es);
             uint64_t r = atom_value(i, old, x, c);
+            changed |= memcmp(p + (uint32_t)v * es, &r, es) != 0;
             memcpy(p + (uint32_t)v * es, &r, es);
             if (i->op[v].size) put_int(OPND(v), i->op[v].size, l, (int64_t)old);
         }
     }
+    w->block->worker->progress = progress + changed;
 }
 static void decode_atom(gs_decoder *d, gs_ins *i, const gs_row *row) {
     bool red = !strcmp(row->name, "red");

@@ -172,7 +172,7 @@ void gs_decode_wide(gs_decoder *d, gs_ins *i, const gs_row *row);  /* d (and c o
 /* The families, each compiled twice: plain, and with AVX-512 (lanes.h). Ended by a row with a NULL name. */
 #define GS_FAMILIES(X)                                                                                                 \
     X(int)                                                                                                             \
-    X(logic) X(float) X(half) X(cvt) X(compare) X(warp) X(mma) X(matrix) X(wgmma) X(async) X(bulk) X(memory) X(sync)
+    X(logic) X(float) X(half) X(cvt) X(compare) X(warp) X(mma) X(matrix) X(wgmma) X(bulk) X(async) X(memory) X(sync)
 #define X(f) extern const gs_row gs_rows_##f##_base[], gs_rows_##f##_avx512[];
 GS_FAMILIES(X)
 #undef X
