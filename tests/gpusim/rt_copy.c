@@ -51,7 +51,15 @@ cudaError_t rt_copy_check(const char *call, const rt_copy *c) {
 
 static cudaError_t run_copy(rt_work *w, rt_stream *s) {
     (void)s;
-    const rt_copy *c = &((rt_copy_work *)w)->copy;
+    const rt_copy_work *cw = (rt_copy_work *)w;
+    const rt_copy *c = &cw->copy;
+    /* Freed since the call? A finding, and nothing is touched. */
+    if (cw->dst_ranged && rt_check_device("a copy in a stream", c->dst, span_of(c, c->dst_pitch, c->dst_slice))) {
+        return cudaSuccess;
+    }
+    if (cw->src_ranged && rt_check_device("a copy in a stream", c->src, span_of(c, c->src_pitch, c->src_slice))) {
+        return cudaSuccess;
+    }
     for (size_t z = 0; z < c->depth; ++z) {
         for (size_t y = 0; y < c->height; ++y) {
             memmove((char *)c->dst + z * c->dst_slice + y * c->dst_pitch,
@@ -67,6 +75,9 @@ rt_work *rt_copy_new(const rt_copy *c) {
     rt_copy_work *w = rt_work_new(RT_WORK_COPY, sizeof *w, run_copy);
     w->copy = *c;
     w->base.drop = drop_copy;
+    bool empty = !span_of(c, c->dst_pitch, c->dst_slice);
+    w->dst_ranged = !empty && rt_mem_kind(c->dst) != RT_PAGEABLE;
+    w->src_ranged = !empty && rt_mem_kind(c->src) != RT_PAGEABLE;
     return &w->base;
 }
 

@@ -14,7 +14,8 @@ typedef struct rt_copy {
 typedef struct rt_copy_work {
     rt_work base;
     rt_copy copy;
-    void *staged; /* the bytes of a pageable source, read when the copy was called */
+    bool dst_ranged, src_ranged; /* in memory that has an end, and can be freed */
+    void *staged;                /* the bytes of a pageable source, read when the copy was called */
 } rt_copy_work;
 cudaError_t rt_copy_check(const char *call, const rt_copy *c);
 rt_work *rt_copy_new(const rt_copy *c);

@@ -19,6 +19,7 @@ cudaError_t rt_fill_check(const char *call, const rt_fill *f) {
 static cudaError_t run_fill(rt_work *w, rt_stream *s) {
     (void)s;
     const rt_fill *f = &((rt_fill_work *)w)->fill;
+    if (rt_fill_check("a fill in a stream", f) != cudaSuccess) return cudaSuccess; /* freed since: a finding */
     for (size_t y = 0; y < f->height * f->depth; ++y) {
         char *row = (char *)f->dst + y * f->pitch;
         if (f->element == 1) {
