@@ -631,9 +631,12 @@ gs_result gs_launch(gs_kernel *k, const gs_launch_opt *opt, gs_counts *counts) {
     pthread_mutex_init(&l.lock, NULL);
     l.n_cluster =
         (uint64_t)opt->grid.x * opt->grid.y * opt->grid.z / ((uint64_t)l.cluster.x * l.cluster.y * l.cluster.z);
-    l.param = calloc(1, k->param_bytes + 64);
+    /* Parameters keep their alignment in memory: a tensor map wants 64. */
+    size_t param_room = (k->param_bytes / 256 + 1) * 256;
+    l.param = aligned_alloc(256, param_room);
     l.workspace = calloc(8, sizeof *l.workspace);
     if (!l.param || !l.workspace) abort();
+    memset(l.param, 0, param_room);
     if (opt->arg_buffer)
         memcpy(l.param, opt->arg_buffer, k->param_bytes);
     else
