@@ -229,7 +229,7 @@ gs_result gs_report_launch(gs_launch_state *l, gs_worker *wk,
 
 /* hooks of families */
 void gs_wgmma_guard(gs_warp *w, const gs_ins *i);
-void gs_wgmma_exit(gs_warp *w);
+void gs_wgmma_exit(gs_warp *w); /* of every warp that ends */
 void gs_wgmma_free(gs_warp *w);
 void gs_bulk_settle(gs_block *b, uint32_t mbarrier);
 void gs_bulk_free(gs_warp *w);

@@ -117,7 +117,7 @@ static void end_warp(gs_warp *w) {
     w->done = true;
     w->block->worker->progress++;
     gs_cpasync_exit(w);
-    if (w->wgmma) gs_wgmma_exit(w);
+    gs_wgmma_exit(w);
     gs_bulk_exit(w);
     gs_barrier_leave(w->block);
     gs_cluster_barrier_check(w->block->cluster);

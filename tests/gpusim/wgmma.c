@@ -8,7 +8,8 @@
  *     is in flight like its source;
  *   - any other access is a finding, and so is writing a register that holds a part of A.
  * A register that was accessed after the last wgmma.fence must not be used by a wgmma as accumulator or A. Here too a mov
- * passes: it hands on what is known of its source.
+ * passes: it hands on what is known of its source. A register of A may be accessed between the fence and the wgmma when the
+ * fence came after the last commit_group: compilers move its computation down past the fence, and assemblers cope.
  *
  * Which operands an instruction writes is not known to this file, so a change of A is seen by comparing the registers
  * after each instruction that names them. */
@@ -39,6 +40,7 @@ typedef struct wgmma_issue { /* to compare the warps of a group */
 struct gs_wgmma_state {
     uint64_t linear;        /* the block that this is about, plus one */
     uint32_t fences;        /* so far */
+    uint32_t fences_before; /* at the last commit */
     uint32_t groups;        /* committed so far */
     uint32_t clock[CLOCKS]; /* of the wgmma agent at each commit */
     uint32_t issued;
@@ -120,7 +122,7 @@ const uint8_t *gs_wgmma_input(gs_warp *w, const gs_ins *i, int k) {
         gs_find(w, GS_FINDING, "wgmma not waited for", 0, t->pc, "wgmma reads as A a result that is not there yet");
         return at;
     }
-    check_fence(w, t);
+    if (s->fences == s->fences_before) check_fence(w, t);
     fly(s, o->off);
     t->input = true;
     t->in_group = 0;
@@ -230,6 +232,7 @@ void gs_wgmma_commit(gs_warp *w, const gs_ins *i, uint32_t mask) {
     (void)mask;
     struct gs_wgmma_state *s = state_of(w);
     s->groups++;
+    s->fences_before = s->fences;
     s->clock[s->groups % CLOCKS] = w->tick[AGENT_WGMMA];
     for (int k = 0; k < s->n_flying; ++k) {
         wgmma_slot *t = slot_at(w, s->flying[k]);
@@ -258,10 +261,22 @@ void gs_wgmma_wait(gs_warp *w, const gs_ins *i, uint32_t mask) {
     s->n_flying = kept;
 }
 
-/* The warp ends; the state is made ready for its next block. What it issued stays, for the other warps of its group. */
+static uint32_t issued_by(const gs_block *b, const gs_warp *w) {
+    return w->wgmma && w->wgmma->linear == b->linear + 1 ? w->wgmma->issued : 0;
+}
+/* Called when any warp ends. What it issued stays, for the other warps of its group; the rest is made ready for the warp's
+ * next block. */
 void gs_wgmma_exit(gs_warp *w) {
     struct gs_wgmma_state *s = w->wgmma;
     const gs_block *b = w->block;
+    for (int a = w->id & ~3; a < (w->id | 3) + 1 && a < b->n_warp; ++a) {
+        const gs_warp *other = &b->warp[a];
+        if (a == w->id || !other->done || issued_by(b, other) == issued_by(b, w)) continue;
+        gs_find(w, GS_FINDING, "warps of a warpgroup differ", 0, -1, "it issued %u wgmma, warp %d issued %u",
+                issued_by(b, w), a, issued_by(b, other));
+        break;
+    }
+    if (!s) return;
     check_watched(w);
     for (int k = 0; k < s->n_flying; ++k) {
         wgmma_slot *t = slot_at(w, s->flying[k]);
@@ -269,17 +284,9 @@ void gs_wgmma_exit(gs_warp *w) {
             gs_find(w, GS_FINDING, "wgmma not waited for", 0, t->pc, "the warp ends with a wgmma in flight");
         t->accumulator = t->input = false;
     }
-    for (int a = w->id & ~3; a < (w->id | 3) + 1 && a < b->n_warp; ++a) {
-        const struct gs_wgmma_state *other = b->warp[a].wgmma;
-        if (a == w->id || !b->warp[a].done || !other || other->linear != b->linear + 1) continue;
-        if (other->issued == s->issued) continue;
-        gs_find(w, GS_FINDING, "warps of a warpgroup differ", 0, -1, "it issued %u wgmma, warp %d issued %u", s->issued,
-                a, other->issued);
-        break;
-    }
     s->n_flying = 0;
-    s->fences = s->groups = 0;
-    memset(s->slot, 0, w->block->kernel->reg_bytes / SLOT_BYTES * sizeof *s->slot);
+    s->fences = s->fences_before = s->groups = 0;
+    memset(s->slot, 0, b->kernel->reg_bytes / SLOT_BYTES * sizeof *s->slot);
 }
 
 void gs_wgmma_free(gs_warp *w) {
