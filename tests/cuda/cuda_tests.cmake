@@ -106,10 +106,12 @@ if(RQ_GPUSIM AND RQ_BUILD_TESTS AND RQ_BUILD_BENCH)
   set_tests_properties(cuda_gpu_script PROPERTIES LABELS gpusim TIMEOUT 300 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
 endif()
 
-# The table of what the kernels cost (table.py): machine code and ptxas' report of each source, for all its targets.
+# The table of what the kernels cost (table.py): machine code and ptxas' report of each source, for all its targets. A source
+# that says "Not in table.json" is left out.
 function(rq_add_cubins out source)
   get_filename_component(name ${source} NAME_WE)
   rq_cuda_targets(codes ${source})
+  set(files)
   foreach(code ${codes})
     string(REPLACE sm_ compute_ arch ${code})
     set(cubin ${CMAKE_BINARY_DIR}/cubin/${name}.${code})
@@ -125,7 +127,8 @@ function(rq_add_cubins out source)
 endfunction()
 if(RQ_GPUSIM AND RQ_BUILD_TESTS)
   foreach(source ${RQ_CUDA_TEST_SOURCES})
-    if(source MATCHES "\\.cu$" AND NOT source MATCHES "/(bad|rt|ptx)_[a-z0-9_]*\\.cu$")
+    file(STRINGS ${source} out REGEX "Not in table.json" LIMIT_COUNT 1)
+    if(source MATCHES "\\.cu$" AND NOT source MATCHES "/(bad|rt|ptx)_[a-z0-9_]*\\.cu$" AND NOT out)
       rq_add_cubins(files ${source})
       list(APPEND RQ_CUBINS ${files})
     endif()
