@@ -205,11 +205,12 @@ static void decode_set(gs_decoder *d, gs_ins *i, const gs_row *row) {
     alu_types(d, 2);
     gs_type to = i->type, t = i->type2;
     decode_comparison(d, i, t);
+    if (i->ftz && (to == T_BF16 || to == T_BF16X2)) gs_die(d, ".ftz with a result of bf16");
     bool half = t == T_F16 || t == T_BF16, ok = to == T_U32 || to == T_S32;
     if (i->vec == 2)
         ok |= to == t;
     else
-        ok |= to == T_F16 || to == T_BF16 || (half ? to == T_U16 || to == T_S16 : to == T_F32);
+        ok |= (to == T_F16 && t != T_BF16) || to == T_BF16 || (half ? to == T_U16 || to == T_S16 : to == T_F32);
     if (!ok) gs_die(d, "the result's type");
     gs_need_args(d, 3 + (i->sub != BOOL_NONE));
     alu_result(d, gs_type_bytes[to]);

@@ -411,7 +411,7 @@ static void decode_cvt(gs_decoder *d, gs_ins *i, const gs_row *row) {
     i->cmp = (uint8_t)(gs_mod_of(d, integer_modes, 4, -1) + 1);
     gs_type to = i->type, from = i->type2;
     if (to == T_F32 || from == T_F32) i->ftz = gs_mod(d, "ftz");
-    if (is_integer(to) || to == T_F16 || to == T_F32 || to == T_F64) i->sat = gs_mod(d, "sat");
+    if (is_integer(to) || ((to == T_F16 || to == T_F32 || to == T_F64) && from != T_BF16)) i->sat = gs_mod(d, "sat");
     bool f8_from = from == T_E4M3X2 || from == T_E5M2X2;
     if (!is_integer(to) && to != T_F32 && to != T_F64 && (from == T_F32 || from == T_F16X2 || f8_from)) {
         i->flag = gs_mod(d, "relu");
