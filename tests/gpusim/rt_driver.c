@@ -19,13 +19,15 @@ CUresult rt_driver_result(cudaError_t e) {
     }
 }
 
-/* Errors of the driver API are not the runtime's last error. */
+/* Errors of the driver API are not the runtime's last error: that is put back. */
+static CUresult done(cudaError_t last, cudaError_t e) {
+    rt_self.last = last;
+    return rt_driver_result(e);
+}
 #define DRIVER(call)                                                                                                   \
     do {                                                                                                               \
         cudaError_t last_ = rt_self.last;                                                                              \
-        CUresult r_ = rt_driver_result(call);                                                                          \
-        rt_self.last = last_;                                                                                          \
-        return r_;                                                                                                     \
+        return done(last_, (call));                                                                                    \
     } while (0)
 
 static void *pointer_of(CUdeviceptr p) { return (void *)(uintptr_t)p; }
@@ -48,9 +50,9 @@ CUresult cuDeviceGet(CUdevice *d, int ordinal) {
 CUresult cuDeviceGetName(char *name, int len, CUdevice d) {
     struct cudaDeviceProp p;
     if (!name || len <= 0) return CUDA_ERROR_INVALID_VALUE;
-    cudaError_t e = cudaGetDeviceProperties(&p, d);
+    cudaError_t last = rt_self.last, e = cudaGetDeviceProperties(&p, d);
     if (e == cudaSuccess) snprintf(name, (size_t)len, "%s", p.name);
-    DRIVER(e);
+    return done(last, e);
 }
 
 /* The two enumerations have the same numbers. */
@@ -62,9 +64,9 @@ CUresult cuDeviceTotalMem(size_t *bytes, CUdevice d) {
     if (!bytes) return CUDA_ERROR_INVALID_VALUE;
     if (!is_device(d)) return CUDA_ERROR_INVALID_DEVICE;
     struct cudaDeviceProp p;
-    cudaError_t e = cudaGetDeviceProperties(&p, d);
+    cudaError_t last = rt_self.last, e = cudaGetDeviceProperties(&p, d);
     *bytes = e == cudaSuccess ? p.totalGlobalMem : 0;
-    DRIVER(e);
+    return done(last, e);
 }
 
 struct CUctx_st {
@@ -115,9 +117,9 @@ CUresult cuCtxSynchronize(void) { DRIVER(cudaDeviceSynchronize()); }
 CUresult cuModuleLoadData(CUmodule *m, const void *image) {
     cudaLibrary_t l = NULL;
     if (!m) return CUDA_ERROR_INVALID_VALUE;
-    cudaError_t e = cudaLibraryLoadData(&l, image, NULL, NULL, 0, NULL, NULL, 0);
+    cudaError_t last = rt_self.last, e = cudaLibraryLoadData(&l, image, NULL, NULL, 0, NULL, NULL, 0);
     *m = (CUmodule)l;
-    DRIVER(e);
+    return done(last, e);
 }
 
 CUresult cuModuleLoadDataEx(CUmodule *m, const void *image, unsigned n, CUjit_option *options, void **values) {
@@ -128,9 +130,9 @@ CUresult cuModuleLoadDataEx(CUmodule *m, const void *image, unsigned n, CUjit_op
 CUresult cuModuleLoad(CUmodule *m, const char *path) {
     cudaLibrary_t l = NULL;
     if (!m) return CUDA_ERROR_INVALID_VALUE;
-    cudaError_t e = cudaLibraryLoadFromFile(&l, path, NULL, NULL, 0, NULL, NULL, 0);
+    cudaError_t last = rt_self.last, e = cudaLibraryLoadFromFile(&l, path, NULL, NULL, 0, NULL, NULL, 0);
     *m = (CUmodule)l;
-    DRIVER(e);
+    return done(last, e);
 }
 
 CUresult cuModuleUnload(CUmodule m) { DRIVER(cudaLibraryUnload((cudaLibrary_t)m)); }
@@ -138,16 +140,16 @@ CUresult cuModuleUnload(CUmodule m) { DRIVER(cudaLibraryUnload((cudaLibrary_t)m)
 CUresult cuModuleGetFunction(CUfunction *f, CUmodule m, const char *name) {
     cudaKernel_t k = NULL;
     if (!f) return CUDA_ERROR_INVALID_VALUE;
-    cudaError_t e = cudaLibraryGetKernel(&k, (cudaLibrary_t)m, name);
+    cudaError_t last = rt_self.last, e = cudaLibraryGetKernel(&k, (cudaLibrary_t)m, name);
     *f = (CUfunction)k;
-    DRIVER(e);
+    return done(last, e);
 }
 
 CUresult cuModuleGetGlobal(CUdeviceptr *p, size_t *bytes, CUmodule m, const char *name) {
     void *address = NULL;
-    cudaError_t e = cudaLibraryGetGlobal(&address, bytes, (cudaLibrary_t)m, name);
+    cudaError_t last = rt_self.last, e = cudaLibraryGetGlobal(&address, bytes, (cudaLibrary_t)m, name);
     if (p) *p = (CUdeviceptr)(uintptr_t)address;
-    DRIVER(e);
+    return done(last, e);
 }
 
 CUresult cuLibraryLoadData(CUlibrary *l, const void *image, CUjit_option *jit, void **jit_values, unsigned n_jit,
@@ -175,8 +177,7 @@ CUresult cuFuncGetAttribute(int *v, CUfunction_attribute a, CUfunction f) {
     struct cudaFuncAttributes all;
     if (!v) return CUDA_ERROR_INVALID_VALUE;
     cudaError_t last = rt_self.last, e = cudaFuncGetAttributes(&all, f);
-    rt_self.last = last;
-    if (e != cudaSuccess) return rt_driver_result(e);
+    if (e != cudaSuccess) return done(last, e);
     switch ((int)a) {
     case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *v = all.maxThreadsPerBlock; break;
     case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: *v = (int)all.sharedSizeBytes; break;
@@ -273,9 +274,9 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **args, vo
 CUresult cuMemAlloc(CUdeviceptr *p, size_t bytes) {
     void *got = NULL;
     if (!p || !bytes) return CUDA_ERROR_INVALID_VALUE;
-    cudaError_t e = cudaMalloc(&got, bytes);
+    cudaError_t last = rt_self.last, e = cudaMalloc(&got, bytes);
     *p = (CUdeviceptr)(uintptr_t)got;
-    DRIVER(e);
+    return done(last, e);
 }
 
 CUresult cuMemFree(CUdeviceptr p) { DRIVER(cudaFree(pointer_of(p))); }
@@ -329,8 +330,8 @@ CUresult cuMemsetD32Async(CUdeviceptr p, unsigned v, size_t n, CUstream s) { DRI
 CUresult cuPointerGetAttribute(void *data, CUpointer_attribute what, CUdeviceptr p) {
     struct cudaPointerAttributes a;
     if (!data) return CUDA_ERROR_INVALID_VALUE;
-    cudaError_t e = cudaPointerGetAttributes(&a, pointer_of(p));
-    if (e != cudaSuccess) DRIVER(e);
+    cudaError_t last = rt_self.last, e = cudaPointerGetAttributes(&a, pointer_of(p));
+    if (e != cudaSuccess) return done(last, e);
     if (a.type == cudaMemoryTypeUnregistered) return CUDA_ERROR_INVALID_VALUE;
     unsigned type = a.type == cudaMemoryTypeHost ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
     CUcontext c = context_of(a.device);
