@@ -201,6 +201,7 @@ bool gs_mbarrier_test(gs_warp *w, uint32_t addr, uint32_t parity, int lane) {
         size_t n = (size_t)b->cluster->n_agent;
         gs_clock_acquire(w, m->clock + 2 * n, m->clock + 3 * n);
     }
+    w->sub++; /* lanes that arrived before are ordered before those that wait */
     return true;
 }
 void gs_mbarrier_arrive_later(gs_warp *w, uint32_t addr, int lane, bool noinc) {
