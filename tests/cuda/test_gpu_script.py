@@ -33,7 +33,10 @@ def program(folder, name, text):
 
 
 def run(build, *args, env=None, kill_after=None):
-    out = tempfile.mkdtemp(dir=build)
+    with tempfile.TemporaryDirectory() as out: return run_into(out, build, args, env, kill_after)
+
+
+def run_into(out, build, args, env, kill_after):
     environment = {**os.environ, "OUT": out, "RQ_COMMIT": "abc", **(env or {})}
     p = subprocess.Popen([SCRIPT, "--build", build, *args], env=environment, stdout=subprocess.PIPE,
                          stderr=subprocess.STDOUT, text=True)
