@@ -15,6 +15,7 @@
 
 #include "core.h"
 #include "lanes.h"
+#include "mbarrier.h"
 #include "tmap.h"
 
 enum { POISON = 0xCB, MAX_ROW = 2048 };
@@ -300,6 +301,9 @@ static void issue_load(gs_warp *w, const bulk_copy *model, uint32_t shared, uint
     if (!c.block || !c.bar_block) return;
     if (c.block != c.bar_block)
         gs_stop(w, GS_FAULT_ILLEGAL, "bulk copy", c.lane, "destination and mbarrier are in different blocks");
+    if (!gs_mbarrier_is_live(c.bar_block, c.mbarrier))
+        gs_stop(w, GS_FAULT_ILLEGAL, "mbarrier", c.lane, "there is no initialised mbarrier at shared address 0x%x",
+                c.mbarrier);
     c.at = good ? gs_shared_span(w, shared, c.bytes, AGENT_BULK, c.plan->op == BULK_COPY ? GS_WRITE : GS_ATOMIC) : NULL;
     if (c.at && c.plan->op == BULK_COPY) memset(c.at, POISON, c.bytes);
     g->load = gs_grow(g->load, g->n_load, &g->cap_load, sizeof *g->load);

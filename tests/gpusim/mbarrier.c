@@ -71,6 +71,7 @@ static void settle(gs_block *b, mbarrier *m, words *x) {
     x->pending = x->expected;
     size_t n = 2 * (size_t)b->cluster->n_agent;
     memcpy(m->clock + n, m->clock, n * sizeof *m->clock);
+    memset(m->clock, 0, n * sizeof *m->clock);
     b->worker->progress++;
 }
 
@@ -98,6 +99,10 @@ void gs_mbarrier_init(gs_warp *w, uint32_t addr, uint32_t count, int lane) {
     memset(m->clock, 0, 4 * (size_t)b->cluster->n_agent * sizeof *m->clock);
     words x = {(uint16_t)count, (uint16_t)count, 0};
     memcpy(p, &x, 8);
+}
+bool gs_mbarrier_is_live(gs_block *b, uint32_t inside) {
+    const mbarrier *m = entry(b, inside);
+    return m && m->live;
 }
 void gs_mbarrier_inval(gs_warp *w, uint32_t addr, int lane) {
     gs_block *b;
@@ -131,7 +136,6 @@ uint64_t gs_mbarrier_arrive(gs_warp *w, uint32_t addr, uint32_t count, bool drop
                 "the mbarrier at shared address 0x%x gets more arrivals than it expects (%u)", m->addr, x->expected);
     if (w->block->shadow) {
         size_t n = (size_t)b->cluster->n_agent;
-        if (x->pending == x->expected) memset(m->clock, 0, 2 * n * sizeof *m->clock); /* the first of a phase */
         gs_clock_release(w, m->clock, m->clock + n);
     }
     x->pending = (uint16_t)(x->pending - count);

@@ -5,6 +5,7 @@
 #include "sim.h"
 
 void gs_mbarrier_init(gs_warp *w, uint32_t addr, uint32_t count, int lane);
+bool gs_mbarrier_is_live(gs_block *b, uint32_t inside); /* at this address inside the block */
 void gs_mbarrier_inval(gs_warp *w, uint32_t addr, int lane);
 void gs_mbarrier_tx(gs_warp *w, uint32_t addr, int64_t bytes, int lane); /* expect (> 0) or complete (< 0) */
 uint64_t gs_mbarrier_arrive(gs_warp *w, uint32_t addr, uint32_t count, bool drop, bool no_complete, int lane);
