@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Functions that the CUDA runtime provides to device code: vprintf and __assertfail. Parameters lie in the frame of the caller
- * (parse.c); strings are in device memory. */
+ * (parse_module.c); strings are in device memory. */
 #include <ctype.h>
 
 #include "core.h"

@@ -54,7 +54,7 @@ struct gs_kernel {
     int n_loc;
     gs_kernel_info info;
     char *error;      /* why it cannot run: NULL, or the sentence of the parser */
-    bool ordered;     /* blocks must run one after the other for the same results: see parse.c */
+    bool ordered;     /* blocks must run one after the other for the same results: see parse_*.c */
     bool grid_sync;   /* reads the grid workspace: needs all blocks resident */
     bool uses_shared; /* statically or dynamically */
 };
@@ -167,12 +167,12 @@ typedef struct gs_worker {
     gs_finding *finding;
     int n_finding, cap_finding;
     jmp_buf stop;
-    uint64_t ins;                    /* executed so far */
-    uint64_t progress;               /* counts what can end somebody's wait: stores, arrivals, exits */
+    uint64_t ins;                     /* executed so far */
+    uint64_t progress;                /* counts what can end somebody's wait: stores, arrivals, exits */
     uint64_t seen_progress, seen_ins; /* progress last seen, and when */
-    uint64_t order;                  /* of the cluster being run */
-    bool together;                   /* several clusters resident at once, on this one thread */
-    uint64_t range_start, range_end; /* the last global allocation hit */
+    uint64_t order;                   /* of the cluster being run */
+    bool together;                    /* several clusters resident at once, on this one thread */
+    uint64_t range_start, range_end;  /* the last global allocation hit */
     struct gs_cluster **gang;
     int n_gang, cap_gang;
     uint32_t epoch; /* of shared memory's shadow */
@@ -238,7 +238,12 @@ void gs_mbarrier_complete_tx(gs_block *b, uint32_t addr, uint32_t bytes, gs_warp
 void gs_async_block_start(gs_block *b);
 void gs_async_block_free(gs_block *b);
 void gs_cpasync_exit(gs_warp *w);
-void gs_cluster_barrier_check(gs_cluster *c); /* op_sync.c: complete it if nobody is missing */
+void gs_cluster_barrier_check(gs_cluster *c);                       /* op_sync.c: complete it if nobody is missing */
+bool gs_barrier_arrive(gs_warp *w, const gs_ins *i, uint32_t mask); /* the warp as a whole; true: it goes on at once */
+uint32_t gs_lane_value(const gs_warp *w, const gs_opnd *o, uint32_t mask); /* of the first lane */
+void gs_make_cluster(gs_worker *wk, gs_cluster *c);
+void gs_free_cluster(gs_cluster *c);
+void *gs_work(void *worker);
 void gs_barrier_vote(gs_warp *w, const gs_ins *i, uint32_t mask, gs_barrier *at);
 
 #endif

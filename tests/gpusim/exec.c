@@ -13,75 +13,6 @@
 enum { QUANTUM = 20000, RESIDENT = 264, IDLE_ROUNDS = 64 };
 enum { READY, AT_COLLECTIVE, AT_BARRIER, TIRED };
 
-/* ------------------------------------------------------------------ barriers of a block */
-static void barrier_complete(gs_block *b, int id) {
-    gs_clock_barrier(b, id);
-    for (int a = 0; a < b->n_warp; ++a)
-        if (b->warp[a].blocked && b->warp[a].barrier == id) {
-            b->warp[a].blocked = false;
-            b->warp[a].sub++;
-        }
-    gs_barrier *at = &b->barrier[id];
-    at->arrived = 0;
-    at->generation++;
-    at->votes[at->generation & 1] = at->voters[at->generation & 1] = 0;
-    b->worker->counts.barriers++;
-    b->worker->progress++;
-}
-static uint32_t exited_threads(const gs_block *b) {
-    uint32_t n = 0;
-    for (int a = 0; a < b->n_warp; ++a)
-        if (b->warp[a].done) n += 32;
-    return n;
-}
-/* A warp ended: exited threads count as arrived, unless the barrier names its own number. */
-void gs_barrier_leave(gs_block *b) {
-    for (int id = 0; id < 16; ++id) {
-        bool any = false;
-        for (int a = 0; a < b->n_warp; ++a) any |= b->warp[a].blocked && b->warp[a].barrier == id;
-        if (any && !b->barrier[id].expected && b->barrier[id].arrived + exited_threads(b) >= (uint32_t)b->n_warp * 32)
-            barrier_complete(b, id);
-    }
-}
-static uint32_t lane_value(const gs_warp *w, const gs_opnd *o, uint32_t mask) {
-    uint32_t v;
-    memcpy(&v, w->base[o->base] + o->off + 4 * (uint32_t)__builtin_ctz(mask), 4);
-    return v;
-}
-/* The warp arrives as a whole. True: it goes on at once. */
-static bool barrier_arrive(gs_warp *w, const gs_ins *i, uint32_t mask) {
-    gs_block *b = w->block;
-    uint32_t id = i->n_op > 0 && i->op[0].size ? lane_value(w, &i->op[0], mask) : 0;
-    uint32_t count = i->n_op > 1 && i->op[1].size ? lane_value(w, &i->op[1], mask) : 0;
-    if (id > 15)
-        gs_stop(w, GS_FAULT_ILLEGAL, "barrier", __builtin_ctz(mask), "barrier %u does not exist (0 to 15)", id);
-    if (count % 32 || count > 1024)
-        gs_stop(w, GS_FAULT_ILLEGAL, "barrier", __builtin_ctz(mask), "barrier for %u threads, not a multiple of 32",
-                count);
-    gs_barrier *at = &b->barrier[id];
-    if (at->arrived && at->expected != count)
-        gs_find(w, GS_FINDING, "barrier", __builtin_ctz(mask), -1,
-                "barrier %u is waited for with %u threads and with %u", id, at->expected, count);
-    at->expected = count;
-    at->arrived += 32;
-    if (i->sub == 2) gs_barrier_vote(w, i, mask, at);
-    w->sub++;
-    w->blocked = true;
-    w->barrier = (int)id;
-    bool arrive_only = i->sub == 1;
-    uint32_t need = count ? count : (uint32_t)b->n_warp * 32;
-    if (at->arrived + (count ? 0 : exited_threads(b)) >= need) {
-        barrier_complete(b, (int)id);
-        return true;
-    }
-    if (arrive_only) {
-        gs_clock_arrive(w, (int)id);
-        w->blocked = false;
-        return true;
-    }
-    return false;
-}
-
 /* ------------------------------------------------------------------ one warp */
 /* Merge groups at one instruction; the ready one that is furthest behind, or -1. */
 static int pick(gs_warp *w) {
@@ -107,7 +38,7 @@ static int pick(gs_warp *w) {
 static uint32_t members(const gs_warp *w, const gs_ins *i, uint32_t mask) {
     if (i->members < 0) return 0xffffffffu;
     const gs_opnd *o = &i->op[i->members];
-    return lane_value(w, o, mask);
+    return gs_lane_value(w, o, mask);
 }
 static void wake_waiting(gs_warp *w) {
     for (int a = 0; a < w->n_group; ++a)
@@ -154,7 +85,7 @@ static bool at_barrier(gs_warp *w, gs_group *g, const gs_ins *i, uint32_t pc, ui
     g->pc = pc + 1;
     g->state = READY;
     *moved = true;
-    return !barrier_arrive(w, i, m);
+    return !gs_barrier_arrive(w, i, m);
 }
 
 typedef enum { RAN_QUANTUM, RAN_BLOCKED, RAN_DONE, RAN_YIELD } gs_ran;
@@ -366,7 +297,7 @@ static void start_block(gs_worker *wk, gs_block *b, uint64_t linear) {
         gs_special_fill(w, l->opt, (uint64_t)(uintptr_t)l->workspace);
     }
 }
-static void make_cluster(gs_worker *wk, gs_cluster *c) {
+void gs_make_cluster(gs_worker *wk, gs_cluster *c) {
     gs_launch_state *l = wk->launch;
     const gs_dim3 s = l->opt->block;
     memset(c, 0, sizeof *c);
@@ -396,7 +327,7 @@ static void start_cluster(gs_worker *wk, gs_cluster *c, uint64_t number) {
     }
     wk->counts.blocks += (uint64_t)c->n_block;
 }
-static void free_cluster(gs_cluster *c) {
+void gs_free_cluster(gs_cluster *c) {
     for (int r = 0; r < c->n_block; ++r) {
         gs_block *b = &c->block[r];
         for (int a = 0; a < b->n_warp; ++a) {
@@ -527,7 +458,7 @@ static void run_together(gs_worker *wk) {
                 wk->gang = gs_grow(wk->gang, wk->n_gang, &wk->cap_gang, sizeof *wk->gang);
                 wk->gang[wk->n_gang] = malloc(sizeof **wk->gang);
                 if (!wk->gang[wk->n_gang]) abort();
-                make_cluster(wk, wk->gang[wk->n_gang++]);
+                gs_make_cluster(wk, wk->gang[wk->n_gang++]);
             }
             gs_cluster *c = wk->gang[r];
             if (!c->busy) {
@@ -558,7 +489,7 @@ static void run_together(gs_worker *wk) {
                 if (wk->gang[r]->busy) deadlock(wk->gang[r]);
     }
 }
-static void *work(void *arg) {
+void *gs_work(void *arg) {
     gs_worker *wk = arg;
     gs_launch_state *l = wk->launch;
     if (setjmp(wk->stop)) { /* gs_stop recorded why */
@@ -567,7 +498,7 @@ static void *work(void *arg) {
         l->stop = true;
         pthread_mutex_unlock(&l->lock);
         if (!wk->together) { /* blocks that come first in the order are still owed */
-            for (int r = 0; r < wk->n_gang; ++r) free_cluster(wk->gang[r]), make_cluster(wk, wk->gang[r]);
+            for (int r = 0; r < wk->n_gang; ++r) gs_free_cluster(wk->gang[r]), gs_make_cluster(wk, wk->gang[r]);
             if (setjmp(wk->stop)) return NULL;
             run_apart(wk);
         }
@@ -578,113 +509,4 @@ static void *work(void *arg) {
     else
         run_apart(wk);
     return NULL;
-}
-
-/* ------------------------------------------------------------------ launch */
-static gs_result bad(const char *format, ...) __attribute__((format(printf, 1, 2)));
-static gs_result bad(const char *format, ...) {
-    char text[400];
-    va_list a;
-    va_start(a, format);
-    vsnprintf(text, sizeof text, format, a);
-    va_end(a);
-    gs_set_error("%s", text);
-    return GS_BAD_LAUNCH;
-}
-static gs_result check_sizes(const gs_kernel *k, const gs_launch_opt *o, gs_dim3 *cluster) {
-    uint64_t threads = (uint64_t)o->block.x * o->block.y * o->block.z;
-    if (!o->block.x || !o->block.y || !o->block.z || o->block.x > 1024 || o->block.y > 1024 || o->block.z > 64 ||
-        threads > 1024)
-        return bad("%s: a block of %u x %u x %u threads", k->name, o->block.x, o->block.y, o->block.z);
-    if (threads > k->info.max_threads)
-        return bad("%s: a block of %llu threads, the kernel is compiled for at most %u", k->name,
-                   (unsigned long long)threads, k->info.max_threads);
-    const uint32_t *req = k->info.required;
-    if (req[0] && (req[0] != o->block.x || req[1] != o->block.y || req[2] != o->block.z))
-        return bad("%s: the kernel requires blocks of %u x %u x %u", k->name, req[0], req[1], req[2]);
-    if (!o->grid.x || !o->grid.y || !o->grid.z || o->grid.x > 0x7fffffffu || o->grid.y > 65535 || o->grid.z > 65535)
-        return bad("%s: a grid of %u x %u x %u blocks", k->name, o->grid.x, o->grid.y, o->grid.z);
-    uint64_t shared = k->shared_end - GS_SHARED_BASE + o->dynamic_shared_bytes;
-    if (shared > GS_SHARED_BLOCK_MAX)
-        return bad("%s: %llu bytes of shared memory, a block has at most %d", k->name, (unsigned long long)shared,
-                   GS_SHARED_BLOCK_MAX);
-    *cluster = o->cluster.x         ? o->cluster
-               : k->info.cluster[0] ? (gs_dim3){k->info.cluster[0], k->info.cluster[1], k->info.cluster[2]}
-                                    : (gs_dim3){1, 1, 1};
-    if (!cluster->y || !cluster->z || (uint64_t)cluster->x * cluster->y * cluster->z > 16)
-        return bad("%s: a cluster of %u x %u x %u blocks", k->name, cluster->x, cluster->y, cluster->z);
-    if (o->grid.x % cluster->x || o->grid.y % cluster->y || o->grid.z % cluster->z)
-        return bad("%s: the grid is no multiple of the cluster", k->name);
-    return GS_OK;
-}
-gs_result gs_launch(gs_kernel *k, const gs_launch_opt *opt, gs_counts *counts) {
-    gs_settings *set = gs_settings_get();
-    if (k->error) {
-        gs_find_host("not supported", "%s", k->error);
-        gs_set_error("%s", k->error);
-        return GS_BAD_LAUNCH;
-    }
-    gs_launch_state l = {
-        .k = k, .opt = opt, .check = set->check, .reverse = set->reverse, .max_ins = set->max_warp_ins};
-    gs_result rc = check_sizes(k, opt, &l.cluster);
-    if (rc) return rc;
-    pthread_mutex_init(&l.lock, NULL);
-    l.n_cluster =
-        (uint64_t)opt->grid.x * opt->grid.y * opt->grid.z / ((uint64_t)l.cluster.x * l.cluster.y * l.cluster.z);
-    /* Parameters keep their alignment in memory: a tensor map wants 64. */
-    size_t param_room = (k->param_bytes / 256 + 1) * 256;
-    l.param = aligned_alloc(256, param_room);
-    l.workspace = calloc(8, sizeof *l.workspace);
-    if (!l.param || !l.workspace) abort();
-    memset(l.param, 0, param_room);
-    if (opt->arg_buffer)
-        memcpy(l.param, opt->arg_buffer, k->param_bytes);
-    else
-        for (int q = 0; q < k->n_param; ++q) memcpy(l.param + k->param[q].addr, opt->args[q], k->param[q].bytes);
-    gs_mem_register(l.workspace, 64);
-    if (k->param_bytes) gs_mem_register(l.param, k->param_bytes);
-    bool together = k->ordered || k->grid_sync || opt->cooperative;
-    int n = together ? 1 : set->threads < 1 ? 1 : set->threads;
-    if ((uint64_t)n > l.n_cluster) n = (int)l.n_cluster;
-    gs_worker *wk = calloc((size_t)n, sizeof *wk);
-    pthread_t *thread = calloc((size_t)n, sizeof *thread);
-    if (!wk || !thread) abort();
-    for (int t = 0; t < n; ++t) {
-        wk[t].launch = &l;
-        wk[t].together = together;
-        wk[t].pc = calloc((size_t)k->n_code, sizeof *wk[t].pc);
-        if (!wk[t].pc) abort();
-        if (!together) {
-            wk[t].gang = gs_grow(NULL, 0, &wk[t].cap_gang, sizeof *wk[t].gang);
-            wk[t].gang[0] = malloc(sizeof **wk[t].gang);
-            if (!wk[t].gang[0]) abort();
-            make_cluster(&wk[t], wk[t].gang[0]);
-            wk[t].n_gang = 1;
-        }
-    }
-    for (int t = 1; t < n; ++t)
-        if (pthread_create(&thread[t], NULL, work, &wk[t])) abort();
-    work(&wk[0]);
-    for (int t = 1; t < n; ++t) pthread_join(thread[t], NULL);
-    gs_mem_unregister(l.workspace);
-    if (k->param_bytes) gs_mem_unregister(l.param);
-    rc = gs_report_launch(&l, wk, n);
-    if (counts) *counts = l.counts;
-    for (int t = 0; t < n; ++t) {
-        for (int r = 0; r < wk[t].n_gang; ++r) {
-            free_cluster(wk[t].gang[r]);
-            free(wk[t].gang[r]);
-        }
-        free(wk[t].gang);
-        free(wk[t].pc);
-        free(wk[t].finding);
-    }
-    free(wk);
-    free(thread);
-    free(l.pc);
-    free(l.finding);
-    free(l.param);
-    free(l.workspace);
-    pthread_mutex_destroy(&l.lock);
-    return rc;
 }

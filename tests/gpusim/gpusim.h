@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* gpusim: runs the PTX that nvcc emits on the CPU, one warp (32 lanes) per step, and checks every access.
  *
- *   gs_load    PTX text -> module              parse.c, decode.c
+ *   gs_load    PTX text -> module              parse_*.c, decode.c
  *   gs_launch  kernel, grid, arguments -> run  exec.c, op_*.c (one family of opcodes a file)
  *   findings   what was wrong, and where       check_*.c, report.c
  *   counts     per launch                      count.c
