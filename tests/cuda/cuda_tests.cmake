@@ -64,8 +64,6 @@ function(rq_add_gpu_program source)
     string(REPLACE sm_ compute_ arch ${code})
     target_compile_options(gpu_${name} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-gencode arch=${arch},code=${code}>")
   endforeach()
-  target_compile_options(gpu_${name} PRIVATE
-                         "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xptxas --warn-on-spills,--warn-on-local-memory-usage>")
   target_link_libraries(gpu_${name} PRIVATE CUDA::cudart_static)
 endfunction()
 
