@@ -483,7 +483,8 @@ static void tensor_store(const tensor *t, const reduction *d, rq_rng *rng) {
     end();
     run(1, global_, n, t, &r_, false);
     char name[60];
-    snprintf(name, sizeof name, "tensor store %d %s %s", (int)(t - tensors), d ? op_name[d->op] : "", d ? type : "");
+    if (d) snprintf(name, sizeof name, "tensor reduction %s %s", op_name[d->op], type);
+    else snprintf(name, sizeof name, "tensor store %d", (int)(t - tensors));
     compare(name, global_, expected_, n);
 }
 static void tensor_reductions(rq_rng *rng) {
