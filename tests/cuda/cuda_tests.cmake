@@ -110,8 +110,8 @@ if(RQ_GPUSIM AND RQ_BUILD_TESTS AND RQ_BUILD_BENCH)
   set_tests_properties(cuda_gpu_script PROPERTIES LABELS gpusim TIMEOUT 300 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
 endif()
 
-# The table of what the kernels cost (table.py): machine code and ptxas' report of each source, for all its targets. A source
-# that says "Not in table.json" is left out.
+# The table of what the kernels cost (table.py): machine code and ptxas' report of each source, for all its targets. Only of
+# sources that say "In table.json".
 function(rq_add_cubins out source)
   get_filename_component(name ${source} NAME_WE)
   rq_cuda_targets(codes ${source})
@@ -131,8 +131,8 @@ function(rq_add_cubins out source)
 endfunction()
 if(RQ_GPUSIM AND RQ_BUILD_TESTS)
   foreach(source ${RQ_CUDA_TEST_SOURCES})
-    file(STRINGS ${source} out REGEX "Not in table.json" LIMIT_COUNT 1)
-    if(source MATCHES "\\.cu$" AND NOT source MATCHES "/(bad|rt|ptx)_[a-z0-9_]*\\.cu$" AND NOT out)
+    file(STRINGS ${source} marked REGEX "In table.json" LIMIT_COUNT 1)
+    if(marked)
       rq_add_cubins(files ${source})
       list(APPEND RQ_CUBINS ${files})
     endif()

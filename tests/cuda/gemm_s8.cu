@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* C[m][n] = sum_k A[m][k] B[n][k], int8 in, int32 out: mma over a ring of three stages that cp.async fills. A block has a tile
  * of 64x64 and steps of 64 in k, four warps 2x2. M and N are any, K a multiple of 64, N even.
- * Targets: sm_80 sm_90a. */
+ * Targets: sm_80 sm_90a. In table.json. */
 #include "cudatest.h"
 #include "ptxw.cuh"
 

@@ -2,7 +2,7 @@
 /* C[m][n] = sum_k A[m][k] B[n][k], int8 in, int32 out, as Hopper wants it: tensor copies (2-D, 128-byte swizzle) into two
  * stages, an mbarrier each, and wgmma on them. One warp group a block, tile 64x64, 128 in k at once. M and N are multiples of
  * 64, K any multiple of 16: the tensor copy fills with zeros past the end.
- * Targets: sm_90a. */
+ * Targets: sm_90a. In table.json. */
 #include <cuda.h>
 
 #include "cudatest.h"

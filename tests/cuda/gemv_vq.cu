@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* y[r] = scale[r] sum_k W[r][k] x[k], where W[r][8v..8v+7] is one of 256 codewords of eight halves: a vector-quantized GEMV.
  * One warp a row; codebook and x in shared memory; sums of eight in half, then in float.
- * Targets: sm_80 sm_90a. */
+ * Targets: sm_80 sm_90a. In table.json. */
 #include "cudatest.h"
 #include "ptxw.cuh"
 

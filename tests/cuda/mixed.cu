@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the larger kernels are made of, in one: 4-bit pairs unpacked with lop3 and prmt, dp4a, a loop whose length depends on
  * the data, a ballot, float functions, atomics over all blocks, and one f16 mma.
- * Targets: sm_80 sm_90a. */
+ * Targets: sm_80 sm_90a. In table.json. */
 #include "cudatest.h"
 #include "ptxw.cuh"
 

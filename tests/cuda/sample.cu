@@ -2,7 +2,7 @@
 /* What samples of CUDA programs look like: a reduction with cooperative groups, an inclusive scan in three kernels and a
  * transpose, on two streams with events between, first launched as they are, then captured into a graph that is replayed on
  * changing input. All sums are of small integers, so that every order gives the same bits.
- * Targets: sm_80 sm_90a. */
+ * Targets: sm_80 sm_90a. In table.json. */
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* An ordinary program: a stream, events, <<<>>>, a __constant__, a template kernel, and a dot product whose last block adds up
  * what the others left (a counter in a __device__ variable says which is last).
- * Targets: sm_80 sm_90a. */
+ * Targets: sm_80 sm_90a. In table.json. */
 #include <cuda_runtime.h>
 
 #include <cmath>

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""table.py BUILD [--write]: what every CUDA kernel costs, against the committed table.json. A source with "Not in table.json" in
-it is left out: one whose counts depend on the order of blocks, as in a wait for another block.
+"""table.py BUILD [--write]: what CUDA kernels cost, against the committed table.json. It holds the kernels of the sources in
+this folder that say "In table.json"; none whose counts depend on the order of blocks, as in a wait for another block.
 
 One line a kernel:
   sm_80, sm_90a  from ptxas: registers, shared bytes, stack and spilled bytes; from nvdisasm: "loop", how often each kind of
