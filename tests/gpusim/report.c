@@ -159,9 +159,31 @@ void gs_find_host(const char *kind, const char *format, ...) {
     va_end(a);
     emit(kind, text, text);
 }
+/* "sum" of _Z3sumPKfPfi, "a::b<..>" of _ZN1a1bILi3EEEvPf: names, without types. Anything else is left as it is. */
+static void short_name(const char *mangled, char *out, size_t size) {
+    snprintf(out, size, "%s", mangled);
+    if (strncmp(mangled, "_Z", 2)) return;
+    const char *p = mangled + 2;
+    bool nested = *p == 'N';
+    size_t n = 0;
+    for (p += nested; isdigit((unsigned char)*p);) {
+        char *end;
+        unsigned long length = strtoul(p, &end, 10);
+        if (!length || strlen(end) < length || n + length + 6 > size) return;
+        if (!strncmp(end, "_GLOBAL__N_", 11)) { /* no name */
+            p = end + length;
+            continue;
+        }
+        n += (size_t)snprintf(out + n, size - n, "%s%.*s", n ? "::" : "", (int)length, end);
+        p = end + length;
+        if (!nested) break;
+    }
+    if (*p == 'I' && n) snprintf(out + n, size - n, "<..>");
+}
 static void print_finding(const gs_launch_state *l, const gs_finding *f) {
-    char here[400], there[400] = "", key[700], text[1600];
+    char here[400], there[440] = "", key[1300], text[2200], name[300];
     const gs_kernel *k = l->k;
+    short_name(k->name, name, sizeof name);
     gs_dim3 g = l->opt->grid, b = l->opt->block;
     gs_describe(k, f->pc, here, sizeof here);
     if (f->other_pc >= 0) {
@@ -172,9 +194,9 @@ static void print_finding(const gs_launch_state *l, const gs_finding *f) {
     unsigned t = (unsigned)f->thread;
     uint64_t n = f->block;
     snprintf(key, sizeof key, "%s|%s|%d|%d", k->name, f->kind, f->pc, f->other_pc);
-    snprintf(text, sizeof text, "%s, kernel %s, block (%u,%u,%u) thread (%u,%u,%u): %s%s%s", here, k->name,
+    snprintf(text, sizeof text, "%s, kernel %s, block (%u,%u,%u) thread (%u,%u,%u): %s%s", here, name,
              (unsigned)(n % g.x), (unsigned)(n / g.x % g.y), (unsigned)(n / g.x / g.y), t % b.x, t / b.x % b.y,
-             t / b.x / b.y, f->text, there, "");
+             t / b.x / b.y, f->text, there);
     if (f->times > 1) {
         size_t at = strlen(text);
         snprintf(text + at, sizeof text - at, " (%llu times)", (unsigned long long)f->times);
@@ -254,9 +276,10 @@ static void json_line(const gs_launch_state *l) {
         fprintf(f, "}");
 #define FIELD(name) fprintf(f, ", \"" #name "\": %llu", (unsigned long long)c->name);
         FIELD(ld_requests)
-        FIELD(ld_bytes) FIELD(ld_sectors) FIELD(st_requests) FIELD(st_bytes) FIELD(st_sectors) FIELD(bulk_bytes) FIELD(
-            shared_ld_waves) FIELD(shared_ld_ideal) FIELD(shared_st_waves) FIELD(shared_st_ideal) FIELD(mma)
-            FIELD(wgmma) FIELD(mma_macs) FIELD(barriers) FIELD(divergent) FIELD(blocks) FIELD(findings)
+        FIELD(ld_bytes)
+        FIELD(ld_sectors) FIELD(st_requests) FIELD(st_bytes) FIELD(st_sectors) FIELD(bulk_bytes) FIELD(shared_ld_waves)
+            FIELD(shared_ld_ideal) FIELD(shared_st_waves) FIELD(shared_st_ideal) FIELD(mma) FIELD(wgmma) FIELD(
+                mma_macs) FIELD(barriers) FIELD(divergent) FIELD(blocks) FIELD(findings)
 #undef FIELD
                 fprintf(f, ", \"hot\": ["); /* the places that waste most: wavefronts or sectors beyond what would do */
         uint64_t below = ~0ull;
