@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the language makes of PTX, beside arithmetic: calls of functions, local arrays, jump tables, votes at barriers, atomics,
  * a lock between the lanes of one warp, a barrier of the whole grid, printf.
- * Targets: sm_90a. Not in table.json: waits between blocks, stacks. */
+ * Targets: sm_90a. */
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
