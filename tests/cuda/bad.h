@@ -15,8 +15,7 @@ struct bad_case {
     void (*run)(bool bad);
 };
 
-static inline int bad_main(const bad_case *cases, int n, int argc, char **argv)
-{
+static inline int bad_main(const bad_case *cases, int n, int argc, char **argv) {
     if (argc == 2 && !strcmp(argv[1], "--list")) {
         for (int k = 0; k < n; ++k) puts(cases[k].name);
         return 0;
@@ -39,7 +38,13 @@ static inline int bad_main(const bad_case *cases, int n, int argc, char **argv)
 
 template <typename T> struct device_array { /* freed at the end of its case */
     T *p = nullptr;
-    explicit device_array(size_t n) { cudaMalloc(&p, n * sizeof(T)); cudaMemset(p, 0, n * sizeof(T)); }
-    ~device_array() { cudaDeviceSynchronize(); cudaFree(p); }
+    explicit device_array(size_t n) {
+        cudaMalloc(&p, n * sizeof(T));
+        cudaMemset(p, 0, n * sizeof(T));
+    }
+    ~device_array() {
+        cudaDeviceSynchronize();
+        cudaFree(p);
+    }
     operator T *() const { return p; }
 };

@@ -4,8 +4,7 @@
 #include "ptxw.cuh"
 
 /* ---- cp.async */
-template <bool BAD> __global__ void cp_nowait(const float4 *i, float *o)
-{
+template <bool BAD> __global__ void cp_nowait(const float4 *i, float *o) {
     __shared__ __align__(16) float s[128];
     ptx_cp_async16(ptx_shared(&s[threadIdx.x * 4]), i + threadIdx.x, true);
     ptx_cp_async_commit();
@@ -14,8 +13,7 @@ template <bool BAD> __global__ void cp_nowait(const float4 *i, float *o)
     o[threadIdx.x] = s[threadIdx.x]; // finds cp_nowait: cp.async not waited for
 }
 /* Two groups under way, the wait covers only the first. */
-template <bool BAD> __global__ void cp_group(const float4 *i, float *o)
-{
+template <bool BAD> __global__ void cp_group(const float4 *i, float *o) {
     __shared__ __align__(16) float s[256];
     ptx_cp_async16(ptx_shared(&s[threadIdx.x * 4]), i + threadIdx.x, true);
     ptx_cp_async_commit();
@@ -30,8 +28,7 @@ template <bool BAD> __global__ void cp_group(const float4 *i, float *o)
     ptx_cp_async_wait<0>();
 }
 /* A wait covers the thread's own copies; those of others need a barrier after their wait. */
-template <bool BAD> __global__ void cp_nosync(const float4 *i, float *o)
-{
+template <bool BAD> __global__ void cp_nosync(const float4 *i, float *o) {
     __shared__ __align__(16) float s[256];
     ptx_cp_async16(ptx_shared(&s[threadIdx.x * 4]), i + threadIdx.x, true);
     ptx_cp_async_commit();
@@ -41,51 +38,48 @@ template <bool BAD> __global__ void cp_nosync(const float4 *i, float *o)
 }
 
 /* ---- mbarrier */
-template <bool BAD> __global__ void mb_nowait(float *o)
-{
+__device__ __forceinline__ void arrive(uint32_t b) {
+    asm volatile("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(b) : "memory");
+}
+template <bool BAD> __global__ void mb_nowait(float *o) {
     __shared__ __align__(8) uint64_t bar;
     __shared__ float s[64];
     const uint32_t b = ptx_shared(&bar);
     if (threadIdx.x == 0) ptx_mbarrier_init(b, 64);
     __syncthreads();
     s[threadIdx.x] = threadIdx.x;
-    asm volatile("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(b) : "memory");
+    arrive(b);
     if (!BAD) ptx_mbarrier_wait(b, 0);
     o[threadIdx.x] = s[63 - threadIdx.x]; // finds mb_nowait: shared memory race
 }
-template <bool BAD> __global__ void mb_noinit(float *o)
-{
+template <bool BAD> __global__ void mb_noinit(float *o) {
     __shared__ __align__(8) uint64_t bar;
     const uint32_t b = ptx_shared(&bar);
     if (!BAD && threadIdx.x == 0) ptx_mbarrier_init(b, 32);
     __syncthreads();
-    asm volatile("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(b) : "memory"); // finds mb_noinit: mbarrier
+    arrive(b); // finds mb_noinit: mbarrier
     ptx_mbarrier_wait(b, 0);
     o[threadIdx.x] = 1;
 }
 /* The barrier is used before the thread that initialises it is known to have done so. */
-template <bool BAD> __global__ void mb_initrace(float *o)
-{
+template <bool BAD> __global__ void mb_initrace(float *o) {
     __shared__ __align__(8) uint64_t bar;
     const uint32_t b = ptx_shared(&bar);
     if (threadIdx.x == (BAD ? 0 : 32)) ptx_mbarrier_init(b, 32);
     if (!BAD) __syncthreads();
-    if (threadIdx.x >= 32)
-        asm volatile("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(b) : "memory"); // finds mb_initrace: shared memory race|mbarrier
+    if (threadIdx.x >= 32) arrive(b); // finds mb_initrace: shared memory race|mbarrier
     o[threadIdx.x] = 1;
 }
-template <bool BAD> __global__ void mb_stuck(float *o)
-{
+template <bool BAD> __global__ void mb_stuck(float *o) {
     __shared__ __align__(8) uint64_t bar;
     const uint32_t b = ptx_shared(&bar);
     if (threadIdx.x == 0) ptx_mbarrier_init(b, BAD ? 33 : 32);
     __syncthreads();
-    asm volatile("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(b) : "memory");
+    arrive(b);
     ptx_mbarrier_wait(b, 0); // finds mb_stuck: wait never completes
     o[threadIdx.x] = 1;
 }
-template <bool BAD> __global__ void mb_toomany(float *o)
-{
+template <bool BAD> __global__ void mb_toomany(float *o) {
     __shared__ __align__(8) uint64_t bar;
     const uint32_t b = ptx_shared(&bar);
     if (threadIdx.x == 0) {
@@ -94,25 +88,26 @@ template <bool BAD> __global__ void mb_toomany(float *o)
         ptx_mbarrier_expect(b, 4);
     }
     __syncthreads();
-    if (BAD || threadIdx.x) asm volatile("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(b) : "memory"); // finds mb_toomany: mbarrier
+    if (BAD || threadIdx.x) arrive(b); // finds mb_toomany: mbarrier
     o[threadIdx.x] = 1;
 }
 
 /* ---- bulk copies */
-__device__ __forceinline__ void bulk_load(uint32_t to, const void *from, int bytes, uint32_t barrier)
-{
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+__device__ __forceinline__ void bulk_load(uint32_t to, const void *from, int bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
 }
-__device__ __forceinline__ void bulk_store(void *to, uint32_t from, int bytes)
-{
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\ncp.async.bulk.commit_group;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
+__device__ __forceinline__ void bulk_store(void *to, uint32_t from, int bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\ncp.async.bulk.commit_group;" ::"l"(to),
+                 "r"(from), "r"(bytes)
+                 : "memory");
 }
 __device__ __forceinline__ void bulk_read_done() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 __device__ __forceinline__ void bulk_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 __device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-template <bool BAD> __global__ void bulk_nowait(const float *i, float *o)
-{
+template <bool BAD> __global__ void bulk_nowait(const float *i, float *o) {
     __shared__ __align__(128) float s[64];
     __shared__ __align__(8) uint64_t bar;
     const uint32_t b = ptx_shared(&bar);
@@ -131,8 +126,7 @@ template <bool BAD> __global__ void bulk_nowait(const float *i, float *o)
     ptx_mbarrier_wait(b, 0);
 }
 /* A ring of one stage: the next load may start only when every reader of the last is done. */
-template <bool BAD> __global__ void bulk_refill(const float *i, float *o)
-{
+template <bool BAD> __global__ void bulk_refill(const float *i, float *o) {
     __shared__ __align__(128) float s[64];
     __shared__ __align__(8) uint64_t bar;
     const uint32_t b = ptx_shared(&bar);
@@ -154,8 +148,7 @@ template <bool BAD> __global__ void bulk_refill(const float *i, float *o)
     }
     o[threadIdx.x] = sum;
 }
-template <bool BAD> __global__ void bulk_nofence(float *o)
-{
+template <bool BAD> __global__ void bulk_nofence(float *o) {
     __shared__ __align__(128) float s[64];
     s[threadIdx.x] = threadIdx.x;
     if (!BAD) proxy_fence();
@@ -165,8 +158,7 @@ template <bool BAD> __global__ void bulk_nofence(float *o)
         bulk_done();
     }
 }
-template <bool BAD> __global__ void bulk_reuse(float *o)
-{
+template <bool BAD> __global__ void bulk_reuse(float *o) {
     __shared__ __align__(128) float s[64];
     s[threadIdx.x] = threadIdx.x;
     proxy_fence();
@@ -179,8 +171,7 @@ template <bool BAD> __global__ void bulk_reuse(float *o)
     s[threadIdx.x] = 0; // finds bulk_reuse: bulk copy not waited for
     if (threadIdx.x == 0) bulk_done();
 }
-template <bool BAD> __global__ void bulk_unaligned(const float *i, float *o)
-{
+template <bool BAD> __global__ void bulk_unaligned(const float *i, float *o) {
     __shared__ __align__(128) float s[64];
     __shared__ __align__(8) uint64_t bar;
     const uint32_t b = ptx_shared(&bar);
@@ -196,56 +187,118 @@ template <bool BAD> __global__ void bulk_unaligned(const float *i, float *o)
 }
 
 /* ---- clusters */
-__device__ __forceinline__ void cluster_sync() { asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory"); }
-__device__ __forceinline__ float cluster_load(const float *p, int rank)
-{
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+__device__ __forceinline__ float cluster_load(const float *p, int rank) {
     float v;
-    asm volatile("{ .reg .b32 a; mapa.shared::cluster.u32 a, %1, %2; ld.shared::cluster.f32 %0, [a]; }" : "=f"(v) : "r"(ptx_shared(p)), "r"(rank) : "memory");
+    asm volatile("{ .reg .b32 a; mapa.shared::cluster.u32 a, %1, %2; ld.shared::cluster.f32 %0, [a]; }"
+                 : "=f"(v)
+                 : "r"(ptx_shared(p)), "r"(rank)
+                 : "memory");
     return v;
 }
-template <bool BAD> __global__ void __cluster_dims__(2, 1, 1) cluster_race(float *o)
-{
+template <bool BAD> __global__ void __cluster_dims__(2, 1, 1) cluster_race(float *o) {
     __shared__ float s[64];
     s[threadIdx.x] = threadIdx.x + 64 * blockIdx.x;
-    if (BAD) __syncthreads();
-    else cluster_sync();
-    o[threadIdx.x + 64 * blockIdx.x] = cluster_load(&s[threadIdx.x], 1 - blockIdx.x); // finds cluster_race: shared memory race
+    if (BAD)
+        __syncthreads();
+    else
+        cluster_sync();
+    o[threadIdx.x + 64 * blockIdx.x] =
+        cluster_load(&s[threadIdx.x], 1 - blockIdx.x); // finds cluster_race: shared memory race
     cluster_sync();
 }
 /* A block must not leave while others read its shared memory. */
-template <bool BAD> __global__ void __cluster_dims__(2, 1, 1) cluster_exit(float *o)
-{
+template <bool BAD> __global__ void __cluster_dims__(2, 1, 1) cluster_exit(float *o) {
     __shared__ float s[64];
     s[threadIdx.x] = threadIdx.x;
     cluster_sync();
     if (blockIdx.x == 0)
-        for (int k = 0; k < 20000; ++k) o[threadIdx.x] += cluster_load(&s[threadIdx.x], 1); // finds cluster_exit: distributed shared memory
+        for (int k = 0; k < 20000; ++k)
+            o[threadIdx.x] += cluster_load(&s[threadIdx.x], 1); // finds cluster_exit: distributed shared memory
     if (!BAD) cluster_sync();
 }
 
-static void run_cp_nowait(bool bad) { device_array<float4> i(32); device_array<float> o(32); BAD_LAUNCH(cp_nowait, 1, 32, 0, i.p, o.p); }
-static void run_cp_group(bool bad) { device_array<float4> i(32); device_array<float> o(32); BAD_LAUNCH(cp_group, 1, 32, 0, i.p, o.p); }
-static void run_cp_nosync(bool bad) { device_array<float4> i(64); device_array<float> o(64); BAD_LAUNCH(cp_nosync, 1, 64, 0, i.p, o.p); }
-static void run_mb_nowait(bool bad) { device_array<float> o(64); BAD_LAUNCH(mb_nowait, 1, 64, 0, o.p); }
-static void run_mb_noinit(bool bad) { device_array<float> o(32); BAD_LAUNCH(mb_noinit, 1, 32, 0, o.p); }
-static void run_mb_initrace(bool bad) { device_array<float> o(64); BAD_LAUNCH(mb_initrace, 1, 64, 0, o.p); }
-static void run_mb_stuck(bool bad) { device_array<float> o(32); BAD_LAUNCH(mb_stuck, 1, 32, 0, o.p); }
-static void run_mb_toomany(bool bad) { device_array<float> o(32); BAD_LAUNCH(mb_toomany, 1, 32, 0, o.p); }
-static void run_bulk_nowait(bool bad) { device_array<float> i(64), o(64); BAD_LAUNCH(bulk_nowait, 1, 64, 0, i.p, o.p); }
-static void run_bulk_refill(bool bad) { device_array<float> i(256), o(64); BAD_LAUNCH(bulk_refill, 1, 64, 0, i.p, o.p); }
-static void run_bulk_nofence(bool bad) { device_array<float> o(64); BAD_LAUNCH(bulk_nofence, 1, 64, 0, o.p); }
-static void run_bulk_reuse(bool bad) { device_array<float> o(64); BAD_LAUNCH(bulk_reuse, 1, 64, 0, o.p); }
-static void run_bulk_unaligned(bool bad) { device_array<float> i(64), o(64); BAD_LAUNCH(bulk_unaligned, 1, 64, 0, i.p, o.p); }
-static void run_cluster_race(bool bad) { device_array<float> o(128); BAD_LAUNCH(cluster_race, 2, 64, 0, o.p); }
-static void run_cluster_exit(bool bad) { device_array<float> o(64); BAD_LAUNCH(cluster_exit, 2, 64, 0, o.p); }
+static void run_cp_nowait(bool bad) {
+    device_array<float4> i(32);
+    device_array<float> o(32);
+    BAD_LAUNCH(cp_nowait, 1, 32, 0, i.p, o.p);
+}
+static void run_cp_group(bool bad) {
+    device_array<float4> i(32);
+    device_array<float> o(32);
+    BAD_LAUNCH(cp_group, 1, 32, 0, i.p, o.p);
+}
+static void run_cp_nosync(bool bad) {
+    device_array<float4> i(64);
+    device_array<float> o(64);
+    BAD_LAUNCH(cp_nosync, 1, 64, 0, i.p, o.p);
+}
+static void run_mb_nowait(bool bad) {
+    device_array<float> o(64);
+    BAD_LAUNCH(mb_nowait, 1, 64, 0, o.p);
+}
+static void run_mb_noinit(bool bad) {
+    device_array<float> o(32);
+    BAD_LAUNCH(mb_noinit, 1, 32, 0, o.p);
+}
+static void run_mb_initrace(bool bad) {
+    device_array<float> o(64);
+    BAD_LAUNCH(mb_initrace, 1, 64, 0, o.p);
+}
+static void run_mb_stuck(bool bad) {
+    device_array<float> o(32);
+    BAD_LAUNCH(mb_stuck, 1, 32, 0, o.p);
+}
+static void run_mb_toomany(bool bad) {
+    device_array<float> o(32);
+    BAD_LAUNCH(mb_toomany, 1, 32, 0, o.p);
+}
+static void run_bulk_nowait(bool bad) {
+    device_array<float> i(64), o(64);
+    BAD_LAUNCH(bulk_nowait, 1, 64, 0, i.p, o.p);
+}
+static void run_bulk_refill(bool bad) {
+    device_array<float> i(256), o(64);
+    BAD_LAUNCH(bulk_refill, 1, 64, 0, i.p, o.p);
+}
+static void run_bulk_nofence(bool bad) {
+    device_array<float> o(64);
+    BAD_LAUNCH(bulk_nofence, 1, 64, 0, o.p);
+}
+static void run_bulk_reuse(bool bad) {
+    device_array<float> o(64);
+    BAD_LAUNCH(bulk_reuse, 1, 64, 0, o.p);
+}
+static void run_bulk_unaligned(bool bad) {
+    device_array<float> i(64), o(64);
+    BAD_LAUNCH(bulk_unaligned, 1, 64, 0, i.p, o.p);
+}
+static void run_cluster_race(bool bad) {
+    device_array<float> o(128);
+    BAD_LAUNCH(cluster_race, 2, 64, 0, o.p);
+}
+static void run_cluster_exit(bool bad) {
+    device_array<float> o(64);
+    BAD_LAUNCH(cluster_exit, 2, 64, 0, o.p);
+}
 
-int main(int argc, char **argv)
-{
-    static const bad_case cases[] = {
-        {"cp_nowait", run_cp_nowait}, {"cp_group", run_cp_group}, {"cp_nosync", run_cp_nosync}, {"mb_nowait", run_mb_nowait},
-        {"mb_noinit", run_mb_noinit}, {"mb_initrace", run_mb_initrace}, {"mb_stuck", run_mb_stuck}, {"mb_toomany", run_mb_toomany},
-        {"bulk_nowait", run_bulk_nowait}, {"bulk_refill", run_bulk_refill}, {"bulk_nofence", run_bulk_nofence},
-        {"bulk_reuse", run_bulk_reuse}, {"bulk_unaligned", run_bulk_unaligned}, {"cluster_race", run_cluster_race},
-        {"cluster_exit", run_cluster_exit}};
+int main(int argc, char **argv) {
+    static const bad_case cases[] = {{"cp_nowait", run_cp_nowait},
+                                     {"cp_group", run_cp_group},
+                                     {"cp_nosync", run_cp_nosync},
+                                     {"mb_nowait", run_mb_nowait},
+                                     {"mb_noinit", run_mb_noinit},
+                                     {"mb_initrace", run_mb_initrace},
+                                     {"mb_stuck", run_mb_stuck},
+                                     {"mb_toomany", run_mb_toomany},
+                                     {"bulk_nowait", run_bulk_nowait},
+                                     {"bulk_refill", run_bulk_refill},
+                                     {"bulk_nofence", run_bulk_nofence},
+                                     {"bulk_reuse", run_bulk_reuse},
+                                     {"bulk_unaligned", run_bulk_unaligned},
+                                     {"cluster_race", run_cluster_race},
+                                     {"cluster_exit", run_cluster_exit}};
     return bad_main(cases, sizeof cases / sizeof *cases, argc, argv);
 }

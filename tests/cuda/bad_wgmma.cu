@@ -6,20 +6,17 @@
 enum { TILE = 64 * 128 };
 
 __device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-__device__ __forceinline__ void fill(int *tiles, int value)
-{
+__device__ __forceinline__ void fill(int *tiles, int value) {
     for (int k = threadIdx.x; k < 2 * TILE / 4; k += 128) tiles[k] = value; // finds wg_overwrite: wgmma not waited for
 }
-__device__ __forceinline__ void multiply(int32_t (&d)[32], uint32_t tiles)
-{
-    for (int k = 0; k < 128; k += 32) ptx_wgmma_s8_n64(d, ptx_wgmma_tile128(tiles + k), ptx_wgmma_tile128(tiles + TILE + k));
+__device__ __forceinline__ void multiply(int32_t (&d)[32], uint32_t tiles) {
+    for (int k = 0; k < 128; k += 32)
+        ptx_wgmma_s8_n64(d, ptx_wgmma_tile128(tiles + k), ptx_wgmma_tile128(tiles + TILE + k));
     ptx_wgmma_commit();
 }
-#define ZERO(d)                                                                                                        \
-    _Pragma("unroll") for (int k = 0; k < 32; ++k) d[k] = 0
+#define ZERO(d) _Pragma("unroll") for (int k = 0; k < 32; ++k) d[k] = 0
 
-template <bool BAD> __global__ void __launch_bounds__(128) wg_nowait(int *o)
-{
+template <bool BAD> __global__ void __launch_bounds__(128) wg_nowait(int *o) {
     extern __shared__ __align__(1024) int tiles[];
     int32_t d[32];
     ZERO(d);
@@ -33,8 +30,7 @@ template <bool BAD> __global__ void __launch_bounds__(128) wg_nowait(int *o)
     if (BAD) ptx_wgmma_wait<0>();
 }
 /* Two groups under way: the wait leaves one of them, whose accumulators are used. */
-template <bool BAD> __global__ void __launch_bounds__(128) wg_group(int *o)
-{
+template <bool BAD> __global__ void __launch_bounds__(128) wg_group(int *o) {
     extern __shared__ __align__(1024) int tiles[];
     int32_t d[32], e[32];
     ZERO(d);
@@ -51,8 +47,7 @@ template <bool BAD> __global__ void __launch_bounds__(128) wg_group(int *o)
     o[threadIdx.x] += e[5]; // finds wg_group: wgmma not waited for
     ptx_wgmma_wait<0>();
 }
-template <bool BAD> __global__ void __launch_bounds__(128) wg_overwrite(int *o)
-{
+template <bool BAD> __global__ void __launch_bounds__(128) wg_overwrite(int *o) {
     extern __shared__ __align__(1024) int tiles[];
     int32_t d[32];
     ZERO(d);
@@ -69,8 +64,7 @@ template <bool BAD> __global__ void __launch_bounds__(128) wg_overwrite(int *o)
     if (BAD) ptx_wgmma_wait<0>();
     o[threadIdx.x] = d[5];
 }
-template <bool BAD> __global__ void __launch_bounds__(128) wg_noproxy(int *o)
-{
+template <bool BAD> __global__ void __launch_bounds__(128) wg_noproxy(int *o) {
     extern __shared__ __align__(1024) int tiles[];
     int32_t d[32];
     ZERO(d);
@@ -82,8 +76,7 @@ template <bool BAD> __global__ void __launch_bounds__(128) wg_noproxy(int *o)
     ptx_wgmma_wait<0>();
     o[threadIdx.x] = d[5];
 }
-template <bool BAD> __global__ void __launch_bounds__(128) wg_nofence(int *o, int scale)
-{
+template <bool BAD> __global__ void __launch_bounds__(128) wg_nofence(int *o, int scale) {
     extern __shared__ __align__(1024) int tiles[];
     int32_t d[32];
     ZERO(d);
@@ -100,8 +93,7 @@ template <bool BAD> __global__ void __launch_bounds__(128) wg_nofence(int *o, in
     ptx_wgmma_wait<0>();
     o[threadIdx.x] = d[5];
 }
-template <bool BAD> __global__ void __launch_bounds__(128) wg_nosync(int *o)
-{
+template <bool BAD> __global__ void __launch_bounds__(128) wg_nosync(int *o) {
     extern __shared__ __align__(1024) int tiles[];
     int32_t d[32];
     ZERO(d);
@@ -114,16 +106,34 @@ template <bool BAD> __global__ void __launch_bounds__(128) wg_nosync(int *o)
     o[threadIdx.x] = d[5];
 }
 
-static void run_wg_nowait(bool bad) { device_array<int> o(128); BAD_LAUNCH(wg_nowait, 1, 128, 2 * TILE, o.p); }
-static void run_wg_group(bool bad) { device_array<int> o(128); BAD_LAUNCH(wg_group, 1, 128, 2 * TILE, o.p); }
-static void run_wg_overwrite(bool bad) { device_array<int> o(128); BAD_LAUNCH(wg_overwrite, 1, 128, 2 * TILE, o.p); }
-static void run_wg_noproxy(bool bad) { device_array<int> o(128); BAD_LAUNCH(wg_noproxy, 1, 128, 2 * TILE, o.p); }
-static void run_wg_nofence(bool bad) { device_array<int> o(128); BAD_LAUNCH(wg_nofence, 1, 128, 2 * TILE, o.p, 3); }
-static void run_wg_nosync(bool bad) { device_array<int> o(128); BAD_LAUNCH(wg_nosync, 1, 128, 2 * TILE, o.p); }
+static void run_wg_nowait(bool bad) {
+    device_array<int> o(128);
+    BAD_LAUNCH(wg_nowait, 1, 128, 2 * TILE, o.p);
+}
+static void run_wg_group(bool bad) {
+    device_array<int> o(128);
+    BAD_LAUNCH(wg_group, 1, 128, 2 * TILE, o.p);
+}
+static void run_wg_overwrite(bool bad) {
+    device_array<int> o(128);
+    BAD_LAUNCH(wg_overwrite, 1, 128, 2 * TILE, o.p);
+}
+static void run_wg_noproxy(bool bad) {
+    device_array<int> o(128);
+    BAD_LAUNCH(wg_noproxy, 1, 128, 2 * TILE, o.p);
+}
+static void run_wg_nofence(bool bad) {
+    device_array<int> o(128);
+    BAD_LAUNCH(wg_nofence, 1, 128, 2 * TILE, o.p, 3);
+}
+static void run_wg_nosync(bool bad) {
+    device_array<int> o(128);
+    BAD_LAUNCH(wg_nosync, 1, 128, 2 * TILE, o.p);
+}
 
-int main(int argc, char **argv)
-{
-    static const bad_case cases[] = {{"wg_nowait", run_wg_nowait}, {"wg_group", run_wg_group}, {"wg_overwrite", run_wg_overwrite},
-                                     {"wg_noproxy", run_wg_noproxy}, {"wg_nofence", run_wg_nofence}, {"wg_nosync", run_wg_nosync}};
+int main(int argc, char **argv) {
+    static const bad_case cases[] = {{"wg_nowait", run_wg_nowait},       {"wg_group", run_wg_group},
+                                     {"wg_overwrite", run_wg_overwrite}, {"wg_noproxy", run_wg_noproxy},
+                                     {"wg_nofence", run_wg_nofence},     {"wg_nosync", run_wg_nosync}};
     return bad_main(cases, sizeof cases / sizeof *cases, argc, argv);
 }

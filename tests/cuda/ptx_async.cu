@@ -9,8 +9,7 @@
 #include "ptxw.cuh"
 
 /* ---- cp.async: 4, 8 and 16 bytes, short sources, ignored sources, groups in flight */
-__global__ void copies(const unsigned char *in, unsigned char *o)
-{
+__global__ void copies(const unsigned char *in, unsigned char *o) {
     __shared__ __align__(16) unsigned char s[64 * 64];
     const unsigned t = threadIdx.x;
     const unsigned char *from = in + 64 * t;
@@ -19,8 +18,11 @@ __global__ void copies(const unsigned char *in, unsigned char *o)
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
     asm volatile("cp.async.ca.shared.global [%0+8], [%1+8], 8;" ::"r"(to), "l"(from) : "memory");
     ptx_cp_async_commit();
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0+16], [%1+16], 16, %2;" ::"r"(to), "l"(from), "r"(t % 17) : "memory");
-    asm volatile("{ .reg .pred p; setp.eq.u32 p, %2, 0; cp.async.ca.shared.global [%0+32], [%1+32], 16, p; }" ::"r"(to), "l"(from), "r"(t & 1) : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0+16], [%1+16], 16, %2;" ::"r"(to), "l"(from), "r"(t % 17)
+                 : "memory");
+    asm volatile("{ .reg .pred p; setp.eq.u32 p, %2, 0; cp.async.ca.shared.global [%0+32], [%1+32], 16, p; }" ::"r"(to),
+                 "l"(from), "r"(t & 1)
+                 : "memory");
     ptx_cp_async_commit();
     asm volatile("cp.async.cg.shared.global [%0+48], [%1+48], 16;" ::"r"(to), "l"(from) : "memory");
     ptx_cp_async_wait<1>(); /* the first two groups' worth; the last copy is in no group */
@@ -28,12 +30,12 @@ __global__ void copies(const unsigned char *in, unsigned char *o)
     __syncthreads();
     for (int k = 0; k < 64; ++k) o[64 * t + k] = s[64 * (63 - t) + k];
 }
-static void test_copies()
-{
+static void test_copies() {
     std::vector<unsigned char> in(64 * 64), got(64 * 64), want(64 * 64);
     rq_rng rng = {5};
     rq_rand_bytes(&rng, in.data(), in.size());
-    unsigned char *d = (unsigned char *)rq_device_copy(in.data(), in.size()), *o = (unsigned char *)rq_device_buffer(in.size());
+    unsigned char *d = (unsigned char *)rq_device_copy(in.data(), in.size()),
+                  *o = (unsigned char *)rq_device_buffer(in.size());
     copies<<<1, 64>>>(d, o);
     CHECK_CUDA(cudaGetLastError());
     rq_device_read(got.data(), o, got.size());
@@ -54,8 +56,7 @@ static void test_copies()
 }
 
 /* ---- mbarrier: phases by state and by parity, counts, drops, bytes */
-__global__ void phases(int *o)
-{
+__global__ void phases(int *o) {
     __shared__ __align__(8) uint64_t bar[3];
     __shared__ int s[64];
     const int t = threadIdx.x;
@@ -73,7 +74,10 @@ __global__ void phases(int *o)
         s[t] = 100 * round + t;
         asm volatile("mbarrier.arrive.shared::cta.b64 %0, [%1];" : "=l"(state) : "r"(a) : "memory");
         do
-            asm volatile("{ .reg .pred p; mbarrier.test_wait.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }" : "=r"(done) : "r"(a), "l"(state) : "memory");
+            asm volatile("{ .reg .pred p; mbarrier.test_wait.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                         : "=r"(done)
+                         : "r"(a), "l"(state)
+                         : "memory");
         while (!done);
         sum += s[63 - t];
         asm volatile("mbarrier.arrive.shared::cta.b64 %0, [%1], 1;" : "=l"(state) : "r"(b) : "memory");
@@ -84,8 +88,10 @@ __global__ void phases(int *o)
     if (t < 3) {
         unsigned long long state;
         unsigned left;
-        if (t == 2) asm volatile("mbarrier.arrive_drop.shared::cta.b64 %0, [%1];" : "=l"(state) : "r"(c) : "memory");
-        else asm volatile("mbarrier.arrive.shared::cta.b64 %0, [%1];" : "=l"(state) : "r"(c) : "memory");
+        if (t == 2)
+            asm volatile("mbarrier.arrive_drop.shared::cta.b64 %0, [%1];" : "=l"(state) : "r"(c) : "memory");
+        else
+            asm volatile("mbarrier.arrive.shared::cta.b64 %0, [%1];" : "=l"(state) : "r"(c) : "memory");
         asm volatile("mbarrier.pending_count.b64 %0, %1;" : "=r"(left) : "l"(state));
         pending = (int)left;
         ptx_mbarrier_wait(c, 0);
@@ -98,8 +104,7 @@ __global__ void phases(int *o)
     o[2 * t] = sum;
     o[2 * t + 1] = pending;
 }
-static void test_phases()
-{
+static void test_phases() {
     int *o = (int *)rq_device_buffer(128 * 4), got[128];
     phases<<<1, 64>>>(o);
     CHECK_CUDA(cudaGetLastError());
@@ -113,8 +118,7 @@ static void test_phases()
 }
 
 /* ---- cp.async that arrives at an mbarrier when it has landed */
-template <bool NOINC> __global__ void arriving(const int *in, int *o)
-{
+template <bool NOINC> __global__ void arriving(const int *in, int *o) {
     __shared__ __align__(16) int s[2][128];
     __shared__ __align__(8) uint64_t bar;
     const int t = threadIdx.x;
@@ -123,7 +127,8 @@ template <bool NOINC> __global__ void arriving(const int *in, int *o)
     __syncthreads();
     for (int k = 0; k < 2; ++k) {
         ptx_cp_async16(ptx_shared(&s[k][4 * t]), in + 128 * k + 4 * t, true);
-        if (NOINC) asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(b) : "memory");
+        if (NOINC)
+            asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(b) : "memory");
         else {
             asm volatile("cp.async.mbarrier.arrive.shared.b64 [%0];" ::"r"(b) : "memory");
             asm volatile("{ .reg .b64 x; mbarrier.arrive.shared::cta.b64 x, [%0]; }" ::"r"(b) : "memory");
@@ -132,15 +137,16 @@ template <bool NOINC> __global__ void arriving(const int *in, int *o)
     }
     for (int q = 0; q < 4; ++q) o[4 * t + q] = s[0][127 - 4 * t - q] + 3 * s[1][(4 * t + q + 64) & 127];
 }
-static void test_arriving()
-{
+static void test_arriving() {
     int in[256], got[128];
     for (int k = 0; k < 256; ++k) in[k] = k * k % 1009;
     int *d = (int *)rq_device_copy(in, sizeof in);
     for (int noinc = 0; noinc < 2; ++noinc) {
         int *o = (int *)rq_device_buffer(sizeof got);
-        if (noinc) arriving<true><<<1, 32>>>(d, o);
-        else arriving<false><<<1, 32>>>(d, o);
+        if (noinc)
+            arriving<true><<<1, 32>>>(d, o);
+        else
+            arriving<false><<<1, 32>>>(d, o);
         CHECK_CUDA(cudaGetLastError());
         rq_device_read(got, o, sizeof got);
         for (int k = 0; k < 128; ++k) EXPECT_EQ_AT(k, got[k], in[127 - k] + 3 * in[128 + ((k + 64) & 127)]);
@@ -148,8 +154,7 @@ static void test_arriving()
 }
 
 /* ---- st.async, red.async: to the shared memory of the neighbour, whose mbarrier counts the bytes */
-__global__ void __cluster_dims__(2, 1, 1) remote(int *o)
-{
+__global__ void __cluster_dims__(2, 1, 1) remote(int *o) {
     __shared__ __align__(16) int s[64];
     __shared__ int total;
     __shared__ __align__(8) uint64_t bar;
@@ -164,12 +169,14 @@ __global__ void __cluster_dims__(2, 1, 1) remote(int *o)
         ptx_mbarrier_expect(b, 32 * 8 + 32 * 4);
     }
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-    asm volatile("{ .reg .b32 a, m, r;\n"
-                 "mapa.shared::cluster.u32 a, %0, %3; mapa.shared::cluster.u32 m, %1, %3; mapa.shared::cluster.u32 r, %2, %3;\n"
-                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.s32 [a], {%4, %5}, [m];\n"
-                 "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.add.u32 [r], %4, [m]; }" ::"r"(ptx_shared(&s[2 * t])),
-                 "r"(b), "r"(ptx_shared(&total)), "r"(1 - rank), "r"(t + 100 * (int)rank), "r"(-t)
-                 : "memory");
+    asm volatile(
+        "{ .reg .b32 a, m, r;\n"
+        "mapa.shared::cluster.u32 a, %0, %3; mapa.shared::cluster.u32 m, %1, %3; mapa.shared::cluster.u32 r, %2, %3;\n"
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.s32 [a], {%4, %5}, [m];\n"
+        "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.add.u32 [r], %4, [m]; }" ::"r"(
+            ptx_shared(&s[2 * t])),
+        "r"(b), "r"(ptx_shared(&total)), "r"(1 - rank), "r"(t + 100 * (int)rank), "r"(-t)
+        : "memory");
     ptx_mbarrier_wait(b, 0);
     o[66 * rank + 2 * t] = s[2 * t];
     o[66 * rank + 2 * t + 1] = s[2 * t + 1];
@@ -177,8 +184,7 @@ __global__ void __cluster_dims__(2, 1, 1) remote(int *o)
     if (t == 1) o[66 * rank + 65] = 0;
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
-static void test_remote()
-{
+static void test_remote() {
     int *o = (int *)rq_device_buffer(132 * 4), got[132];
     remote<<<2, 32>>>(o);
     CHECK_CUDA(cudaGetLastError());
@@ -192,8 +198,7 @@ static void test_remote()
     }
 }
 
-int main()
-{
+int main() {
     rq_need_device(90);
     test_copies();
     test_phases();

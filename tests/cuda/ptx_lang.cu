@@ -16,28 +16,24 @@ struct pair {
     float a;
     int b;
 };
-__device__ __noinline__ pair twice(float x, const pair &p, int *count)
-{
+__device__ __noinline__ pair twice(float x, const pair &p, int *count) {
     ++*count;
     return {2 * x + p.a, p.b + 1};
 }
-__device__ __noinline__ float nested(float x, int depth, int *count)
-{
+__device__ __noinline__ float nested(float x, int depth, int *count) {
     pair p = twice(x, {1.0f, depth}, count);
     if (depth > 2) return p.a;
     pair q = twice(p.a, p, count);
     return q.a + q.b;
 }
-__device__ __noinline__ float through_shared(float x)
-{
+__device__ __noinline__ float through_shared(float x) {
     __shared__ float s[64]; /* one place, however often this is called */
     __syncthreads();
     s[threadIdx.x] = x;
     __syncthreads();
     return s[63 - threadIdx.x];
 }
-__global__ void calls(float *o, int *counts)
-{
+__global__ void calls(float *o, int *counts) {
     int t = threadIdx.x, count = 0;
     float v = nested((float)t, t & 7, &count);
     if (t & 1) v += nested(v, 1, &count); /* only some lanes call */
@@ -46,8 +42,7 @@ __global__ void calls(float *o, int *counts)
     o[t] = v;
     counts[t] = count;
 }
-static float host_nested(float x, int depth, int *count)
-{
+static float host_nested(float x, int depth, int *count) {
     ++*count;
     float a = 2 * x + 1;
     int b = depth + 1;
@@ -55,8 +50,7 @@ static float host_nested(float x, int depth, int *count)
     ++*count;
     return 2 * a + a + (float)(b + 1);
 }
-static void test_calls()
-{
+static void test_calls() {
     float *o = (float *)rq_device_buffer(64 * 4), got[64], before[64], first[64];
     int *counts = (int *)rq_device_buffer(64 * 4), n[64], want[64];
     calls<<<1, 64>>>(o, counts);
@@ -78,8 +72,7 @@ static void test_calls()
 }
 
 /* ---- local memory, jump tables */
-__global__ void local_and_switch(const int *in, int *o, int n)
-{
+__global__ void local_and_switch(const int *in, int *o, int n) {
     int t = threadIdx.x + blockIdx.x * blockDim.x, v[16];
     if (t >= n) return;
     for (int k = 0; k < 16; ++k) v[k] = in[(t + k) % n];
@@ -98,8 +91,7 @@ __global__ void local_and_switch(const int *in, int *o, int n)
     }
     o[t] = r;
 }
-static void test_local()
-{
+static void test_local() {
     const int n = 300;
     std::vector<int> in(n), got(n);
     rq_rng rng = {7};
@@ -130,8 +122,7 @@ static void test_local()
 }
 
 /* ---- votes at a barrier; barriers by name */
-__global__ void votes(int *o, int pivot)
-{
+__global__ void votes(int *o, int pivot) {
     int t = threadIdx.x;
     int count = __syncthreads_count(t < pivot);
     int all = __syncthreads_and(t < pivot);
@@ -139,8 +130,7 @@ __global__ void votes(int *o, int pivot)
     int odd = __syncthreads_count(t & 1);
     o[t] = count | (all != 0) << 12 | (any != 0) << 13 | odd << 16;
 }
-static void test_votes()
-{
+static void test_votes() {
     for (int pivot : {0, 5, 95, 96, 200}) {
         int *o = (int *)rq_device_buffer(96 * 4), got[96];
         votes<<<1, 96>>>(o, pivot);
@@ -153,8 +143,7 @@ static void test_votes()
 }
 
 /* ---- atomics */
-__global__ void atomics(int *i, unsigned *u, unsigned long long *l, float *f, double *d)
-{
+__global__ void atomics(int *i, unsigned *u, unsigned long long *l, float *f, double *d) {
     __shared__ unsigned s;
     int t = threadIdx.x + blockIdx.x * blockDim.x;
     if (threadIdx.x == 0) s = 0;
@@ -183,8 +172,7 @@ __global__ void atomics(int *i, unsigned *u, unsigned long long *l, float *f, do
     __syncthreads();
     if (threadIdx.x == 0) atomicAdd(u + 8, s);
 }
-static void test_atomics()
-{
+static void test_atomics() {
     int i0[4] = {0, 1000, -1000, 0}, i[4];
     unsigned u0[9] = {0xffffffffu, 0, 0, 0, 0, 0, 0, 0, 0}, u[9];
     unsigned long long l0[2] = {0, 0}, l[2];
@@ -214,7 +202,8 @@ static void test_atomics()
     EXPECT_EQ(i[1], 100 - (n - 1));
     EXPECT_EQ(i[2], n - 1 - 300);
     EXPECT_EQ(i[3], -n * (n - 1) / 2);
-    const unsigned want[9] = {0xffff0000u, 0xffffffffu, x, n % 7, (7 - n % 7) % 7, 4294967000u + 63, 3 * n, 77, 4 * (96 * 95 / 2)};
+    const unsigned want[9] = {0xffff0000u, 0xffffffffu,      x, n % 7, (7 - n % 7) % 7, 4294967000u + 63, 3 * n,
+                              77,          4 * (96 * 95 / 2)};
     for (int k = 0; k < 9; ++k) EXPECT_EQ_AT(k, u[k], want[k]);
     EXPECT_EQ(l[0], ls);
     EXPECT_EQ(l[1], (unsigned long long)(n - 1) << 33);
@@ -224,8 +213,7 @@ static void test_atomics()
 }
 
 /* ---- a lock that the lanes of one warp take in turn: each must make progress while others spin */
-__global__ void lock(int *word, int *sum)
-{
+__global__ void lock(int *word, int *sum) {
     bool done = false;
     while (!done) {
         if (atomicCAS(word, 0, 1) == 0) {
@@ -243,8 +231,7 @@ __global__ void lock_waits(int *word, int *sum) /* the holder comes later in the
     __threadfence();
     atomicExch(word, 0);
 }
-static void test_lock()
-{
+static void test_lock() {
     int zero = 0, got;
     int *word = (int *)rq_device_copy(&zero, 4), *sum = (int *)rq_device_copy(&zero, 4);
     lock<<<2, 64>>>(word, sum);
@@ -258,8 +245,7 @@ static void test_lock()
 }
 
 /* ---- a barrier of the whole grid */
-__global__ void grid_rounds(int *a, int *b, int n, int rounds)
-{
+__global__ void grid_rounds(int *a, int *b, int n, int rounds) {
     cg::grid_group grid = cg::this_grid();
     int t = threadIdx.x + blockIdx.x * blockDim.x;
     for (int r = 0; r < rounds; ++r) {
@@ -270,8 +256,7 @@ __global__ void grid_rounds(int *a, int *b, int n, int rounds)
         b = swap;
     }
 }
-static void test_grid()
-{
+static void test_grid() {
     int n = 500, rounds = 5;
     std::vector<int> v(n), next(n), got(n);
     for (int k = 0; k < n; ++k) v[k] = k * 37 % 101;
@@ -288,13 +273,13 @@ static void test_grid()
 }
 
 /* ---- printf */
-__global__ void prints(int n, const char *unused)
-{
-    if (threadIdx.x == 1) printf("block %u: %d %5.2f %s %c %llx %%%s\n", blockIdx.x, -n, 1.5 * n, "text", 'c', 1ull << 40, unused ? "" : "!");
+__global__ void prints(int n, const char *unused) {
+    if (threadIdx.x == 1)
+        printf("block %u: %d %5.2f %s %c %llx %%%s\n", blockIdx.x, -n, 1.5 * n, "text", 'c', 1ull << 40,
+               unused ? "" : "!");
 }
 
-int main()
-{
+int main() {
     rq_need_device(90);
     test_calls();
     test_local();

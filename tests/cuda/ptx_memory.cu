@@ -11,8 +11,7 @@
 static const int N = 64;
 
 /* ---- ld: every width into registers of 32 and 64 bits, extended as the type says; vectors */
-__global__ void loads(const unsigned char *in, unsigned long long *o)
-{
+__global__ void loads(const unsigned char *in, unsigned long long *o) {
     const unsigned char *p = in + 16 * threadIdx.x;
     unsigned long long *q = o + 32 * threadIdx.x;
     unsigned r;
@@ -38,7 +37,8 @@ __global__ void loads(const unsigned char *in, unsigned long long *o)
     asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(e) : "l"(p));
     q[11] = a ^ b * 3ull ^ c * 5ull ^ e * 7ull;
     asm volatile("ld.global.v4.s8 {%0, %1, %2, %3}, [%4+4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(e) : "l"(p));
-    q[12] = (unsigned long long)(a & 0xffff) | (unsigned long long)(b & 0xffff) << 16 | (unsigned long long)(c & 0xffff) << 32 | (unsigned long long)(e & 0xffff) << 48;
+    q[12] = (unsigned long long)(a & 0xffff) | (unsigned long long)(b & 0xffff) << 16 |
+            (unsigned long long)(c & 0xffff) << 32 | (unsigned long long)(e & 0xffff) << 48;
     asm volatile("ld.global.v2.u16 {%0, %1}, [%2+8];" : "=r"(a), "=r"(b) : "l"(p));
     q[13] = a | (unsigned long long)b << 32;
     unsigned long long x, y;
@@ -49,8 +49,7 @@ __global__ void loads(const unsigned char *in, unsigned long long *o)
     asm volatile("ld.relaxed.gpu.global.u32 %0, [%1+-16];" : "=r"(a) : "l"(p + 16));
     q[16] = a;
 }
-static void test_loads()
-{
+static void test_loads() {
     std::vector<unsigned char> in(16 * N);
     std::vector<unsigned long long> got(32 * N);
     rq_rng rng = {3};
@@ -68,19 +67,32 @@ static void test_loads()
         memcpy(w, p, 16);
         memcpy(l, p, 16);
         memcpy(h, p, 16);
-        const unsigned long long want[17] = {
-            p[0], (unsigned)(int)(signed char)p[0], h[0], (unsigned)(int)(short)h[0], w[0], p[0], (unsigned long long)(signed char)p[0],
-            (unsigned long long)(short)h[0], w[0], (unsigned long long)(int)w[0], l[0], w[0] ^ w[1] * 3ull ^ w[2] * 5ull ^ w[3] * 7ull,
-            (unsigned long long)(unsigned short)(signed char)p[4] | (unsigned long long)(unsigned short)(signed char)p[5] << 16 |
-                (unsigned long long)(unsigned short)(signed char)p[6] << 32 | (unsigned long long)(unsigned short)(signed char)p[7] << 48,
-            h[4] | (unsigned long long)h[5] << 32, l[0] + 3 * l[1], w[3], w[0]};
+        const unsigned long long want[17] = {p[0],
+                                             (unsigned)(int)(signed char)p[0],
+                                             h[0],
+                                             (unsigned)(int)(short)h[0],
+                                             w[0],
+                                             p[0],
+                                             (unsigned long long)(signed char)p[0],
+                                             (unsigned long long)(short)h[0],
+                                             w[0],
+                                             (unsigned long long)(int)w[0],
+                                             l[0],
+                                             w[0] ^ w[1] * 3ull ^ w[2] * 5ull ^ w[3] * 7ull,
+                                             (unsigned long long)(unsigned short)(signed char)p[4] |
+                                                 (unsigned long long)(unsigned short)(signed char)p[5] << 16 |
+                                                 (unsigned long long)(unsigned short)(signed char)p[6] << 32 |
+                                                 (unsigned long long)(unsigned short)(signed char)p[7] << 48,
+                                             h[4] | (unsigned long long)h[5] << 32,
+                                             l[0] + 3 * l[1],
+                                             w[3],
+                                             w[0]};
         for (int k = 0; k < 17; ++k) EXPECT_EQ_AT(t * 100 + k, got[32 * t + k], want[k]);
     }
 }
 
 /* ---- st narrower than the register; mov of packs */
-__global__ void stores(const unsigned long long *in, unsigned char *o)
-{
+__global__ void stores(const unsigned long long *in, unsigned char *o) {
     unsigned long long v = in[threadIdx.x];
     unsigned char *p = o + 64 * threadIdx.x;
     for (int k = 0; k < 64; ++k) p[k] = 0;
@@ -88,14 +100,21 @@ __global__ void stores(const unsigned long long *in, unsigned char *o)
     asm volatile("st.global.u16 [%0+2], %1;" ::"l"(p), "r"((unsigned)v) : "memory");
     asm volatile("st.global.u32 [%0+4], %1;" ::"l"(p), "l"(v) : "memory");
     asm volatile("st.global.v2.u8 [%0+8], {%1, %2};" ::"l"(p), "r"((unsigned)v), "r"((unsigned)(v >> 8)) : "memory");
-    asm volatile("st.global.v4.u16 [%0+16], {%1, %2, %1, %2};" ::"l"(p), "r"((unsigned)v), "r"((unsigned)(v >> 32)) : "memory");
-    asm volatile("{ .reg .b32 a, b; mov.b64 {a, b}, %1; st.global.v2.b32 [%0+24], {b, a}; }" ::"l"(p), "l"(v) : "memory");
-    asm volatile("{ .reg .b16 a, b, c, d; .reg .b64 e; mov.b64 {a, b, c, d}, %1; mov.b64 e, {d, a, c, b}; st.global.b64 [%0+32], e; }" ::"l"(p), "l"(v) : "memory");
-    asm volatile("{ .reg .b16 a, b; .reg .b32 e; mov.b32 {a, b}, %1; mov.b32 e, {b, a}; st.release.gpu.global.b32 [%0+40], e; }" ::"l"(p), "r"((unsigned)v) : "memory");
+    asm volatile("st.global.v4.u16 [%0+16], {%1, %2, %1, %2};" ::"l"(p), "r"((unsigned)v), "r"((unsigned)(v >> 32))
+                 : "memory");
+    asm volatile("{ .reg .b32 a, b; mov.b64 {a, b}, %1; st.global.v2.b32 [%0+24], {b, a}; }" ::"l"(p), "l"(v)
+                 : "memory");
+    asm volatile("{ .reg .b16 a, b, c, d; .reg .b64 e; mov.b64 {a, b, c, d}, %1; mov.b64 e, {d, a, c, b}; "
+                 "st.global.b64 [%0+32], e; }" ::"l"(p),
+                 "l"(v)
+                 : "memory");
+    asm volatile("{ .reg .b16 a, b; .reg .b32 e; mov.b32 {a, b}, %1; mov.b32 e, {b, a}; st.release.gpu.global.b32 "
+                 "[%0+40], e; }" ::"l"(p),
+                 "r"((unsigned)v)
+                 : "memory");
     asm volatile("st.global.v2.b64 [%0+48], {%1, %1};" ::"l"(p), "l"(v) : "memory");
 }
-static void test_stores()
-{
+static void test_stores() {
     std::vector<unsigned long long> in(N);
     std::vector<unsigned char> got(64 * N);
     rq_rng rng = {4};
@@ -117,7 +136,8 @@ static void test_stores()
         memcpy(want + 4, &w[0], 4);
         want[8] = (unsigned char)v;
         want[9] = (unsigned char)(v >> 8);
-        const unsigned short four[4] = {h[0], h[2], h[0], h[2]}, mixed[4] = {h[3], h[0], h[2], h[1]}, two[2] = {h[1], h[0]};
+        const unsigned short four[4] = {h[0], h[2], h[0], h[2]}, mixed[4] = {h[3], h[0], h[2], h[1]},
+                             two[2] = {h[1], h[0]};
         memcpy(want + 16, four, 8);
         memcpy(want + 24, &w[1], 4);
         memcpy(want + 28, &w[0], 4);
@@ -130,8 +150,7 @@ static void test_stores()
 }
 
 /* ---- atom and red of the types that the language gives no call for */
-__global__ void atoms(unsigned long long *l, unsigned *h, long long *s, float *v, unsigned long long *old)
-{
+__global__ void atoms(unsigned long long *l, unsigned *h, long long *s, float *v, unsigned long long *old) {
     unsigned t = threadIdx.x;
     unsigned long long r;
     asm volatile("atom.global.add.u64 %0, [%1], %2;" : "=l"(r) : "l"(l), "l"((unsigned long long)t << 33) : "memory");
@@ -140,20 +159,23 @@ __global__ void atoms(unsigned long long *l, unsigned *h, long long *s, float *v
     asm volatile("red.global.and.b64 [%0+8], %1;" ::"l"(l), "l"(~(1ull << t)) : "memory");
     asm volatile("red.global.or.b64 [%0+16], %1;" ::"l"(l), "l"(1ull << t) : "memory");
     asm volatile("red.global.xor.b64 [%0+24], %1;" ::"l"(l), "l"(0x9E3779B97F4A7C15ull * t) : "memory");
-    asm volatile("red.global.add.noftz.f16x2 [%0], %1;" ::"l"(h), "r"(0x3c003800u) : "memory");  /* 1.0, 0.5 */
+    asm volatile("red.global.add.noftz.f16x2 [%0], %1;" ::"l"(h), "r"(0x3c003800u) : "memory");    /* 1.0, 0.5 */
     asm volatile("red.global.add.noftz.bf16x2 [%0+4], %1;" ::"l"(h), "r"(0x3f803f00u) : "memory"); /* 1.0, 0.5 */
     asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(v), "f"(1.0f), "f"((float)(t & 3)) : "memory");
-    asm volatile("atom.acq_rel.gpu.global.cas.b64 %0, [%1+32], %2, %3;" : "=l"(r) : "l"(l), "l"((unsigned long long)t), "l"((unsigned long long)t + 1) : "memory");
+    asm volatile("atom.acq_rel.gpu.global.cas.b64 %0, [%1+32], %2, %3;"
+                 : "=l"(r)
+                 : "l"(l), "l"((unsigned long long)t), "l"((unsigned long long)t + 1)
+                 : "memory");
     old[t] = r;
     asm volatile("atom.global.exch.b64 _, [%0+40], %1;" ::"l"(l), "l"((unsigned long long)t) : "memory");
 }
-static void test_atoms()
-{
+static void test_atoms() {
     unsigned long long l0[6] = {1, ~0ull, 0, 0, 0, 99}, l[6], x = 0;
     unsigned h0[2] = {0, 0}, h[2];
     long long s0[2] = {1, 1}, s[2];
     float v0[2] = {0, 0}, v[2];
-    unsigned long long *dl = (unsigned long long *)rq_device_copy(l0, sizeof l0), *old = (unsigned long long *)rq_device_buffer(32 * 8), seen[32];
+    unsigned long long *dl = (unsigned long long *)rq_device_copy(l0, sizeof l0),
+                       *old = (unsigned long long *)rq_device_buffer(32 * 8), seen[32];
     unsigned *dh = (unsigned *)rq_device_copy(h0, sizeof h0);
     long long *ds = (long long *)rq_device_copy(s0, sizeof s0);
     float *dv = (float *)rq_device_copy(v0, sizeof v0);
@@ -183,8 +205,7 @@ static void test_atoms()
 /* ---- address spaces: generic addresses reach all of them, isspacep tells them apart */
 __constant__ int c_table[4] = {10, 20, 30, 40};
 __device__ int g_table[4] = {1, 2, 3, 4};
-__device__ __noinline__ int spaces_of(const void *p)
-{
+__device__ __noinline__ int spaces_of(const void *p) {
     int r = 0, b;
 #define IS(space, bit)                                                                                                 \
     asm("{ .reg .pred p; isspacep." space " p, %1; selp.s32 %0, 1, 0, p; }" : "=r"(b) : "l"(p));                       \
@@ -194,8 +215,7 @@ __device__ __noinline__ int spaces_of(const void *p)
     IS("local", 2);
     return r;
 }
-__global__ void spaces(int *o, int pick)
-{
+__global__ void spaces(int *o, int pick) {
     __shared__ int s[4];
     int l[4] = {100 + pick, 200, 300 + pick, 400};
     if (threadIdx.x < 4) s[threadIdx.x] = 1000 + (int)threadIdx.x;
@@ -206,11 +226,12 @@ __global__ void spaces(int *o, int pick)
     o[3 * threadIdx.x + 1] = spaces_of(p);
     unsigned a = (unsigned)__cvta_generic_to_shared(s);
     int back;
-    asm volatile("{ .reg .u64 w, g; cvt.u64.u32 w, %1; cvta.shared.u64 g, w; ld.s32 %0, [g+8]; }" : "=r"(back) : "r"(a));
+    asm volatile("{ .reg .u64 w, g; cvt.u64.u32 w, %1; cvta.shared.u64 g, w; ld.s32 %0, [g+8]; }"
+                 : "=r"(back)
+                 : "r"(a));
     o[3 * threadIdx.x + 2] = back;
 }
-static void test_spaces()
-{
+static void test_spaces() {
     int *o = (int *)rq_device_buffer(96 * 4), got[96];
     spaces<<<1, 32>>>(o, 1);
     CHECK_CUDA(cudaGetLastError());
@@ -232,14 +253,13 @@ struct big {
     double d;
     int v[40];
 };
-__global__ void params(char c, double d, big b, short s, int *o)
-{
+__global__ void params(char c, double d, big b, short s, int *o) {
     int sum = 0;
-    for (int k = 0; k < 40; ++k) sum += b.v[(k + (int)threadIdx.x) % 40] * k; /* an index at run time: through an address */
+    for (int k = 0; k < 40; ++k)
+        sum += b.v[(k + (int)threadIdx.x) % 40] * k; /* an index at run time: through an address */
     o[threadIdx.x] = c + (int)d + b.c + b.s + (int)b.d + s + sum;
 }
-static void test_params()
-{
+static void test_params() {
     big b = {5, -300, 7.5, {}};
     for (int k = 0; k < 40; ++k) b.v[k] = k * k;
     int *o = (int *)rq_device_buffer(32 * 4), got[32];
@@ -254,8 +274,7 @@ static void test_params()
 }
 
 /* ---- clusters: shared memory of the neighbours */
-__global__ void __cluster_dims__(4, 1, 1) neighbours(int *o)
-{
+__global__ void __cluster_dims__(4, 1, 1) neighbours(int *o) {
     __shared__ int s[32];
     __shared__ int sum;
     int t = threadIdx.x;
@@ -272,14 +291,17 @@ __global__ void __cluster_dims__(4, 1, 1) neighbours(int *o)
     asm volatile("ld.shared::cluster.s32 %0, [%1];" : "=r"(v) : "r"(there) : "memory");
     asm volatile("getctarank.shared::cluster.u32 %0, %1;" : "=r"(back) : "r"(there));
     unsigned q = (unsigned)__cvta_generic_to_shared(&sum);
-    asm volatile("{ .reg .b32 a; mapa.shared::cluster.u32 a, %0, %1; red.relaxed.cluster.shared::cluster.add.s32 [a], %2; }" ::"r"(q), "r"((rank + 2) % size), "r"(t) : "memory");
+    asm volatile(
+        "{ .reg .b32 a; mapa.shared::cluster.u32 a, %0, %1; red.relaxed.cluster.shared::cluster.add.s32 [a], %2; }" ::
+            "r"(q),
+        "r"((rank + 2) % size), "r"(t)
+        : "memory");
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
     o[3 * (32 * blockIdx.x + t)] = v;
     o[3 * (32 * blockIdx.x + t) + 1] = (int)back;
     o[3 * (32 * blockIdx.x + t) + 2] = sum;
 }
-static void test_clusters()
-{
+static void test_clusters() {
     const int blocks = 8;
     int *o = (int *)rq_device_buffer(3 * 32 * blocks * 4);
     std::vector<int> got(3 * 32 * blocks);
@@ -296,8 +318,7 @@ static void test_clusters()
     rq_record("neighbours", RQ_I32, got.data(), got.size(), 0);
 }
 
-int main()
-{
+int main() {
     rq_need_device(90);
     test_loads();
     test_stores();

@@ -18,7 +18,10 @@ static void cpasync(gs_warp *w, const gs_ins *i, uint32_t m) {
     uint32_t n = (uint32_t)i->imm;
     const uint32_t *size = i->n_op > 2 && !i->op[2].pred ? (const uint32_t *)OPND(2) : NULL;
     uint32_t ignore = i->n_op > 2 && i->op[2].pred ? gs_pred_read(w, i, 2) : 0;
-    gs_count_access(w, i, SP_GLOBAL, src, m, n, false);
+    uint32_t fetching = m & ~ignore; /* lanes that only fill with zeros ask nothing of global memory */
+    for (uint32_t rest = size ? fetching : 0; rest; rest &= rest - 1)
+        if (!size[__builtin_ctz(rest)]) fetching &= ~(rest & (0u - rest));
+    gs_count_access(w, i, SP_GLOBAL, src, fetching, n, false);
     gs_count_access(w, i, SP_SHARED, dst, m, n, true);
     gs_clock_tick(w, AGENT_CPASYNC);
     for (uint32_t rest = m; rest; rest &= rest - 1) {

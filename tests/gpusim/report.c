@@ -277,9 +277,10 @@ static void json_line(const gs_launch_state *l) {
 #define FIELD(name) fprintf(f, ", \"" #name "\": %llu", (unsigned long long)c->name);
         FIELD(ld_requests)
         FIELD(ld_bytes)
-        FIELD(ld_sectors) FIELD(st_requests) FIELD(st_bytes) FIELD(st_sectors) FIELD(bulk_bytes) FIELD(shared_ld_waves)
-            FIELD(shared_ld_ideal) FIELD(shared_st_waves) FIELD(shared_st_ideal) FIELD(mma) FIELD(wgmma) FIELD(
-                mma_macs) FIELD(barriers) FIELD(divergent) FIELD(blocks) FIELD(findings)
+        FIELD(ld_sectors)
+        FIELD(st_requests) FIELD(st_bytes) FIELD(st_sectors) FIELD(bulk_bytes) FIELD(shared_ld_waves) FIELD(
+            shared_ld_ideal) FIELD(shared_st_waves) FIELD(shared_st_ideal) FIELD(mma) FIELD(wgmma) FIELD(mma_macs)
+            FIELD(barriers) FIELD(divergent) FIELD(blocks) FIELD(findings)
 #undef FIELD
                 fprintf(f, ", \"hot\": ["); /* the places that waste most: wavefronts or sectors beyond what would do */
         uint64_t below = ~0ull;

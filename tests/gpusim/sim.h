@@ -180,7 +180,7 @@ GS_FAMILIES(X)
 /* ------------------------------------------------------------------ a running block */
 typedef struct gs_group { /* lanes of a warp that are at one instruction */
     uint32_t pc, mask;
-    uint8_t state; /* 0 ready, 1 waits at a collective, 2 waits at a barrier */
+    uint8_t state;  /* 0 ready, 1 waits at a collective, 2 waits at a barrier */
     bool divergent; /* came to a barrier while others of the warp were doing something else */
 } gs_group;
 

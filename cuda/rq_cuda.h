@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The CUDA kernels, as C: plan -> workspace -> run, on an explicit stream. A run allocates nothing, waits for nothing and reads
+ * nothing back, so that it can be captured in a graph. Weights come repacked for these kernels (host/repack_*.c); all
+ * pointers of a run are device pointers.
+ *
+ *   y[t][i] = sum_j w[i][j] x[t][j] (+ bias[i]) (+ residual[t][i])       t < n_tok <= 16, fp32 sums, y rounded once
+ *
+ * The result is the same bytes in every run: no floating-point atomics. */
+#ifndef RQ_CUDA_H
+#define RQ_CUDA_H
+
+#include "fmt_tile.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct CUstream_st *rq_cuda_stream;
+
+typedef enum rq_act { RQ_ACT_F16, RQ_ACT_BF16 } rq_act; /* of x, bias, residual and y */
+
+/* What there is to do: sizes and formats, no pointers. rq_cuda_gemv_desc_default() then set the rest. */
+typedef struct rq_cuda_gemv_desc {
+    size_t struct_size;
+    rq_tile_kind kind; /* of the repacked weights */
+    int64_t n_out, n_in, n_tok;
+    rq_act act;
+    int bits;           /* RQ_TILE_GRID: 2, 3, 4 or 8 */
+    int64_t group;      /* columns that share a scale; n_in: one a row */
+    int zeros;          /* RQ_TILE_GRID: 1 when there are zero points */
+    int n_outlier;      /* RQ_TILE_SSVQ */
+    int bias, residual; /* 1: added */
+    int early_launch; /* 1: launched with programmatic dependent launch (sm_90): the weights' first loads do not wait for the kernel before */
+} rq_cuda_gemv_desc;
+
+typedef struct rq_cuda_gemv_args {
+    void *y;              /* [n_tok][n_out] of act */
+    const void *x;        /* [n_tok][n_in] of act */
+    const void *weights;  /* rq_tile_bytes() bytes, 256-byte aligned */
+    const void *bias;     /* [n_out] of act, or NULL */
+    const void *residual; /* [n_tok][n_out] of act, or NULL; may be y */
+    const int32_t *perm;  /* NULL, or [n_in]: stored column j multiplies x[perm[j]] */
+    void *
+        workspace; /* rq_cuda_gemv_plan.workspace_bytes, 256-byte aligned; zero before its first use, left zero after */
+} rq_cuda_gemv_args;
+
+typedef struct rq_cuda_gemv_plan { /* filled by rq_cuda_gemv_make_plan */
+    size_t workspace_bytes;
+    int blocks, threads, split; /* grid, block, parts a row's columns are cut into */
+    size_t shared_bytes;
+    double bytes;       /* moved by one run: weights with side data, x, y */
+    const char *kernel; /* its name */
+    int variant;
+} rq_cuda_gemv_plan;
+
+rq_cuda_gemv_desc rq_cuda_gemv_desc_default(void);
+/* RQ_OK when the current device can do it; otherwise *why (if not NULL) is a sentence. */
+rq_status rq_cuda_gemv_supports(const rq_cuda_gemv_desc *d, const char **why);
+rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d);
+rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a,
+                           rq_cuda_stream stream);
+/* The sentence behind the last status of this thread that was not RQ_OK. */
+const char *rq_cuda_last_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

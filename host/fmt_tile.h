@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Leaf header: weights as the CUDA GEMV kernels read them. Made from the file's layout by host/repack_*.c, exactly, and back.
+ *
+ * A tile is 16 rows x 128 columns, all of what a warp reads at once. Tiles lie row block by row block, and inside one by
+ * columns: tile (rb, kb) begins at (rb * n_kb + kb) * tile_bytes, n_rb = ceil(n_out / 16), n_kb = ceil(n_in / 128). What is
+ * beyond the matrix decodes to anything: the kernels put zeros into x there, and do not write such rows.
+ *
+ * A tile is 4 steps of 32 columns. In a step, lane l of the warp holds 8 consecutive columns of two rows:
+ *     g = l / 4, q = l % 4:   rows g and g + 8, columns 8 q .. 8 q + 7 of the step.
+ * Read as fp16 pairs, columns (0,1) (2,3) of both rows are the A fragment of mma.m16n8k16 and columns (4,5) (6,7) that of a second
+ * one: a dot product does not care for the order of its terms, so the 16 columns of an mma are the 4 x 4 that the lanes of a
+ * quad hold. The matching B fragments of token n = g are x[n][8 q .. 8 q + 7] of the step: one 16-byte load.
+ *
+ * Parts. A lane's bytes of a tile are cut into parts of 16 (or 8) bytes; part p of all 32 lanes is contiguous, so that a warp
+ * reads 512 (or 256) contiguous bytes with one instruction.
+ *
+ *   GRID 2 bits   part 0 (16 B): word s (s = 0..3) is step s. Its 16-bit halves hold even and odd columns: bits 2i, 2i+1 are column
+ *                 2i of row g for i < 4 and column 2(i-4) of row g + 8 for i >= 4; bits 16+2i, 17+2i the columns one further.
+ *   GRID 3 bits   part 0 as for 2 bits with the low two bits of the codes; part 1 (8 B): 16 bits a step, step s in bits 16(s%2) of
+ *                 word s/2: bit i of them is the high bit of row g + 8 (i/8), column i%8.
+ *   GRID 4 bits   parts 0, 1 (16 B each): part p holds steps 2p and 2p+1, two words a step: row g, then row g + 8. Nibble i < 4 is
+ *                 column 2i, nibble 4 + i column 2i + 1.
+ *   GRID 8 bits   parts 0..3: part p is step p; words 0, 1: row g, columns 0..3 and 4..7, a byte each; words 2, 3: row g + 8.
+ *   SSVQ 8        (vec_len 8, 256 codes) part 0: word s is step s: code of row g in bits 7..14, of row g + 8 in bits 23..30; the signs
+ *                 of columns (2j, 2j+1) of row g + 8r at bits (p, p + 16), p = {15, 5, 3, 1}[j] for r = 0 and {6, 4, 2, 0}[j] for r = 1.
+ *   SSVQ 4        (vec_len 4, 256 codes, 3 bits a weight) part 0: word s is step s: codes of row g (columns 0..3, 4..7) in bytes 0, 1,
+ *                 of row g + 8 in bytes 2, 3; part 1 (8 B): 16 signs a step as the high bits of GRID 3.
+ *
+ * Side data, each array from the next multiple of 256 bytes (rq_tile_layout has the offsets):
+ *   scales      GRID: [n_rb][n_group][16] fp16; SSVQ: [n_rb][n_group][16] fp16
+ *   zeros       GRID with zero points: [n_rb][n_group][16] fp16, the zero point itself (an integer)
+ *   book        SSVQ: [n_book][256][vec_len] fp16 or uint8, then [n_book] float scales
+ *   outliers    SSVQ: [n_rb][n_outlier][16] int8, then [n_outlier] int32 columns, [n_outlier] float scales
+ * Rows beyond n_out have scale 0. */
+#ifndef RQ_FMT_TILE_H
+#define RQ_FMT_TILE_H
+
+#include "rq_base.h"
+
+enum { RQ_TILE_ROWS = 16, RQ_TILE_COLS = 128, RQ_TILE_ALIGN = 256 };
+
+typedef enum rq_tile_kind { RQ_TILE_GRID, RQ_TILE_SSVQ } rq_tile_kind;
+
+typedef struct rq_tile_layout { /* offsets in bytes from the start of the repacked matrix; filled by rq_tile_plan */
+    rq_tile_kind kind;
+    int64_t n_out, n_in, n_rb, n_kb;
+    int bits;    /* GRID: 2, 3, 4, 8; SSVQ: 2 (vec_len 8) or 3 (vec_len 4) */
+    int vec_len; /* SSVQ */
+    int64_t group, n_group;
+    int zeros;                 /* GRID */
+    int64_t n_book, book_cols; /* SSVQ: book_cols a multiple of 128, or n_in */
+    int book_u8;               /* magnitudes are uint8 with a scale, not fp16 */
+    int n_outlier;
+    int64_t tile_bytes;
+    int64_t tiles, scales, zero_points, book, book_scales, outliers, outlier_cols, outlier_scales; /* offsets */
+    int64_t bytes;                                                                                 /* of all of it */
+} rq_tile_layout;
+
+static inline int64_t rq_tile_round(int64_t bytes) {
+    return (bytes + RQ_TILE_ALIGN - 1) / RQ_TILE_ALIGN * RQ_TILE_ALIGN;
+}
+
+/* Fills n_rb .. bytes from kind, n_out, n_in, bits, vec_len, group, zeros, n_book, book_cols, book_u8, n_outlier. */
+static inline void rq_tile_plan(rq_tile_layout *t) {
+    t->n_rb = (t->n_out + RQ_TILE_ROWS - 1) / RQ_TILE_ROWS;
+    t->n_kb = (t->n_in + RQ_TILE_COLS - 1) / RQ_TILE_COLS;
+    t->n_group = (t->n_in + t->group - 1) / t->group;
+    t->tile_bytes = (int64_t)RQ_TILE_ROWS * RQ_TILE_COLS * t->bits / 8;
+    t->tiles = 0;
+    t->scales = rq_tile_round(t->n_rb * t->n_kb * t->tile_bytes);
+    int64_t per_row = t->n_rb * t->n_group * RQ_TILE_ROWS * 2;
+    t->zero_points = rq_tile_round(t->scales + per_row);
+    t->book = rq_tile_round(t->zero_points + (t->zeros ? per_row : 0));
+    int64_t entries = t->kind == RQ_TILE_SSVQ ? t->n_book * 256 * t->vec_len : 0;
+    t->book_scales = rq_tile_round(t->book + entries * (t->book_u8 ? 1 : 2));
+    t->outliers = rq_tile_round(t->book_scales + (entries ? t->n_book * 4 : 0));
+    t->outlier_cols = rq_tile_round(t->outliers + t->n_rb * t->n_outlier * RQ_TILE_ROWS);
+    t->outlier_scales = rq_tile_round(t->outlier_cols + t->n_outlier * 4);
+    t->bytes = rq_tile_round(t->outlier_scales + t->n_outlier * 4);
+}
+
+#endif
