@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Floating-point arithmetic worked out exactly and rounded once, in integers only: what the tests of PTX instructions expect.
- * Slow and plain on purpose, and nothing of it is shared with the simulator.
+/* Floating-point arithmetic worked out exactly and rounded once, in integers only: what the tests of PTX instructions
+ * expect. Slow and plain on purpose, and nothing of it is shared with the simulator.
  *
- * A number is sign, 128-bit integer and power of two. Sums are made in a fixed-point integer wide enough for the product of any
- * two doubles; quotients and roots carry a last bit that says whether anything is left of them. */
+ * A number is sign, 128-bit integer and power of two. Sums are made in a fixed-point integer wide enough for the
+ * product of any two doubles; quotients and roots carry a last bit that says whether anything is left of them. */
 #ifndef RQ_EXACT_H
 #define RQ_EXACT_H
 #include <stdbool.h>

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A test of PTX instructions, one kernel a case: the case is a few instructions with operands a, b, c, e and results d, d2;
- * every thread loads its operands, runs them, and stores the results; a C function says for each what they must be.
+/* A test of PTX instructions, one kernel a case: the case is a few instructions with operands a, b, c, e and results d,
+ * d2; every thread loads its operands, runs them, and stores the results; a C function says for each what they must be.
  *
  *   ptx_add((ptx_case){.shape = "r=rr", .inputs = "ii", .ref = sum}, "add.s32 d, a, b;");
  *   ...
  *   return ptx_run_all(__FILE__);
  *
  * Each kernel runs its instructions twice: in all lanes, and in the lanes of PTX_LANES only (the others keep PTX_KEPT).
- * Shape: one letter for each result, "=", one for each operand: h 16 bits, r 32, l 64. The instructions may also use the
- * predicates p, q, s, the scratch registers h0 h1 (16 bits), t0 t1 t2 (32), u0 u1 (64), and members (32), the mask of the
- * lanes that take part. Input kinds: ptx_input.h. RQ_PTX_DUMP names a file that gets the PTX text (for ptxas). */
+ * Shape: one letter for each result, "=", one for each operand: h 16 bits, r 32, l 64. The instructions may also use
+ * the predicates p, q, s, the scratch registers h0 h1 (16 bits), t0 t1 t2 (32), u0 u1 (64), and members (32), the mask
+ * of the lanes that take part. Input kinds: ptx_input.h. RQ_PTX_DUMP names a file that gets the PTX text (for ptxas).
+ * */
 #ifndef RQ_PTX_CASE_H
 #define RQ_PTX_CASE_H
 #include <stdarg.h>
@@ -171,7 +172,8 @@ static inline uint64_t ptx_one_nan(int out, uint64_t bits) {
     default: return bits;
     }
 }
-/* The error of one value, in units of what is allowed; infinite where one is NaN or infinite and the other is not the same. */
+/* The error of one value, in units of what is allowed; infinite where one is NaN or infinite and the other is not the
+ * same. */
 static inline double ptx_error(const ptx_case *t, uint64_t got, uint64_t want) {
     double g = ptx_value(t->out, got), w = ptx_value(t->out, want);
     if ((g != g && w != w) || !(g < w || g > w || g != g || w != w)) return 0;

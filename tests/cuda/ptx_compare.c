@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* setp and set of PTX: every comparison in every type, alone and combined with a predicate, with both results, on integers, floats
- * and pairs of halves (tests/gpusim/op_compare.c). */
+/* setp and set of PTX: every comparison in every type, alone and combined with a predicate, with both results, on
+ * integers, floats and pairs of halves (tests/gpusim/op_compare.c). */
 #include "ptx_case.h"
 
 #include "exact.h"

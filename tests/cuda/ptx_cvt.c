@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cvt and cvt.pack of PTX: every pair of types, rounding and saturation of tests/gpusim/op_cvt.c, expected by exact.h. */
+/* cvt and cvt.pack of PTX: every pair of types, rounding and saturation of tests/gpusim/op_cvt.c, expected by exact.h.
+ * */
 #include "ptx_case.h"
 
 #include "exact.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* f32 and f64 arithmetic of PTX: every opcode of tests/gpusim/op_float.c. Correctly rounded results must be the same bits as those
- * of exact.h; .approx and .full stay within the bounds that the PTX ISA states (subnormals, where it leaves them open, are not
- * looked at). */
+/* f32 and f64 arithmetic of PTX: every opcode of tests/gpusim/op_float.c. Correctly rounded results must be the same
+ * bits as those of exact.h; .approx and .full stay within the bounds that the PTX ISA states (subnormals, where it
+ * leaves them open, are not looked at). */
 #include "ptx_case.h"
 
 #include "exact.h"
@@ -13,8 +13,8 @@ static uint64_t flushed(exact_format f, uint64_t v, bool ftz) {
 static exact_number operand(const ptx_case *t, uint64_t v) {
     return exact_of_bits(format_of(t), flushed(format_of(t), v, t->ftz));
 }
-/* .ftz and .sat of a rounded result. Whether hardware takes a result that only rounding lifts to the smallest normal number for a
- * subnormal one is not said: open. */
+/* .ftz and .sat of a rounded result. Whether hardware takes a result that only rounding lifts to the smallest normal
+ * number for a subnormal one is not said: open. */
 static uint64_t finished(const ptx_case *t, uint64_t v, bool inexact) {
     exact_format f = format_of(t);
     uint64_t one = (uint64_t)f.most << (f.precision - 1), size = v & (exact_sign(f) - 1);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* f16, f16x2, bf16 and bf16x2 arithmetic of PTX: every opcode of tests/gpusim/op_half.c; the same bits as exact.h, one rounding
- * each, and ex2 and tanh within the bounds of the PTX ISA. */
+/* f16, f16x2, bf16 and bf16x2 arithmetic of PTX: every opcode of tests/gpusim/op_half.c; the same bits as exact.h, one
+ * rounding each, and ex2 and tanh within the bounds of the PTX ISA. */
 #include "ptx_case.h"
 
 #include "exact.h"
@@ -124,8 +124,8 @@ static void add_others(const struct type *y) {
             ptx_add(t, "%s%s.%s d, a;", signs[k], flag(ftz, ".ftz"), y->name);
         }
     }
-    /* Bounds: the unit in the last place of the result, and what the PTX ISA adds to it: 2^-9.9 for ex2, 2^-10.987 for tanh of
-     * f16; 2^-7 and 2^-8 of bf16. */
+    /* Bounds: the unit in the last place of the result, and what the PTX ISA adds to it: 2^-9.9 for ex2, 2^-10.987 for
+     * tanh of f16; 2^-7 and 2^-8 of bf16. */
     t.ref = ref_special, t.mode = 0, t.ftz = false;
     t.relative = y->bf16 ? 0x1p-7 : 0x1p-10;
     t.absolute = y->bf16 ? 0x1p-8 : 0x1p-10;

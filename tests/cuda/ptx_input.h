@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Operands for the tests of PTX instructions. Each kind of input has a list of edge values; the first half of the elements are
- * pairs of them, every one with every other, the rest is random. Kinds:
+/* Operands for the tests of PTX instructions. Each kind of input has a list of edge values; the first half of the
+ * elements are pairs of them, every one with every other, the rest is random. Kinds:
  *   i integer    s shift count or bit position    n divisor (never 0)    m mask of bits    o bytes
- *   f f32    d f64    h f16    H two f16    b bf16    B two bf16    F as f, often near minus the product of the first two
- *   g f32, moderate (|x| < 100)    G f16 pair, moderate */
+ *   f f32    d f64    h f16    H two f16    b bf16    B two bf16    F as f, often near minus the product of the first
+ * two   g f32, moderate (|x| < 100)    G f16 pair, moderate */
 #ifndef RQ_PTX_INPUT_H
 #define RQ_PTX_INPUT_H
 #include "cudatest.h"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Integer arithmetic of PTX: every opcode of tests/gpusim/op_int.c in every type. What is expected is worked out in 128 bits, or
- * bit by bit. */
+/* Integer arithmetic of PTX: every opcode of tests/gpusim/op_int.c in every type. What is expected is worked out in 128
+ * bits, or bit by bit. */
 #include "ptx_case.h"
 
 typedef __int128 wide; /* extended over every result here */

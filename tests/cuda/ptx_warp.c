@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What lanes of a warp tell each other: shfl.sync, vote.sync, match.sync, redux.sync, activemask, elect.sync (tests/gpusim/op_warp.c).
- * Each with all 32 lanes and with the members PTX_LANES alone. */
+/* What lanes of a warp tell each other: shfl.sync, vote.sync, match.sync, redux.sync, activemask, elect.sync
+ * (tests/gpusim/op_warp.c). Each with all 32 lanes and with the members PTX_LANES alone. */
 #include "ptx_case.h"
 
 static bool member(uint32_t lanes, int l) { return lanes >> l & 1; }
@@ -11,7 +11,7 @@ static int lowest(uint32_t lanes) {
 }
 static bool odd(uint64_t v) { return v & 1; }
 
-/* ---- shfl: a is the value, mode the kind, bits the width of a segment (8, 16, 32), sign: the distance is fixed (flags), else b.
+/* ---- shfl: a is the value, mode the kind, bits the width of a segment, sign: the distance is fixed (flags), else b.
  * d the value, d2 whether the source was in the segment. Of all lanes only: with some, d is a and d2 is 1. */
 enum { UP, DOWN, BFLY, IDX };
 static void ref_shfl(const ptx_case *t, uint32_t lanes, uint64_t in[32][4], uint64_t out[32][2]) {
@@ -137,7 +137,7 @@ static void ref_elect(const ptx_case *t, uint32_t lanes, uint64_t in[32][4], uin
 static void add_shfl(void) {
     static const char *const names[] = {"up", "down", "bfly", "idx"};
     for (int mode = 0; mode < 4; ++mode)
-        for (int width = 8; width <= 32; width *= 2) {
+        for (int width = 1; width <= 32; width *= 2) {
             /* c: the segment's mask above its last (for .up: first) lane */
             int c = (32 - width) << 8 | (mode == UP ? 0 : 31);
             ptx_case t = {.shape = "rr=rr", .inputs = "ii", .warp_ref = ref_shfl, .mode = mode, .bits = width};

@@ -6,7 +6,8 @@
 #include "lanes.h"
 
 /* ------------------------------------------------------------------ decoding */
-/* Rows are found by the last type; an instruction with a type too many (mixed precision, of later targets) is refused. */
+/* Rows are found by the last type; an instruction with a type too many (mixed precision, of later targets) is refused.
+ * */
 static inline void alu_types(gs_decoder *d, int n) {
     if (d->n_type != n) gs_die(d, "%d types where %d are expected", d->n_type, n);
 }
@@ -71,7 +72,8 @@ static inline uint8_t alu_round(gs_decoder *d) {
     return (uint8_t)gs_mod_of(d, names, 4, ROUND_RN);
 }
 
-/* ------------------------------------------------------------------ lanes of operands of any size, as 64-bit integers */
+/* ------------------------------------------------------------------ lanes of operands of any size, as 64-bit integers
+ * */
 /* Reads the low `bits` of each lane of operand k, zero- or sign-extended. */
 static inline void alu_load(const gs_warp *w, const gs_ins *i, int k, unsigned bits, bool is_signed, int64_t out[32]) {
     const uint8_t *at = OPND(k);

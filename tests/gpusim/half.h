@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Vectors of f16 and bf16: to floats, from floats, and the fused multiply-add rounded to odd that all their arithmetic is.
+/* Vectors of f16 and bf16: to floats, from floats, and the fused multiply-add rounded to odd that all their arithmetic
+ * is.
  *
- * Rounding to odd: an inexact result gets its last bit set. A float so rounded keeps enough of the exact value that a second
- * rounding, to a type with at least two bits fewer, gives what one rounding of the exact value gives. */
+ * Rounding to odd: an inexact result gets its last bit set. A float so rounded keeps enough of the exact value that a
+ * second rounding, to a type with at least two bits fewer, gives what one rounding of the exact value gives. */
 #ifndef RQ_GPUSIM_HALF_H
 #define RQ_GPUSIM_HALF_H
 #include "lanes.h"

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* setp and set (PTX ISA, "Comparison and Selection Instructions" and "Half Precision Comparison Instructions"). A comparison
- * gives 32 bits, one a lane; what becomes of them is the same for all types. */
+/* setp and set (PTX ISA, "Comparison and Selection Instructions" and "Half Precision Comparison Instructions"). A
+ * comparison gives 32 bits, one a lane; what becomes of them is the same for all types. */
 #include "alu.h"
 #include "half.h"
 
 enum { LT, LE, GT, GE, EQ, NE, NUM, NAN_ };
 enum { BOOL_NONE, BOOL_AND, BOOL_OR, BOOL_XOR };
-/* gs_ins: cmp the comparison; flag: true for NaN (equ, neu, ltu...); sub: the boolean operation; vec: 2 for pairs; type: of
- * set's result (T_NONE: setp); type2: what is compared. */
+/* gs_ins: cmp the comparison; flag: true for NaN (equ, neu, ltu...); sub: the boolean operation; vec: 2 for pairs;
+ * type: of set's result (T_NONE: setp); type2: what is compared. */
 
 /* ------------------------------------------------------------------ comparisons */
 #ifdef __AVX512F__

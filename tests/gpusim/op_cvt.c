@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cvt and cvt.pack (PTX ISA, "Data Movement and Conversion Instructions: cvt").
  *
- * One general path (values as 64-bit integers or doubles, rounded by hand to the destination's precision and least exponent)
- * takes every pair of types and every modifier; the pairs that kernels live on have short ones beside it.
- * NaN: f32 0x7fffffff, f16 and bf16 0x7fff, e4m3 and e5m2 0x7f; f64 and f32 <- bf16 keep what fits. To integers: 0, or, where
- * the source is f64 or the destination has 64 bits, the top bit alone. Random rounding (.rs) is of later targets. */
+ * One general path (values as 64-bit integers or doubles, rounded by hand to the destination's precision and least
+ * exponent) takes every pair of types and every modifier; the pairs that kernels live on have short ones beside it.
+ * NaN: f32 0x7fffffff, f16 and bf16 0x7fff, e4m3 and e5m2 0x7f; f64 and f32 <- bf16 keep what fits. To integers: 0, or,
+ * where the source is f64 or the destination has 64 bits, the top bit alone. Random rounding (.rs) is of later targets.
+ * */
 #include "alu.h"
 #include "half.h"
 
@@ -99,12 +100,11 @@ static double float_value(gs_type t, uint64_t bits) {
     }
     }
 }
-/* e4m3, e5m2 */
+/* e4m3, e5m2: finite, as .satfinite is always there, or NaN */
 static uint8_t small_bits(double v, int fraction_bits, int bias) {
     uint8_t sign = signbit(v) ? 0x80 : 0;
     if (v != v) return 0x7f;
     if (v == 0) return sign;
-    if (isinf(v)) return sign | 0x7c; /* e5m2 only: e4m3 is always .satfinite */
     int exponent = ilogb(v);
     if (exponent < 1 - bias) exponent = 1 - bias;
     int units = (int)scalbn(fabs(v), fraction_bits - exponent); /* of the last place; has the leading one if normal */
@@ -124,7 +124,7 @@ static uint64_t float_bits(gs_type t, double v) {
     default: {
         uint64_t u;
         memcpy(&u, &v, 8);
-        return u;
+        return v != v ? u | 0x0008000000000000u : u; /* quiet */
     }
     }
 }

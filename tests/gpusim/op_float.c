@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* f32 and f64 arithmetic (PTX ISA, "Floating-Point Instructions").
  *
- * Rounding: add, sub, mul, fma, mad, div, rcp and sqrt are correctly rounded in all four modes. `.approx` and `.full` give
- * the correctly rounded result too (div, rcp, sqrt), or that of libm in double, rounded once (rsqrt, sin, cos, lg2, ex2,
- * tanh): closer to the true value than a GPU, which stays within the bounds of the PTX ISA. What it says of their range
- * is followed: div.approx by more than 2^126.
+ * Rounding: add, sub, mul, fma, mad, div, rcp and sqrt are correctly rounded in all four modes. `.approx` and `.full`
+ * give the correctly rounded result too (div, rcp, sqrt), or that of libm in double, rounded once (rsqrt, sin, cos,
+ * lg2, ex2, tanh): closer to the true value than a GPU, which stays within the bounds of the PTX ISA. What it says of
+ * their range is followed: div.approx by more than 2^126.
  * `.ftz`: subnormal inputs, and results that are subnormal after rounding, become zero of the same sign.
- * NaN: f32 gives 0x7fffffff, as the hardware does (the PTX ISA leaves its bits open; abs, neg and copysign touch the sign
- * only). f64 keeps the payload of the first operand that is NaN, made quiet; a new NaN is 0xfff8000000000000. */
+ * NaN: f32 gives 0x7fffffff, as the hardware does (the PTX ISA leaves its bits open; abs, neg and copysign touch the
+ * sign only). f64 keeps the payload of the first operand that is NaN, made quiet; a new NaN is 0xfff8000000000000. */
 #include <fenv.h>
 
 #include "alu.h"
@@ -24,8 +24,8 @@ static inline double double_of(uint64_t u) {
     return v;
 }
 
-/* The directed modes are the processor's own. The loads of the lanes cannot move across these calls, so neither can what is
- * computed from them. */
+/* The directed modes are the processor's own. The loads of the lanes cannot move across these calls, so neither can
+ * what is computed from them. */
 static void enter_rounding(uint8_t round) {
     static const int modes[] = {FE_TONEAREST, FE_TOWARDZERO, FE_DOWNWARD, FE_UPWARD};
     if (round != ROUND_RN) fesetround(modes[round]);
@@ -142,7 +142,8 @@ static inline uint64_t upper_result(double v) { return v != v ? 0x7fffffff000000
 UNARY(rcp_upper_f64, uint64_t, upper_result(1.0 / double_of(upper_word(a))))
 UNARY(rsqrt_upper_f64, uint64_t, upper_result(1.0 / sqrt(double_of(upper_word(a)))))
 
-/* ------------------------------------------------------------------ min and max: -0 is less than +0; one NaN is passed over */
+/* ------------------------------------------------------------------ min and max: -0 is less than +0; one NaN is passed
+ * over */
 /* As a signed integer that orders as the numbers do. */
 static inline int32_t order32(uint32_t u) { return (int32_t)(u ^ ((uint32_t)((int32_t)u >> 31) & 0x7fffffffu)); }
 static inline int64_t order64(uint64_t u) {
@@ -288,7 +289,8 @@ GS_TABLE(float) = {
     {"rcp.approx.ftz", T_F64, alu_unary, rcp_upper_f64, GS_C_SFU, NULL},
     {"rsqrt.approx.ftz", T_F64, alu_unary, rsqrt_upper_f64, GS_C_SFU, NULL},
     F64("rcp", rcp_f64), F64("rsqrt.approx", rsqrt_f64),
-    {"min", T_F32, decode_min_max, min_f32, GS_C_FLOAT, NULL}, {"max", T_F32, decode_min_max, max_f32, GS_C_FLOAT, NULL},
+    {"min", T_F32, decode_min_max, min_f32, GS_C_FLOAT, NULL},
+    {"max", T_F32, decode_min_max, max_f32, GS_C_FLOAT, NULL},
     {"min", T_F64, alu_binary, min_f64, GS_C_DOUBLE, NULL}, {"max", T_F64, alu_binary, max_f64, GS_C_DOUBLE, NULL},
     {"abs", T_F32, decode_sign, abs_f32, GS_C_FLOAT, NULL}, {"neg", T_F32, decode_sign, neg_f32, GS_C_FLOAT, NULL},
     {"abs", T_F64, decode_sign, abs_f64, GS_C_DOUBLE, NULL}, {"neg", T_F64, decode_sign, neg_f64, GS_C_DOUBLE, NULL},

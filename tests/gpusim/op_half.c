@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* f16, bf16 and their pairs (PTX ISA, "Half Precision Floating-Point Instructions").
  *
- * Every sum and product is one fused multiply-add, rounded once: to a float whose last bit is sticky ("to odd"), which has
- * more bits than both types, then to nearest. ex2 and tanh are those of libm in double, rounded once. NaN results are 0x7fff.
- * .ftz is of f16 only (PTX has it for no bf16 arithmetic but ex2, where it is the rule). */
+ * Every sum and product is one fused multiply-add, rounded once: to a float whose last bit is sticky ("to odd"), which
+ * has more bits than both types, then to nearest. ex2 and tanh are those of libm in double, rounded once. NaN results
+ * are 0x7fff. .ftz is of f16 only (PTX has it for no bf16 arithmetic but ex2, where it is the rule). */
 #include "alu.h"
 #include "half.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Integer arithmetic (PTX ISA, "Integer Arithmetic Instructions" and "Extended-Precision Integer Arithmetic"): add to fns,
- * the packed 16-bit forms, dot products of bytes, and the video instructions that CUDA's SIMD intrinsics still become
- * (vabsdiff2, vabsdiff4; the others are done in plain integer code by the compiler).
+/* Integer arithmetic (PTX ISA, "Integer Arithmetic Instructions" and "Extended-Precision Integer Arithmetic"): add to
+ * fns, the packed 16-bit forms, dot products of bytes, and the video instructions that CUDA's SIMD intrinsics still
+ * become (vabsdiff2, vabsdiff4; the others are done in plain integer code by the compiler).
  *
  * Division by zero is unspecified in PTX: here the quotient has all bits set and the remainder is the dividend. */
 #include "alu.h"

@@ -30,7 +30,8 @@ static void xor_pred(gs_warp *w, const gs_ins *i, uint32_t m) {
 }
 static void not_pred(gs_warp *w, const gs_ins *i, uint32_t m) { gs_pred_write(w, i, 0, ~gs_pred_read(w, i, 1), m); }
 
-/* ------------------------------------------------------------------ lop3: any function of three bits, as a table of 8 bits */
+/* ------------------------------------------------------------------ lop3: any function of three bits, as a table of 8
+ * bits */
 static inline uint32_t choose(uint32_t which, uint32_t one, uint32_t zero) { return zero ^ (which & (one ^ zero)); }
 static void lop3(gs_warp *w, const gs_ins *i, uint32_t m) {
     uint32_t *d = (uint32_t *)OPND(0);
@@ -64,7 +65,8 @@ static void lop3_pred(gs_warp *w, const gs_ins *i, uint32_t m) {
     gs_pred_write(w, i, 4, i->sub ? nonzero & q : nonzero | q, m);
 }
 
-/* ------------------------------------------------------------------ shifts: counts past the width shift everything out */
+/* ------------------------------------------------------------------ shifts: counts past the width shift everything out
+ * */
 #define SHIFT(name, T, E)                                                                                              \
     static void name(gs_warp *w, const gs_ins *i, uint32_t m) {                                                        \
         T *d = (T *)OPND(0);                                                                                           \

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the lanes of a warp tell each other (PTX ISA, shfl.sync, vote.sync, match.sync, redux.sync, activemask, elect.sync).
- * The forms without .sync are gone from the hardware (sm_70 and later) and refused. exec.c runs a collective when all lanes
- * of its member mask are there, once, with these lanes as the mask. */
+/* What the lanes of a warp tell each other (PTX ISA, shfl.sync, vote.sync, match.sync, redux.sync, activemask,
+ * elect.sync). The forms without .sync are gone from the hardware (sm_70 and later) and refused. exec.c runs a
+ * collective when all lanes of its member mask are there, once, with these lanes as the mask. */
 #include "alu.h"
 
 /* ------------------------------------------------------------------ shfl: operands d, p, a, b, c, members */
