@@ -48,37 +48,51 @@ static bool call_ready(rt_work *w) {
 
 static void drop_call(rt_work *w) { free(((call_work *)w)->arg); }
 
-static sim_status submit(const char *function, cudaStream_t stream, const sim_span *span, size_t n_span,
-                         bool (*ready)(void *), void (*run)(void *), const void *arg, size_t arg_bytes) {
+static sim_status submit(call_work *c, cudaStream_t stream, rt_dep *order) {
     rt_stream *s;
-    if (rt_stream_of(stream, &s) != cudaSuccess) return SIM_BAD_STREAM;
-    if (!spans_good(function, span, n_span)) return SIM_BAD_MEMORY;
-    call_work *c = rt_work_new(RT_WORK_CALL, sizeof *c, run_call);
-    c->base.drop = drop_call;
-    c->base.ready = ready ? call_ready : NULL;
-    c->function = function;
-    c->n_span = n_span;
-    for (size_t k = 0; k < n_span; ++k) c->span[k] = span[k];
-    c->ready = ready;
-    c->run = run;
-    c->arg = rt_calloc(1, arg_bytes);
-    memcpy(c->arg, arg, arg_bytes);
-    return rt_submit(s, &c->base) == cudaSuccess ? SIM_OK : SIM_BAD_STREAM;
+    if (rt_stream_of(stream, &s) != cudaSuccess) {
+        rt_work_drop(&c->base);
+        return SIM_BAD_STREAM;
+    }
+    if (!spans_good(c->function, c->span, c->n_span)) {
+        rt_work_drop(&c->base);
+        return SIM_BAD_MEMORY;
+    }
+    bool after = order && order->stream && !s->capture;
+    if (rt_submit_after(s, &c->base, order, after) != cudaSuccess) return SIM_BAD_STREAM;
+    if (order && !s->capture) *order = (rt_dep){s, s->issued};
+    return SIM_OK;
 }
 
-sim_status sim_submit_waiting(const char *function, cudaStream_t stream, const sim_span *span, size_t n_span,
-                              bool (*ready)(void *), void (*run)(void *), const void *arg, size_t arg_bytes) {
+sim_status sim_submit_waiting(const char *function, int device, cudaStream_t stream, rt_dep *order,
+                              const sim_span *span, size_t n_span, bool (*ready)(void *), void (*run)(void *),
+                              const void *arg, size_t arg_bytes) {
     cudaError_t last = rt_self.last;
     sim_status status = SIM_BAD_STREAM;
-    if (rt_enter() == cudaSuccess) status = submit(function, stream, span, n_span, ready, run, arg, arg_bytes);
+    int current = rt_self.device;
+    rt_self.device = device;
+    if (rt_enter() == cudaSuccess) {
+        call_work *c = rt_work_new(RT_WORK_CALL, sizeof *c, run_call);
+        c->base.drop = drop_call;
+        c->base.ready = ready ? call_ready : NULL;
+        c->function = function;
+        c->n_span = n_span;
+        for (size_t k = 0; k < n_span; ++k) c->span[k] = span[k];
+        c->ready = ready;
+        c->run = run;
+        c->arg = rt_calloc(1, arg_bytes);
+        memcpy(c->arg, arg, arg_bytes);
+        status = submit(c, stream, order);
+    }
     rt_leave(cudaSuccess);
+    rt_self.device = current;
     rt_self.last = last;
     return status;
 }
 
 sim_status sim_submit(const char *function, cudaStream_t stream, const sim_span *span, size_t n_span,
                       void (*run)(void *), const void *arg, size_t arg_bytes) {
-    return sim_submit_waiting(function, stream, span, n_span, NULL, run, arg, arg_bytes);
+    return sim_submit_waiting(function, rt_self.device, stream, NULL, span, n_span, NULL, run, arg, arg_bytes);
 }
 
 size_t sim_matrix_bytes(int64_t rows, int64_t cols, int64_t ld, size_t element) {

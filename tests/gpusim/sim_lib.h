@@ -21,9 +21,11 @@ typedef enum sim_status { SIM_OK, SIM_BAD_MEMORY, SIM_BAD_STREAM } sim_status;
  * finding. */
 sim_status sim_submit(const char *function, cudaStream_t stream, const sim_span *span, size_t n_span,
                       void (*run)(void *arg), const void *arg, size_t arg_bytes);
-/* The same, for calls that wait for others: it runs once ready(arg) is true. */
-sim_status sim_submit_waiting(const char *function, cudaStream_t stream, const sim_span *span, size_t n_span,
-                              bool (*ready)(void *arg), void (*run)(void *arg), const void *arg, size_t arg_bytes);
+/* The same on a device, for calls that wait for others: it runs once ready(arg) is true, and after *order, which becomes
+ * this call (a stream of NULL: after nothing). */
+sim_status sim_submit_waiting(const char *function, int device, cudaStream_t stream, rt_dep *order,
+                              const sim_span *span, size_t n_span, bool (*ready)(void *arg), void (*run)(void *arg),
+                              const void *arg, size_t arg_bytes);
 
 /* The bytes of a column-major matrix: rows x cols, leading dimension ld, elements of `element` bytes. */
 size_t sim_matrix_bytes(int64_t rows, int64_t cols, int64_t ld, size_t element);
