@@ -24,14 +24,16 @@
  *   SSVQ 8        (vec_len 8, 256 codes) part 0: word s is step s: code of row g in bits 7..14, of row g + 8 in bits 23..30; the signs
  *                 of columns (2j, 2j+1) of row g + 8r at bits (p, p + 16), p = {15, 5, 3, 1}[j] for r = 0 and {6, 4, 2, 0}[j] for r = 1.
  *   SSVQ 4        (vec_len 4, 256 codes, 3 bits a weight) part 0: word s is step s: codes of row g (columns 0..3, 4..7) in bytes 0, 1,
- *                 of row g + 8 in bytes 2, 3; part 1 (8 B): 16 signs a step as the high bits of GRID 3.
+ *                 of row g + 8 in bytes 2, 3; part 1 (8 B): the signs of step s in word s / 2: columns (2j, 2j+1) of row g + 8r at
+ *                 bits (p, p + 16), p = 15 - 8 (s % 2) - 4 r - j.
  *
  * Side data, each array from the next multiple of 256 bytes (rq_tile_layout has the offsets):
  *   scales      GRID: [n_rb][n_group][16] fp16; SSVQ: [n_rb][n_group][16] fp16
  *   zeros       GRID with zero points: [n_rb][n_group][16] fp16, the zero point itself (an integer)
- *   book        SSVQ: [n_book][256][vec_len] fp16 or uint8, then [n_book] float scales
- *   outliers    SSVQ: [n_rb][n_outlier][16] int8, then [n_outlier] int32 columns, [n_outlier] float scales
- * Rows beyond n_out have scale 0. */
+ *   book        SSVQ: [n_book][256][vec_len] fp16 or uint8, then [n_rb][n_book] float scales
+ *   outliers    SSVQ: [n_rb][n_outlier][16] int8, then [n_outlier] int32 columns, [n_rb][n_outlier] float scales
+ * Rows beyond n_out have scale 0. Several matrices with one x (q, k, v) are stacked to one, row block by row block: that is why
+ * what is one number a matrix is here one a row block. */
 #ifndef RQ_FMT_TILE_H
 #define RQ_FMT_TILE_H
 
@@ -73,10 +75,10 @@ static inline void rq_tile_plan(rq_tile_layout *t) {
     t->book = rq_tile_round(t->zero_points + (t->zeros ? per_row : 0));
     int64_t entries = t->kind == RQ_TILE_SSVQ ? t->n_book * 256 * t->vec_len : 0;
     t->book_scales = rq_tile_round(t->book + entries * (t->book_u8 ? 1 : 2));
-    t->outliers = rq_tile_round(t->book_scales + (entries ? t->n_book * 4 : 0));
+    t->outliers = rq_tile_round(t->book_scales + (entries ? t->n_rb * t->n_book * 4 : 0));
     t->outlier_cols = rq_tile_round(t->outliers + t->n_rb * t->n_outlier * RQ_TILE_ROWS);
     t->outlier_scales = rq_tile_round(t->outlier_cols + t->n_outlier * 4);
-    t->bytes = rq_tile_round(t->outlier_scales + t->n_outlier * 4);
+    t->bytes = rq_tile_round(t->outlier_scales + t->n_rb * t->n_outlier * 4);
 }
 
 #endif
