@@ -40,6 +40,44 @@ static inline __m512 half_fma_odd16(__m512 a, __m512 b, __m512 c) {
 }
 #endif
 
+#ifndef __AVX512F__
+/* Without branches, so that loops over them vectorise. A half's exponent and fraction, moved to where a float has them, are
+ * the number times 2^-112, subnormals included. */
+static inline float half_to_float(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, size = (uint32_t)(h & 0x7fff) << 13;
+    uint32_t u = gs_bits(gs_float(size) * 0x1p112f);
+    if (size >= 0x0f800000u) u = size | 0x7f800000u; /* infinity, NaN */
+    return gs_float(u | sign);
+}
+static inline uint16_t half_of_float(float v) {
+    uint32_t u = gs_bits(v), sign = (u >> 16) & 0x8000, size = u & 0x7fffffffu;
+    uint32_t normal = (size + 0xfff + ((size >> 13) & 1) - 0x38000000u) >> 13;
+    uint32_t small = gs_bits(gs_float(size) + 0.5f) - 0x3f000000u; /* the sum rounds to multiples of 2^-24 */
+    uint32_t r = size < 0x38800000u ? small : normal;
+    r = size >= 0x477ff000u ? 0x7c00 : r; /* 65520 and above */
+    return (uint16_t)(size > 0x7f800000u ? 0x7fff : r | sign);
+}
+/* The product of two f16 is exact in float, and so is the error of the sum (Knuth's two-sum). */
+static inline float half_fma_odd_f16(float a, float b, float c) {
+    float p = a * b, s = p + c, part = s - p, error = (p - (s - part)) + (c - part);
+    uint32_t u = gs_bits(s), inexact = error < 0 || error > 0; /* not of infinity and NaN */
+    uint32_t beyond = inexact & ((error < 0) != (s < 0));      /* s was rounded away from zero: one back */
+    return gs_float((u - beyond) | inexact);
+}
+/* That of two bf16 may leave the range of float: in double, made odd, and then made an odd float. */
+static inline float half_fma_odd_bf16(float a, float b, float c) {
+    double p = (double)a * b, q = c, s = p + q, part = s - p, error = (p - (s - part)) + (q - part);
+    if (error < 0 || error > 0) {
+        uint64_t u;
+        memcpy(&u, &s, 8);
+        if ((error < 0) != (s < 0)) --u;
+        u |= 1;
+        memcpy(&s, &u, 8);
+    }
+    return gs_odd_float(s);
+}
+#endif
+
 /* n is a multiple of 16. */
 static inline void half_widen(float *to, const uint16_t *from, int n, bool bf16) {
 #ifdef __AVX512F__
@@ -48,7 +86,7 @@ static inline void half_widen(float *to, const uint16_t *from, int n, bool bf16)
     if (bf16)
         for (int l = 0; l < n; ++l) to[l] = gs_b2f(from[l]);
     else
-        for (int l = 0; l < n; ++l) to[l] = gs_h2f(from[l]);
+        for (int l = 0; l < n; ++l) to[l] = half_to_float(from[l]);
 #endif
 }
 static inline void half_narrow(uint16_t *to, const float *from, int n, bool bf16) {
@@ -64,30 +102,22 @@ static inline void half_narrow(uint16_t *to, const float *from, int n, bool bf16
     if (bf16)
         for (int l = 0; l < n; ++l) to[l] = gs_f2b(from[l]);
     else
-        for (int l = 0; l < n; ++l) to[l] = from[l] != from[l] ? 0x7fff : gs_f2h(from[l]);
+        for (int l = 0; l < n; ++l) to[l] = half_of_float(from[l]);
 #endif
 }
-/* a = a * b + c, rounded to odd. The product of two halves is exact in double; the error of the sum is exact by Knuth's
- * two-sum, and makes the double odd; that then becomes an odd float. */
-static inline void half_fma_odd(float *a, const float *b, const float *c, int n) {
+/* a = a * b + c, rounded to odd. */
+static inline void half_fma_odd(float *a, const float *b, const float *c, int n, bool bf16) {
 #ifdef __AVX512F__
+    (void)bf16;
     for (int l = 0; l < n; l += 16) {
         __m512 r = half_fma_odd16(_mm512_loadu_ps(a + l), _mm512_loadu_ps(b + l), _mm512_loadu_ps(c + l));
         _mm512_storeu_ps(a + l, r);
     }
 #else
-    for (int l = 0; l < n; ++l) {
-        double p = (double)a[l] * b[l], q = c[l], s = p + q;
-        double rest = s - p, error = (p - (s - rest)) + (q - rest);
-        if (error != 0 && fabs(s) < INFINITY) {
-            uint64_t u;
-            memcpy(&u, &s, 8);
-            if ((error < 0) != (s < 0)) --u; /* rounded away from zero: one back */
-            u |= 1;
-            memcpy(&s, &u, 8);
-        }
-        a[l] = gs_odd_float(s);
-    }
+    if (bf16)
+        for (int l = 0; l < n; ++l) a[l] = half_fma_odd_bf16(a[l], b[l], c[l]);
+    else
+        for (int l = 0; l < n; ++l) a[l] = half_fma_odd_f16(a[l], b[l], c[l]);
 #endif
 }
 #endif

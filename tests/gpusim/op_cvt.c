@@ -16,8 +16,6 @@ typedef struct format { /* of floating-point numbers */
 } format;
 static format format_of(gs_type t) {
     switch (t) {
-    case T_E4M3X2: return (format){4, -6, 448};
-    case T_E5M2X2: return (format){3, -14, 57344};
     case T_F16:
     case T_F16X2: return (format){11, -14, 65504};
     case T_BF16:
@@ -100,21 +98,9 @@ static double float_value(gs_type t, uint64_t bits) {
     }
     }
 }
-/* e4m3, e5m2: finite, as .satfinite is always there, or NaN */
-static uint8_t small_bits(double v, int fraction_bits, int bias) {
-    uint8_t sign = signbit(v) ? 0x80 : 0;
-    if (v != v) return 0x7f;
-    if (v == 0) return sign;
-    int exponent = ilogb(v);
-    if (exponent < 1 - bias) exponent = 1 - bias;
-    int units = (int)scalbn(fabs(v), fraction_bits - exponent); /* of the last place; has the leading one if normal */
-    return (uint8_t)(sign | (((exponent + bias - 1) << fraction_bits) + units));
-}
 /* v is a number of the format t, so that no cast below rounds. */
 static uint64_t float_bits(gs_type t, double v) {
     switch (t) {
-    case T_E4M3X2: return small_bits(v, 3, 7);
-    case T_E5M2X2: return small_bits(v, 2, 15);
     case T_F16:
     case T_F16X2: return v != v ? 0x7fff : gs_f2h((float)v);
     case T_BF16:
@@ -223,28 +209,6 @@ static void cvt_pair(gs_warp *w, const gs_ins *i, uint32_t m) {
         r[l] = (int64_t)(narrowed(i, i->type, (double)A[l]) << shift | narrowed(i, i->type, (double)B[l]));
     alu_store(w, i, 0, r, m);
 }
-/* e4m3x2 or e5m2x2 <- f16x2 */
-static void cvt_f8x2_f16x2(gs_warp *w, const gs_ins *i, uint32_t m) {
-    const uint32_t *A = (const uint32_t *)OPND(1);
-    int64_t r[32];
-    for (int l = 0; l < 32; ++l) {
-        double high = (double)gs_h2f((uint16_t)(A[l] >> 16)), low = (double)gs_h2f((uint16_t)A[l]);
-        r[l] = (int64_t)(narrowed(i, i->type, high) << 8 | narrowed(i, i->type, low));
-    }
-    alu_store(w, i, 0, r, m);
-}
-static void cvt_f16x2_f8x2(gs_warp *w, const gs_ins *i, uint32_t m) {
-    int64_t v[32], r[32];
-    alu_load(w, i, 1, 16, false, v);
-    for (int l = 0; l < 32; ++l) {
-        uint8_t high = (uint8_t)(v[l] >> 8), low = (uint8_t)v[l];
-        bool e4m3 = i->type2 == T_E4M3X2;
-        double h = (double)(e4m3 ? gs_e4m3_f(high) : gs_e5m2_f(high));
-        double b = (double)(e4m3 ? gs_e4m3_f(low) : gs_e5m2_f(low));
-        r[l] = (int64_t)(narrowed(i, T_F16X2, h) << 16 | narrowed(i, T_F16X2, b));
-    }
-    alu_store(w, i, 0, r, m);
-}
 /* cvt.pack.sat: d = c shifted up, clamped a, clamped b. type: of the parts */
 static void cvt_pack(gs_warp *w, const gs_ins *i, uint32_t m) {
     const int32_t *A = (const int32_t *)OPND(1), *B = (const int32_t *)OPND(2);
@@ -262,6 +226,65 @@ static void cvt_pack(gs_warp *w, const gs_ins *i, uint32_t m) {
     });
 }
 
+/* ------------------------------------------------------------------ e4m3x2, e5m2x2 */
+/* e4m3 or e5m2 of a float, .satfinite: `most` is the largest, bias the exponent's. No branches, so that it vectorises. */
+static inline uint32_t f8_of_float(uint32_t u, int fraction, int bias, uint32_t most, bool relu) {
+    int drop = 23 - fraction;
+    uint32_t sign = u >> 24 & 0x80, size = u & 0x7fffffffu;
+    uint32_t normal =
+        ((size + (1u << (drop - 1)) - 1 + (size >> drop & 1)) >> drop) - ((uint32_t)(127 - bias) << fraction);
+    /* the sum with 2^23 last places of a subnormal rounds to one */
+    float ruler = gs_float((uint32_t)(127 + 24 - bias - fraction) << 23);
+    uint32_t small = gs_bits(gs_float(size) + ruler) - gs_bits(ruler);
+    uint32_t r = size < (uint32_t)(128 - bias) << 23 ? small : normal;
+    r = r > most ? most : r;
+    r = relu && sign ? 0 : r | sign;
+    return size > 0x7f800000u ? 0x7f : r;
+}
+static void f8_from_floats(uint16_t *to, const float *from, const gs_ins *i) {
+    bool relu_too = relu(i);
+    if (i->type == T_E4M3X2)
+        for (int l = 0; l < 32; ++l) to[l] = (uint16_t)f8_of_float(gs_bits(from[l]), 3, 7, 0x7e, relu_too);
+    else
+        for (int l = 0; l < 32; ++l) to[l] = (uint16_t)f8_of_float(gs_bits(from[l]), 2, 15, 0x7b, relu_too);
+}
+static void cvt_f8_f32(gs_warp *w, const gs_ins *i, uint32_t m) {
+    uint16_t *d = (uint16_t *)OPND(0), high[32], low[32];
+    f8_from_floats(high, (const float *)OPND(1), i);
+    f8_from_floats(low, (const float *)OPND(2), i);
+    LANES({ d[l] = (uint16_t)(high[l] << 8 | low[l]); });
+}
+static void cvt_f8_f16x2(gs_warp *w, const gs_ins *i, uint32_t m) {
+    uint16_t *d = (uint16_t *)OPND(0), high[32], low[32];
+    const uint32_t *A = (const uint32_t *)OPND(1);
+    float v[32];
+    for (int l = 0; l < 32; ++l) high[l] = (uint16_t)(A[l] >> 16), low[l] = (uint16_t)A[l];
+    half_widen(v, high, 32, false);
+    f8_from_floats(high, v, i);
+    half_widen(v, low, 32, false);
+    f8_from_floats(low, v, i);
+    LANES({ d[l] = (uint16_t)(high[l] << 8 | low[l]); });
+}
+/* Shifted to where f16 has exponent and fraction, e4m3 is the number times 2^-8. */
+static void cvt_f16x2_f8(gs_warp *w, const gs_ins *i, uint32_t m) {
+    uint32_t *d = (uint32_t *)OPND(0);
+    const uint16_t *A = (const uint16_t *)OPND(1);
+    uint16_t h[64];
+    for (int l = 0; l < 32; ++l) h[2 * l] = A[l] & 0xff, h[2 * l + 1] = A[l] >> 8;
+    if (i->type2 == T_E4M3X2) {
+        float v[64];
+        uint16_t moved[64];
+        for (int l = 0; l < 64; ++l) moved[l] = (uint16_t)((h[l] & 0x80) << 8 | (h[l] & 0x7f) << 7);
+        half_widen(v, moved, 64, false);
+        for (int l = 0; l < 64; ++l) v[l] *= 256;
+        half_narrow(moved, v, 64, false);
+        for (int l = 0; l < 64; ++l) h[l] = (h[l] & 0x7f) == 0x7f ? 0x7fff : moved[l];
+    } else
+        for (int l = 0; l < 64; ++l) h[l] = (h[l] & 0x7f) > 0x7c ? 0x7fff : (uint16_t)(h[l] << 8);
+    if (relu(i))
+        for (int l = 0; l < 64; ++l) h[l] = h[l] & 0x8000 ? 0 : h[l];
+    LANES({ d[l] = (uint32_t)h[2 * l + 1] << 16 | h[2 * l]; });
+}
 /* ------------------------------------------------------------------ short paths: registers as wide as their types */
 static void fast_f32_f16(gs_warp *w, const gs_ins *i, uint32_t m) {
     uint32_t *d = (uint32_t *)OPND(0);
@@ -311,12 +334,37 @@ static inline int32_t clamped_s32(float v) {
 }
 CONVERT(fast_rni_s32_f32, float, int32_t, clamped_s32(nearbyintf(a)))
 CONVERT(fast_rzi_s32_f32, float, int32_t, clamped_s32(a))
+CONVERT(fast_rzi_u32_f32, float, uint32_t, a >= 0x1p32f ? UINT32_MAX : a > 0 ? (uint32_t)a : 0)
+static inline uint32_t canonical32(float v) { return v != v ? 0x7fffffffu : gs_bits(v); }
+CONVERT(fast_rni_f32_f32, float, uint32_t, canonical32(nearbyintf(a)))
+CONVERT(fast_rzi_f32_f32, float, uint32_t, canonical32(truncf(a)))
+CONVERT(fast_rmi_f32_f32, float, uint32_t, canonical32(floorf(a)))
+CONVERT(fast_rpi_f32_f32, float, uint32_t, canonical32(ceilf(a)))
+/* .rna: half a last place up, then cut */
+static inline uint32_t tf32_of(uint32_t u) {
+    return (u & 0x7fffffffu) > 0x7f800000u ? 0x7fffffffu : (u + 0x1000) & ~0x1fffu;
+}
+CONVERT(fast_tf32_f32, uint32_t, uint32_t, tf32_of(a))
 CONVERT(fast_u32_u64, uint64_t, uint32_t, a)
 CONVERT(fast_u64_u32, uint32_t, uint64_t, a)
 CONVERT(fast_s64_s32, int32_t, int64_t, a)
 CONVERT(fast_u32_u16, uint16_t, uint32_t, a)
 CONVERT(fast_s32_s16, int16_t, int32_t, a)
 CONVERT(fast_u16_u32, uint32_t, uint16_t, a)
+
+/* cvt.ftz.sat.f32.f32 and its parts */
+static void fast_f32_f32(gs_warp *w, const gs_ins *i, uint32_t m) {
+    uint32_t *d = (uint32_t *)OPND(0);
+    const uint32_t *A = (const uint32_t *)OPND(1);
+    uint32_t flush = i->ftz ? 0x80000000u : 0xffffffffu;
+    bool sat = i->sat;
+    LANES({
+        uint32_t u = A[l] & 0x7f800000u ? A[l] : A[l] & flush;
+        bool nan = (u & 0x7fffffffu) > 0x7f800000u;
+        uint32_t clamped = u >> 31 || nan ? 0 : u > 0x3f800000u ? 0x3f800000u : u;
+        d[l] = sat ? clamped : nan ? 0x7fffffffu : u;
+    });
+}
 
 typedef struct fast_path {
     uint8_t to, from, round, integer_round; /* T_..., ROUND_... */
@@ -337,6 +385,12 @@ static const fast_path fast_paths[] = {
     {T_F32, T_F64, ROUND_RN, ROUND_NO_INTEGER, fast_f32_f64},
     {T_S32, T_F32, ROUND_RN, ROUND_RNI, fast_rni_s32_f32},
     {T_S32, T_F32, ROUND_RN, ROUND_RZI, fast_rzi_s32_f32},
+    {T_U32, T_F32, ROUND_RN, ROUND_RZI, fast_rzi_u32_f32},
+    {T_F32, T_F32, ROUND_RN, ROUND_RNI, fast_rni_f32_f32},
+    {T_F32, T_F32, ROUND_RN, ROUND_RZI, fast_rzi_f32_f32},
+    {T_F32, T_F32, ROUND_RN, ROUND_RMI, fast_rmi_f32_f32},
+    {T_F32, T_F32, ROUND_RN, ROUND_RPI, fast_rpi_f32_f32},
+    {T_TF32, T_F32, ROUND_RNA, ROUND_NO_INTEGER, fast_tf32_f32},
     {T_U32, T_U64, ROUND_RN, ROUND_NO_INTEGER, fast_u32_u64},
     {T_U64, T_U32, ROUND_RN, ROUND_NO_INTEGER, fast_u64_u32},
     {T_S64, T_S32, ROUND_RN, ROUND_NO_INTEGER, fast_s64_s32},
@@ -369,13 +423,13 @@ static gs_exec_fn choose(gs_decoder *d, gs_ins *i, bool rounded) {
         need(d, i->round == ROUND_RN || (i->round == ROUND_RZ && !f8_to && !f8_from) || i->round == ROUND_RNA,
              "this rounding is not supported here");
         if (f8_to) need(d, satfinite(i), ".satfinite is required");
-        if (f8_to && from == T_F16X2) return cvt_f8x2_f16x2;
+        if (f8_to && from == T_F16X2) return cvt_f8_f16x2;
         if (f8_from) {
             need(d, to == T_F16X2, "types");
-            return cvt_f16x2_f8x2;
+            return cvt_f16x2_f8;
         }
         need(d, from == T_F32, "types");
-        return to == T_TF32 ? cvt_float_float : cvt_pair;
+        return to == T_TF32 ? cvt_float_float : f8_to ? cvt_f8_f32 : cvt_pair;
     }
     if (is_integer(to) && is_integer(from)) {
         need(d, !rounded && !integer_rounded, "rounding of integers");
@@ -418,14 +472,18 @@ static void decode_cvt(gs_decoder *d, gs_ins *i, const gs_row *row) {
         if (!f8_from) i->sub = gs_mod(d, "satfinite");
     }
     i->exec = choose(d, i, rounded);
-    bool pair = i->exec == cvt_pair;
+    bool pair = i->exec == cvt_pair || i->exec == cvt_f8_f32, f8 = f8_from || to == T_E4M3X2 || to == T_E5M2X2;
     gs_need_args(d, pair ? 3 : 2);
     cvt_operand(d, 0, to);
     cvt_operand(d, 1, from);
     if (pair) cvt_operand(d, 2, from);
-    if (i->ftz || i->sat || i->flag || i->sub) return;
     int bytes_to = gs_type_bytes[to], bytes_from = gs_type_bytes[from];
-    if (d->op[0].size != bytes_to || d->op[1].size != bytes_from) return;
+    bool same_sizes = d->op[0].size == bytes_to && d->op[1].size == bytes_from;
+    if (pair && d->op[2].size != bytes_from) same_sizes = false;
+    if (!same_sizes && (f8 || pair)) gs_die(d, "a register wider than its type");
+    if (!same_sizes) return;
+    if (to == T_F32 && from == T_F32 && i->cmp == ROUND_NO_INTEGER) i->exec = fast_f32_f32;
+    if (i->ftz || i->sat || i->flag || i->sub) return;
     for (size_t k = 0; k < sizeof fast_paths / sizeof *fast_paths; ++k) {
         const fast_path *f = &fast_paths[k];
         if (f->to == to && f->from == from && f->round == i->round && f->integer_round == i->cmp) i->exec = f->exec;

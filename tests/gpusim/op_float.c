@@ -46,35 +46,27 @@ static inline uint32_t output32(float v, bool ftz, bool sat) {
     return sat ? saturate32(u) : canonical32(u);
 }
 
-/* name: the plain form, rounded to nearest; name_mod: with .ftz, .sat or a directed mode. */
+/* name: the plain form, rounded to nearest; name_ftz: with .ftz; name_mod: with .sat or a directed mode too. */
+#define F32_BODY(INPUT, OUTPUT)                                                                                        \
+    uint32_t *d = (uint32_t *)OPND(0);                                                                                 \
+    const uint32_t *A = (const uint32_t *)OPND(1);                                                                     \
+    const uint32_t *B = i->n_op > 2 ? (const uint32_t *)OPND(2) : A;                                                   \
+    const uint32_t *C = i->n_op > 3 ? (const uint32_t *)OPND(3) : A;                                                   \
+    LANES({                                                                                                            \
+        float a = INPUT(A[l]);                                                                                         \
+        float b = INPUT(B[l]);                                                                                         \
+        float c = INPUT(C[l]);                                                                                         \
+        (void)b, (void)c;                                                                                              \
+        d[l] = OUTPUT;                                                                                                 \
+    });
+#define INPUT_FTZ(u) input32(u, true)
+#define INPUT_MOD(u) input32(u, i->ftz)
 #define F32_OP(name, E)                                                                                                \
-    static void name(gs_warp *w, const gs_ins *i, uint32_t m) {                                                        \
-        uint32_t *d = (uint32_t *)OPND(0);                                                                             \
-        const uint32_t *A = (const uint32_t *)OPND(1);                                                                 \
-        const uint32_t *B = i->n_op > 2 ? (const uint32_t *)OPND(2) : A;                                               \
-        const uint32_t *C = i->n_op > 3 ? (const uint32_t *)OPND(3) : A;                                               \
-        LANES({                                                                                                        \
-            float a = gs_float(A[l]);                                                                                  \
-            float b = gs_float(B[l]);                                                                                  \
-            float c = gs_float(C[l]);                                                                                  \
-            (void)b, (void)c;                                                                                          \
-            d[l] = canonical32(gs_bits(E));                                                                            \
-        });                                                                                                            \
-    }                                                                                                                  \
+    static void name(gs_warp *w, const gs_ins *i, uint32_t m) { F32_BODY(gs_float, canonical32(gs_bits(E))) }          \
+    static void name##_ftz(gs_warp *w, const gs_ins *i, uint32_t m) { F32_BODY(INPUT_FTZ, output32(E, true, false)) }  \
     static void name##_mod(gs_warp *w, const gs_ins *i, uint32_t m) {                                                  \
-        uint32_t *d = (uint32_t *)OPND(0);                                                                             \
-        const uint32_t *A = (const uint32_t *)OPND(1);                                                                 \
-        const uint32_t *B = i->n_op > 2 ? (const uint32_t *)OPND(2) : A;                                               \
-        const uint32_t *C = i->n_op > 3 ? (const uint32_t *)OPND(3) : A;                                               \
-        bool ftz = i->ftz, sat = i->sat;                                                                               \
         enter_rounding(i->round);                                                                                      \
-        LANES({                                                                                                        \
-            float a = input32(A[l], ftz);                                                                              \
-            float b = input32(B[l], ftz);                                                                              \
-            float c = input32(C[l], ftz);                                                                              \
-            (void)b, (void)c;                                                                                          \
-            d[l] = output32(E, ftz, sat);                                                                              \
-        });                                                                                                            \
+        F32_BODY(INPUT_MOD, output32(E, i->ftz, i->sat))                                                               \
         leave_rounding(i->round);                                                                                      \
     }
 F32_OP(add_f32, a + b)
@@ -219,15 +211,12 @@ static bool has_rounding(gs_decoder *d) {
 /* add, sub, mul: rounding is optional; the others need one (or .approx, .full, which have rows of their own). */
 static void decode_f32(gs_decoder *d, gs_ins *i, const gs_row *row) {
     static const struct {
-        gs_exec_fn plain, with_mod;
+        gs_exec_fn plain, ftz, mod;
     } forms[] = {
-        {add_f32, add_f32_mod},     {sub_f32, sub_f32_mod},
-        {mul_f32, mul_f32_mod},     {fma_f32, fma_f32_mod},
-        {div_f32, div_f32_mod},     {rcp_f32, rcp_f32_mod},
-        {sqrt_f32, sqrt_f32_mod},   {div_approx_f32, div_approx_f32_mod},
-        {rsqrt_f32, rsqrt_f32_mod}, {sin_f32, sin_f32_mod},
-        {cos_f32, cos_f32_mod},     {lg2_f32, lg2_f32_mod},
-        {ex2_f32, ex2_f32_mod},     {tanh_f32, tanh_f32_mod},
+#define FORMS(name) {name, name##_ftz, name##_mod}
+        FORMS(add_f32), FORMS(sub_f32),  FORMS(mul_f32),        FORMS(fma_f32),   FORMS(div_f32),
+        FORMS(rcp_f32), FORMS(sqrt_f32), FORMS(div_approx_f32), FORMS(rsqrt_f32), FORMS(sin_f32),
+        FORMS(cos_f32), FORMS(lg2_f32),  FORMS(ex2_f32),        FORMS(tanh_f32),
     };
     bool approximate = strstr(row->name, "approx") || (row->exec == div_f32 && gs_mod(d, "full"));
     bool simple = !strcmp(d->base, "add") || !strcmp(d->base, "sub") || !strcmp(d->base, "mul");
@@ -239,7 +228,7 @@ static void decode_f32(gs_decoder *d, gs_ins *i, const gs_row *row) {
     if (row->exec != tanh_f32) i->ftz = gs_mod(d, "ftz");
     if (i->round || i->sat || i->ftz)
         for (size_t k = 0; k < sizeof forms / sizeof *forms; ++k)
-            if (forms[k].plain == row->exec) i->exec = forms[k].with_mod;
+            if (forms[k].plain == row->exec) i->exec = i->round || i->sat ? forms[k].mod : forms[k].ftz;
     alu_same(d, i, operands_of(d));
 }
 static void decode_f64(gs_decoder *d, gs_ins *i, const gs_row *row) {

@@ -63,7 +63,7 @@ static void arithmetic(gs_warp *w, const gs_ins *i, uint32_t m) {
         if (i->sub == OP_SUB)
             for (int l = 0; l < n; ++l) c[l] = -c[l];
     }
-    half_fma_odd(a, b, c, n);
+    half_fma_odd(a, b, c, n, i->type2 == T_BF16);
     half_narrow(h, a, n, i->type2 == T_BF16);
     if (i->sat || i->flag || i->ftz) modify(h, n, i);
     put_halves(w, i, h, m);
@@ -86,22 +86,26 @@ static void fma_f16x2(gs_warp *w, const gs_ins *i, uint32_t m) {
 
 /* ------------------------------------------------------------------ min, max, abs, neg: on the bits */
 static inline int16_t order16(uint16_t h) { return (int16_t)(h ^ ((uint16_t)((int16_t)h >> 15) & 0x7fff)); }
-/* flag: .NaN; round: .xorsign.abs; sub: 1 for max */
+/* flag: .NaN; round: .xorsign.abs; sub: 1 for max. Masks of all ones or none instead of conditions: so it vectorises. */
 static void min_max(gs_warp *w, const gs_ins *i, uint32_t m) {
     const uint16_t *A = (const uint16_t *)OPND(1), *B = (const uint16_t *)OPND(2);
-    uint16_t infinity = i->type2 == T_BF16 ? 0x7f80 : 0x7c00, keep = i->round ? 0x7fff : 0xffff, h[64];
-    bool most = i->sub, nan = i->flag, ftz = i->ftz;
-    for (int l = 0; l < 32 * i->vec; ++l) {
-        uint16_t a = A[l], b = B[l], sign = i->round ? (a ^ b) & 0x8000 : 0;
-        if (ftz && !(a & infinity)) a &= 0x8000;
-        if (ftz && !(b & infinity)) b &= 0x8000;
-        a &= keep;
-        b &= keep;
-        bool nan_a = is_nan16(a, infinity), nan_b = is_nan16(b, infinity);
-        uint16_t r = (order16(a) < order16(b)) != most ? a : b;
-        r = nan_a ? b : nan_b ? a : r;
-        r |= sign;
-        h[l] = (nan_a && nan_b) || (nan && (nan_a || nan_b)) ? 0x7fff : r;
+    int16_t infinity = i->type2 == T_BF16 ? 0x7f80 : 0x7c00;
+    uint16_t keep = i->round ? 0x7fff : 0xffff, signs = i->round ? 0x8000 : 0, flush = i->ftz ? 0xffff : 0, h[64];
+    uint16_t swap = i->sub ? 0xffff : 0, either = i->flag ? 0xffff : 0;
+    int n = 32 * i->vec;
+    GS_INDEPENDENT for (int l = 0; l < n; ++l) {
+        uint16_t a = A[l], b = B[l], sign = (a ^ b) & signs;
+        uint16_t tiny_a = flush & (uint16_t) - (uint16_t) !(a & infinity),
+                 tiny_b = flush & (uint16_t) - (uint16_t) !(b & infinity);
+        a &= keep & (uint16_t) ~(tiny_a & 0x7fff);
+        b &= keep & (uint16_t) ~(tiny_b & 0x7fff);
+        uint16_t nan_a = (uint16_t) - (uint16_t)((int16_t)(a & 0x7fff) > infinity);
+        uint16_t nan_b = (uint16_t) - (uint16_t)((int16_t)(b & 0x7fff) > infinity);
+        uint16_t take_a = (uint16_t) - (uint16_t)(order16(a) < order16(b)) ^ swap;
+        take_a = (take_a & (uint16_t)~nan_a) | nan_b;
+        uint16_t nan = (nan_a & nan_b) | (either & (nan_a | nan_b));
+        uint16_t r = (uint16_t)((a & take_a) | (b & (uint16_t)~take_a) | sign);
+        h[l] = (uint16_t)((r & (uint16_t)~nan) | (nan & 0x7fff));
     }
     put_halves(w, i, h, m);
 }

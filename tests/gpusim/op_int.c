@@ -317,15 +317,36 @@ static inline int64_t part(uint32_t v, unsigned k, unsigned bits, bool is_signed
     uint32_t shifted = v << (32 - bits * (k + 1));
     return is_signed ? (int32_t)shifted >> (32 - bits) : (int64_t)(shifted >> (32 - bits));
 }
+#ifdef __AVX512BW__
+/* Bytes 0 and 2, or 1 and 3, of each word as 16-bit numbers: two of them make one product sum. */
+static inline __m512i even_bytes(__m512i v, bool is_signed) {
+    v = _mm512_slli_epi16(v, 8);
+    return is_signed ? _mm512_srai_epi16(v, 8) : _mm512_srli_epi16(v, 8);
+}
+static inline __m512i odd_bytes(__m512i v, bool is_signed) {
+    return is_signed ? _mm512_srai_epi16(v, 8) : _mm512_srli_epi16(v, 8);
+}
+static inline void dot16(uint32_t *r, const uint32_t *a, const uint32_t *b, const uint32_t *c, bool sa, bool sb) {
+    __m512i x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b), sum = _mm512_loadu_si512(c);
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(even_bytes(x, sa), even_bytes(y, sb)));
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(odd_bytes(x, sa), odd_bytes(y, sb)));
+    _mm512_storeu_si512(r, sum);
+}
+#else
+static inline void dot16(uint32_t *r, const uint32_t *a, const uint32_t *b, const uint32_t *c, bool sa, bool sb) {
+    for (int l = 0; l < 16; ++l) {
+        r[l] = c[l];
+        for (unsigned k = 0; k < 4; ++k) r[l] += (uint32_t)(part(a[l], k, 8, sa) * part(b[l], k, 8, sb));
+    }
+}
+#endif
 static void dp4a(gs_warp *w, const gs_ins *i, uint32_t m) {
-    uint32_t *d = (uint32_t *)OPND(0);
+    uint32_t *d = (uint32_t *)OPND(0), r[32];
     const uint32_t *A = (const uint32_t *)OPND(1), *B = (const uint32_t *)OPND(2), *C = (const uint32_t *)OPND(3);
     bool sa = i->type == T_S32, sb = i->type2 == T_S32;
-    LANES({
-        uint32_t sum = C[l];
-        for (unsigned k = 0; k < 4; ++k) sum += (uint32_t)(part(A[l], k, 8, sa) * part(B[l], k, 8, sb));
-        d[l] = sum;
-    });
+    dot16(r, A, B, C, sa, sb);
+    dot16(r + 16, A + 16, B + 16, C + 16, sa, sb);
+    LANES({ d[l] = r[l]; });
 }
 static void dp2a(gs_warp *w, const gs_ins *i, uint32_t m) {
     uint32_t *d = (uint32_t *)OPND(0);

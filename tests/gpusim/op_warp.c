@@ -6,47 +6,39 @@
 
 /* ------------------------------------------------------------------ shfl: operands d, p, a, b, c, members */
 enum { SHFL_UP, SHFL_DOWN, SHFL_BFLY, SHFL_IDX };
+/* The lane that each lane reads, and the lanes for which that is in their segment; the others read themselves. b, c: c has
+ * the clamp in its low 5 bits, the mask of the segment in bits 8 to 12. */
+static uint32_t shfl_sources(int source[32], const uint32_t *b, const uint32_t *c, uint8_t mode) {
+    uint32_t in_range = 0;
+    for (int l = 0; l < 32; ++l) {
+        int n = (int)(b[l] & 31), clamp = (int)(c[l] & 31), segment = (int)(c[l] >> 8 & 31);
+        int first = l & segment, last = first | (clamp & ~segment), from;
+        from = mode == SHFL_UP ? l - n : mode == SHFL_DOWN ? l + n : mode == SHFL_BFLY ? l ^ n : first | (n & ~segment);
+        bool inside = mode == SHFL_UP ? from >= last : from <= last; /* up: the clamp is 0, the segment's first lane */
+        source[l] = inside ? from : l;
+        in_range |= (uint32_t)inside << l;
+    }
+    return in_range;
+}
 static void shfl(gs_warp *w, const gs_ins *i, uint32_t m) {
-    const uint32_t *A = (const uint32_t *)OPND(2), *B = (const uint32_t *)OPND(3), *C = (const uint32_t *)OPND(4);
-    uint32_t from[32], r[32] = {0}, inside = 0;
-    memcpy(from, A, sizeof from);
-    for (uint32_t rest = m; rest; rest &= rest - 1) {
-        int lane = __builtin_ctz(rest);
-        /* c: the clamp in the low 5 bits, the mask of the segment in bits 8 to 12 */
-        int b = (int)(B[lane] & 31), clamp = (int)(C[lane] & 31), segment = (int)(C[lane] >> 8 & 31);
-        int last = (lane & segment) | (clamp & ~segment), first = lane & segment, source;
-        bool in_range;
-        switch (i->sub) {
-        case SHFL_UP:
-            source = lane - b;
-            in_range = source >= last; /* the clamp is 0 here: the segment's first lane */
-            break;
-        case SHFL_DOWN:
-            source = lane + b;
-            in_range = source <= last;
-            break;
-        case SHFL_BFLY:
-            source = lane ^ b;
-            in_range = source <= last;
-            break;
-        default:
-            source = first | (b & ~segment);
-            in_range = source <= last;
-            break;
-        }
-        if (!in_range)
-            source = lane;
-        else if (!(m >> source & 1))
-            gs_find(w, GS_FINDING, "shuffle", lane, -1,
-                    "reads lane %d, which is not among those that take part (0x%08x)", source, m);
-        r[lane] = from[source];
-        inside |= (uint32_t)in_range << lane;
+    const uint32_t *A = (const uint32_t *)OPND(2);
+    uint32_t r[32], outside = 0;
+    int source[32];
+    uint32_t in_range = shfl_sources(source, (const uint32_t *)OPND(3), (const uint32_t *)OPND(4), i->sub);
+    for (int l = 0; l < 32; ++l) {
+        r[l] = A[source[l]];
+        outside |= (uint32_t) !(m >> source[l] & 1) << l;
+    }
+    for (outside &= m; outside; outside &= outside - 1) {
+        int lane = __builtin_ctz(outside);
+        gs_find(w, GS_FINDING, "shuffle", lane, -1, "reads lane %d, which is not among those that take part (0x%08x)",
+                source[lane], m);
     }
     if (i->op[0].size) {
         uint32_t *d = (uint32_t *)OPND(0);
         LANES({ d[l] = r[l]; });
     }
-    gs_pred_write(w, i, 1, inside, m);
+    gs_pred_write(w, i, 1, in_range, m);
 }
 
 /* ------------------------------------------------------------------ vote: operands d, p, members */
