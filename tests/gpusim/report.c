@@ -274,15 +274,20 @@ static void json_line(const gs_launch_state *l) {
                 comma = ", ";
             }
         fprintf(f, "}");
-#define FIELD(name) fprintf(f, ", \"" #name "\": %llu", (unsigned long long)c->name);
-        FIELD(ld_requests)
-        FIELD(ld_bytes)
-        FIELD(ld_sectors)
-        FIELD(st_requests) FIELD(st_bytes) FIELD(st_sectors) FIELD(bulk_bytes) FIELD(shared_ld_waves) FIELD(
-            shared_ld_ideal) FIELD(shared_st_waves) FIELD(shared_st_ideal) FIELD(mma) FIELD(wgmma) FIELD(mma_macs)
-            FIELD(barriers) FIELD(divergent) FIELD(blocks) FIELD(findings)
+#define FIELD(name)                                                                                                    \
+    { #name, c->name }
+        const struct {
+            const char *name;
+            uint64_t value;
+        } fields[] = {FIELD(ld_requests),     FIELD(ld_bytes),        FIELD(ld_sectors),      FIELD(st_requests),
+                      FIELD(st_bytes),        FIELD(st_sectors),      FIELD(bulk_bytes),      FIELD(shared_ld_waves),
+                      FIELD(shared_ld_ideal), FIELD(shared_st_waves), FIELD(shared_st_ideal), FIELD(mma),
+                      FIELD(wgmma),           FIELD(mma_macs),        FIELD(barriers),        FIELD(divergent),
+                      FIELD(blocks),          FIELD(findings)};
 #undef FIELD
-                fprintf(f, ", \"hot\": ["); /* the places that waste most: wavefronts or sectors beyond what would do */
+        for (size_t q = 0; q < sizeof fields / sizeof *fields; ++q)
+            fprintf(f, ", \"%s\": %llu", fields[q].name, (unsigned long long)fields[q].value);
+        fprintf(f, ", \"hot\": ["); /* the places that waste most: wavefronts or sectors beyond what would do */
         uint64_t below = ~0ull;
         comma = "";
         for (int top = 0; top < 3; ++top) {
