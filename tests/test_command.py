@@ -256,10 +256,11 @@ def test_killed_run_resumes_to_the_same_bytes():
         p.send_signal(signal.SIGKILL)
         kills += p.wait() == -signal.SIGKILL
         p.stderr.close()
-        if not os.path.exists(out):
+        done = os.path.exists(out)  # killed after the last rename: what is left of the work folder may still be there
+        if not done:
             quantize(tiny(), out, "--calib", calib, "--resume")
         assert digest(out) == digest(path("whole")), trial
-        assert not os.path.exists(out + ".partial")
+        assert done or not os.path.exists(out + ".partial")
     return f"{kills} of 6 runs were killed on the way"
 
 
