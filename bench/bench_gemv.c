@@ -6,28 +6,12 @@
  * they do when a whole model is run. Warm: one copy again and again; of interest only where a model fits the cache. The
  * ceiling is the read bandwidth measured in the same run. docs/bench.md explains the columns. */
 #include <dlfcn.h>
-#include <getopt.h>
 #include <math.h>
 
 #include "backend.h"
-#include "harness_operand.h"
-#include "shapes.h"
+#include "gemv_options.h"
 
-enum { MAX_SHAPES = 64, CHECK_ROWS = 48 };
-
-typedef struct options {
-    const char *format, *impl, *json_path, *csv_path, *baseline_path;
-    int64_t bits[4], tokens[16], group;
-    int n_bits, n_tokens, threads;
-    bool sym, f32_scales, sgemv, dry_run, cpu_clock;
-    double seconds, fail_if_slower; /* fraction; negative: off */
-    struct {
-        const char *preset;
-        bench_shape shape;
-    } shape[MAX_SHAPES];
-    int n_shapes;
-    char flags[512];
-} options;
+enum { CHECK_ROWS = 48 };
 
 /* ---- running ---------------------------------------------------------------------------------------------------------- */
 
@@ -116,18 +100,18 @@ done:
 /* ---- one line of the table -------------------------------------------------------------------------------------------- */
 
 typedef struct context {
-    options o;
+    gemv_options o;
     bench_machine machine;
     json_t *records, *old;
-    int n_failed, n_slower;
-    double sgemv_us; /* of this shape and token count, 0: not measured */
+    int n_failed, n_slower, n_compared, n_new; /* the last two: with and without a row in the earlier run */
+    double sgemv_us;                           /* of this shape and token count, 0: not measured */
 } context;
 
 static const char *const identity[] = {"device", "n_out", "n_in",   "format", "bits",    "group",
                                        "sym",    "n_tok", "kernel", "cpu",    "threads", "clock"};
 
 static void print_head(const context *c) {
-    printf("%-13s %-8s %6s %6s  %-10s %4s %5s %3s %-7s %7s", "model", "layer", "n_out", "n_in", "format", "bits",
+    printf("%-16s %-8s %6s %6s  %-10s %4s %5s %3s %-7s %7s", "model", "layer", "n_out", "n_in", "format", "bits",
            "group", "tok", "kernel", "bits/w");
     if (c->o.dry_run) {
         printf(" %10s %12s\n", "bytes MB", "floor us");
@@ -147,8 +131,8 @@ static json_t *describe(const context *c, int shape, const bench_subject *s, int
     json_t *r = json_object();
     bench_record_machine(r, &c->machine, c->o.flags);
     json_object_set_new(r, "device", json_string("cpu"));
-    json_object_set_new(r, "model", json_string(c->o.shape[shape].preset));
-    json_object_set_new(r, "layer", json_string(c->o.shape[shape].shape.layer));
+    json_object_set_new(r, "model", json_string(c->o.shapes.at[shape].model));
+    json_object_set_new(r, "layer", json_string(c->o.shapes.at[shape].shape.layer));
     json_object_set_new(r, "n_out", json_integer(s->n_out));
     json_object_set_new(r, "n_in", json_integer(s->n_in));
     json_object_set_new(r, "format", json_string(s->operand));
@@ -167,9 +151,17 @@ static void print_start(const context *c, int shape, const bench_subject *s, int
     bool grid = !strcmp(s->operand, "grid");
     char group[16] = "-";
     if (grid) snprintf(group, sizeof group, "%lld", (long long)s->packed.u.grid.group);
-    printf("%-13s %-8s %6lld %6lld  %-10s %4d %5s %3lld %-7s %7.3f", c->o.shape[shape].preset,
-           c->o.shape[shape].shape.layer, (long long)s->n_out, (long long)s->n_in, s->operand, s->bits, group,
+    printf("%-16s %-8s %6lld %6lld  %-10s %4d %5s %3lld %-7s %7.3f", c->o.shapes.at[shape].model,
+           c->o.shapes.at[shape].shape.layer, (long long)s->n_out, (long long)s->n_in, s->operand, s->bits, group,
            (long long)n_tok, kernel, (double)s->size_bits / (double)(s->n_out * s->n_in));
+}
+
+static bool passes_filter(const context *c, int shape, const bench_subject *s, int64_t n_tok, const char *kernel) {
+    char name[160];
+    snprintf(name, sizeof name, "%s %s %lldx%lld %s %d t=%lld %s", c->o.shapes.at[shape].model,
+             c->o.shapes.at[shape].shape.layer, (long long)s->n_out, (long long)s->n_in, s->operand, s->bits,
+             (long long)n_tok, kernel);
+    return !c->o.filter || strstr(name, c->o.filter) != NULL;
 }
 
 static void compare_old(context *c, const json_t *record, double cold_us) {
@@ -177,8 +169,10 @@ static void compare_old(context *c, const json_t *record, double cold_us) {
     double old_us = json_number_value(json_object_get(was, "t_cold_med_us"));
     if (old_us <= 0) {
         printf("      -");
+        ++c->n_new;
         return;
     }
+    ++c->n_compared;
     bool slower = c->o.fail_if_slower >= 0 && cold_us > old_us * (1 + c->o.fail_if_slower);
     printf(" %6.2f%s", old_us / cold_us, slower ? " SLOWER" : "");
     c->n_slower += slower;
@@ -188,6 +182,7 @@ static rq_status line(context *c, int shape, const bench_subject *s, const rq_ke
                       int64_t n_tok) {
     const char *name = k ? k->impl : "sgemv";
     run r = {.s = s, .kernel = k, .y = y, .x = x, .n_tok = n_tok};
+    if (!passes_filter(c, shape, s, n_tok, name)) return RQ_OK;
     print_start(c, shape, s, n_tok, name);
     if (c->o.dry_run) {
         double bytes = (double)model_bytes(s, n_tok);
@@ -258,7 +253,7 @@ done:
     return status;
 }
 
-static bool wanted(const options *o, const char *operand) {
+static bool wanted(const gemv_options *o, const char *operand) {
     size_t n = strlen(o->format);
     if (!strcmp(o->format, "all") || !strcmp(o->format, operand)) return true;
     return !strncmp(o->format, operand, n) && !strcmp(operand + n, "_rows"); /* f16 for f16_rows */
@@ -267,7 +262,7 @@ static bool wanted(const options *o, const char *operand) {
 static rq_status sweep_shape(context *c, int shape, int64_t n_tok) {
     static const char *const dense[] = {"f32_rows", "f16_rows", "bf16_rows", "q8_0_rows"};
     rq_status status = RQ_OK;
-    int64_t n_out = c->o.shape[shape].shape.n_out, n_in = c->o.shape[shape].shape.n_in;
+    int64_t n_out = c->o.shapes.at[shape].shape.n_out, n_in = c->o.shapes.at[shape].shape.n_in;
     float *x = NULL, *y = NULL;
     RQ_TRY(RQ_NEW(x, n_tok * n_in));
     RQ_TRY(RQ_NEW(y, n_tok * n_out));
@@ -295,6 +290,13 @@ done:
     return status;
 }
 
+static int n_layer_of(const bench_shapes *s, const char *model) {
+    for (int i = 0; i < s->n; ++i) {
+        if (!strcmp(s->at[i].model, model)) return s->at[i].n_layer;
+    }
+    return 0;
+}
+
 /* Cold times of one block added up and multiplied by the number of blocks: all linear layers of a step. */
 static void print_models(const context *c) {
     static const char *const same[] = {"model", "format", "bits", "group", "n_tok", "kernel"};
@@ -312,231 +314,17 @@ static void print_models(const context *c) {
             }
             if (equal == 6) us += json_real_value(json_object_get(json_array_get(c->records, j), "t_cold_med_us"));
         }
-        for (int p = 0; p < BENCH_N_PRESETS; ++p) {
-            if (strcmp(bench_presets[p].name, model)) continue;
-            double ms = us * 1e-3 * bench_presets[p].n_layer;
-            printf("%-13s %-10s %lld bits, %lld tokens, %s: linear layers of a step %.2f ms\n", model,
-                   json_string_value(json_object_get(r, "format")),
-                   (long long)json_integer_value(json_object_get(r, "bits")),
-                   (long long)json_integer_value(json_object_get(r, "n_tok")),
-                   json_string_value(json_object_get(r, "kernel")), ms);
-        }
+        int n_layer = n_layer_of(&c->o.shapes, model);
+        if (!n_layer) continue;
+        printf("%-16s %-10s %lld bits, %lld tokens, %s: linear layers of a step %.2f ms\n", model,
+               json_string_value(json_object_get(r, "format")),
+               (long long)json_integer_value(json_object_get(r, "bits")),
+               (long long)json_integer_value(json_object_get(r, "n_tok")),
+               json_string_value(json_object_get(r, "kernel")), us * 1e-3 * n_layer);
     }
 }
 
-/* ---- the command line ------------------------------------------------------------------------------------------------- */
-
-static void usage(FILE *f) {
-    fputs("bench_gemv: y = W x for 1 .. 16 tokens, checked, then timed\n"
-          "  --format NAME|all       grid (default), f32, f16, bf16, q8_0, or all\n"
-          "  --bits 2,3,4,8          of grid (default all four)\n"
-          "  --group N               columns that share a scale (default 128; 0: a whole row)\n"
-          "  --sym                   no zero points (default: with them)\n"
-          "  --scales f16|f32        default f16\n"
-          "  --shapes LIST           presets and NxK, comma-separated (default smollm2-135m); see --list\n"
-          "  --tokens 1,2,4,8,16     default 1\n"
-          "  --impl NAME|all         c, avx2, avx512 or all (default: the one that is picked here)\n"
-          "  --threads N             default: one per core\n"
-          "  --clock wall|cpu        cpu: time given to this process, for --threads 1 on a machine that others use\n"
-          "  --device cpu            cuda is refused where the build has no CUDA kernels\n"
-          "  --baseline sgemv|FILE   time OpenBLAS's fp32 sgemv too, or compare with the --json of an earlier run\n"
-          "  --fail-if-slower P%     exit code 1 when a row is slower than in that run by more than P percent\n"
-          "  --seconds S             sampling per row (default 0.4)\n"
-          "  --json FILE, --csv FILE a record per row\n"
-          "  --dry-run               bytes and the time they take at the measured read bandwidth; nothing is run\n"
-          "  --list                  kernels, and whether this machine runs them; shapes\n",
-          f);
-}
-
-static int list(void) {
-    printf("kernels:\n");
-    for (int64_t i = 0; i < rq_kernel_count(); ++i) {
-        const rq_kernel *k = rq_kernel_at(i);
-        const char *why;
-        bool usable = rq_kernel_usable(k, &why), picked = rq_kernel_pick(k->op, k->operand) == k;
-        printf("  %-7s %-10s %-7s %s\n", k->op, k->operand, k->impl, !usable ? why : picked ? "picked" : "usable");
-    }
-    printf("shapes:\n");
-    for (int p = 0; p < BENCH_N_PRESETS; ++p) {
-        printf("  %-13s %d blocks:", bench_presets[p].name, bench_presets[p].n_layer);
-        for (int s = 0; s < 4; ++s) {
-            const bench_shape *b = &bench_presets[p].shape[s];
-            printf(" %s %lldx%lld", b->layer, (long long)b->n_out, (long long)b->n_in);
-        }
-        printf("\n");
-    }
-    return 0;
-}
-
-static bool add_shapes(options *o, const char *text) {
-    for (const char *p = text; *p;) {
-        size_t n = strcspn(p, ",");
-        int before = o->n_shapes;
-        for (int k = 0; k < BENCH_N_PRESETS; ++k) {
-            if (strlen(bench_presets[k].name) != n || strncmp(bench_presets[k].name, p, n)) continue;
-            for (int s = 0; s < 4 && o->n_shapes < MAX_SHAPES; ++s) {
-                o->shape[o->n_shapes].preset = bench_presets[k].name;
-                o->shape[o->n_shapes++].shape = bench_presets[k].shape[s];
-            }
-        }
-        long long n_out, n_in;
-        int used = 0;
-        if (o->n_shapes == before) {
-            if (sscanf(p, "%lldx%lld%n", &n_out, &n_in, &used) != 2 || used != (int)n || n_out < 1 || n_in < 1 ||
-                n_out > 1 << 24 || n_in > 1 << 24 || o->n_shapes == MAX_SHAPES) {
-                fprintf(stderr, "bench_gemv: no shape \"%.*s\" (--list shows the presets)\n", (int)n, p);
-                return false;
-            }
-            o->shape[o->n_shapes].preset = "-";
-            o->shape[o->n_shapes++].shape = (bench_shape){"-", n_out, n_in};
-        }
-        p += n;
-        if (*p == ',') ++p;
-    }
-    return o->n_shapes > 0;
-}
-
-static bool known_format(const char *name) {
-    static const char *const names[] = {"all", "grid", "f32", "f16", "bf16", "q8_0"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; ++i) {
-        if (!strcmp(name, names[i])) return true;
-    }
-    fprintf(stderr, "bench_gemv: no format \"%s\": grid, f32, f16, bf16, q8_0 or all\n", name);
-    return false;
-}
-
-static bool known_impl(const char *name) {
-    bool found = !strcmp(name, "all");
-    for (int64_t i = 0; i < rq_kernel_count(); ++i) found |= !strcmp(rq_kernel_at(i)->impl, name);
-    if (!found) fprintf(stderr, "bench_gemv: no kernel is called \"%s\" (--list)\n", name);
-    return found;
-}
-
-static bool known_bits(options *o, const char *text) {
-    o->n_bits = bench_parse_ints(text, 2, 8, o->bits, 4);
-    for (int i = 0; i < o->n_bits; ++i) {
-        if (o->bits[i] > 4 && o->bits[i] < 8) o->n_bits = -1;
-    }
-    return o->n_bits > 0;
-}
-
-enum {
-    O_FORMAT = 1,
-    O_BITS,
-    O_GROUP,
-    O_SYM,
-    O_SCALES,
-    O_SHAPES,
-    O_TOKENS,
-    O_IMPL,
-    O_THREADS,
-    O_CLOCK,
-    O_DEVICE,
-    O_BASELINE,
-    O_SLOWER,
-    O_SECONDS,
-    O_JSON,
-    O_CSV,
-    O_DRY,
-    O_LIST
-};
-
-static const struct option long_options[] = {{"format", 1, NULL, O_FORMAT},
-                                             {"bits", 1, NULL, O_BITS},
-                                             {"group", 1, NULL, O_GROUP},
-                                             {"sym", 0, NULL, O_SYM},
-                                             {"scales", 1, NULL, O_SCALES},
-                                             {"shapes", 1, NULL, O_SHAPES},
-                                             {"tokens", 1, NULL, O_TOKENS},
-                                             {"impl", 1, NULL, O_IMPL},
-                                             {"threads", 1, NULL, O_THREADS},
-                                             {"clock", 1, NULL, O_CLOCK},
-                                             {"device", 1, NULL, O_DEVICE},
-                                             {"baseline", 1, NULL, O_BASELINE},
-                                             {"fail-if-slower", 1, NULL, O_SLOWER},
-                                             {"seconds", 1, NULL, O_SECONDS},
-                                             {"json", 1, NULL, O_JSON},
-                                             {"csv", 1, NULL, O_CSV},
-                                             {"dry-run", 0, NULL, O_DRY},
-                                             {"list", 0, NULL, O_LIST},
-                                             {"help", 0, NULL, 'h'},
-                                             {NULL, 0, NULL, 0}};
-
-/* 0: go on; otherwise the exit code + 1. */
-static int take_option(options *o, int id, const char *arg) {
-    int64_t v = 0;
-    char *end = NULL;
-    bool ok = true;
-    switch (id) {
-    case 'h': usage(stdout); return 1;
-    case O_LIST: list(); return 1;
-    case O_FORMAT: o->format = arg, ok = known_format(arg); break;
-    case O_BITS: ok = known_bits(o, arg); break;
-    case O_GROUP: ok = bench_parse_ints(arg, 0, 1 << 24, &o->group, 1) == 1; break;
-    case O_SYM: o->sym = true; break;
-    case O_SCALES: o->f32_scales = !strcmp(arg, "f32"), ok = o->f32_scales || !strcmp(arg, "f16"); break;
-    case O_SHAPES: ok = add_shapes(o, arg); break;
-    case O_TOKENS: ok = (o->n_tokens = bench_parse_ints(arg, 1, RQ_GEMV_MAX_TOK, o->tokens, 16)) > 0; break;
-    case O_IMPL: o->impl = arg, ok = known_impl(arg); break;
-    case O_THREADS: ok = bench_parse_ints(arg, 1, 1024, &v, 1) == 1, o->threads = (int)v; break;
-    case O_CLOCK: o->cpu_clock = !strcmp(arg, "cpu"), ok = o->cpu_clock || !strcmp(arg, "wall"); break;
-    case O_DEVICE:
-        if (strcmp(arg, "cpu")) {
-            fprintf(stderr, "bench_gemv: --device %s: this build has CPU kernels only\n", arg);
-            return 3;
-        }
-        break;
-    case O_BASELINE:
-        if (!strcmp(arg, "sgemv")) {
-            o->sgemv = true;
-        } else if (!strcmp(arg, "cublas")) {
-            fprintf(stderr, "bench_gemv: --baseline cublas needs --device cuda; this build has CPU kernels only\n");
-            return 3;
-        } else {
-            o->baseline_path = arg;
-        }
-        break;
-    case O_SLOWER: o->fail_if_slower = strtod(arg, &end) / 100, ok = end != arg && (!*end || !strcmp(end, "%")); break;
-    case O_SECONDS: o->seconds = strtod(arg, &end), ok = end != arg && !*end && o->seconds > 0; break;
-    case O_JSON: o->json_path = arg; break;
-    case O_CSV: o->csv_path = arg; break;
-    case O_DRY: o->dry_run = true; break;
-    default: usage(stderr); return 3;
-    }
-    if (ok) return 0;
-    fprintf(stderr, "bench_gemv: \"%s\" does not do here; see --help\n", arg);
-    return 3;
-}
-
-static int parse(options *o, int argc, char **argv) {
-    *o = (options){.format = "grid",
-                   .bits = {2, 3, 4, 8},
-                   .n_bits = 4,
-                   .tokens = {1},
-                   .n_tokens = 1,
-                   .group = 128,
-                   .seconds = 0.4,
-                   .fail_if_slower = -1};
-    bench_join_flags(o->flags, sizeof o->flags, argc, argv);
-    int id, code;
-    while ((id = getopt_long(argc, argv, "h", long_options, NULL)) != -1) {
-        if ((code = take_option(o, id, optarg)) != 0) return code;
-    }
-    if (optind < argc) {
-        fprintf(stderr, "bench_gemv: \"%s\" is no option; see --help\n", argv[optind]);
-        return 3;
-    }
-    if (o->fail_if_slower >= 0 && !o->baseline_path) {
-        fprintf(stderr, "bench_gemv: --fail-if-slower needs --baseline FILE\n");
-        return 3;
-    }
-    if (o->cpu_clock && o->threads != 1) {
-        fprintf(stderr, "bench_gemv: --clock cpu adds up the time of all threads: it needs --threads 1\n");
-        return 3;
-    }
-    if (!o->n_shapes && !add_shapes(o, "smollm2-135m")) return 3;
-    return 0;
-}
+/* ---- all of it ------------------------------------------------------------------------------------------------------- */
 
 static rq_status prepare(context *c) {
     rq_status status = RQ_OK;
@@ -567,12 +355,14 @@ done:
 
 int main(int argc, char **argv) {
     static context c;
-    int code = parse(&c.o, argc, argv);
+    int code = gemv_hand_over(argv);
+    if (code) return code;
+    code = gemv_parse(&c.o, argc, argv);
     if (code) return code - 1;
     rq_status status = RQ_OK;
     RQ_TRY(prepare(&c));
     print_head(&c);
-    for (int s = 0; s < c.o.n_shapes; ++s) {
+    for (int s = 0; s < c.o.shapes.n; ++s) {
         for (int t = 0; t < c.o.n_tokens; ++t) RQ_TRY(sweep_shape(&c, s, c.o.tokens[t]));
     }
     print_models(&c);
@@ -581,11 +371,15 @@ int main(int argc, char **argv) {
 done:
     if (status != RQ_OK) fprintf(stderr, "bench_gemv: %s\n", rq_last_error());
     if (c.n_failed) fprintf(stderr, "bench_gemv: %d rows failed their check and were not timed\n", c.n_failed);
+    if (c.n_new) fprintf(stderr, "bench_gemv: %d rows are not in the earlier run\n", c.n_new);
+    /* A comparison that compared nothing must not pass. */
+    bool vain = c.o.fail_if_slower >= 0 && !c.o.dry_run && !c.n_compared;
+    if (vain) fprintf(stderr, "bench_gemv: nothing was compared\n");
     if (c.n_slower) fprintf(stderr, "bench_gemv: %d rows are slower than before\n", c.n_slower);
     json_decref(c.records);
     json_decref(c.old);
-    return status == RQ_ERR_NOMEM                        ? 3
-           : status == RQ_ERR_INPUT                      ? 4
-           : status != RQ_OK || c.n_failed || c.n_slower ? 1
-                                                         : 0;
+    return status == RQ_ERR_NOMEM                                ? 3
+           : status == RQ_ERR_INPUT                              ? 4
+           : status != RQ_OK || c.n_failed || c.n_slower || vain ? 1
+                                                                 : 0;
 }

@@ -13,11 +13,10 @@
 #include "random.h"
 #include "shapes.h"
 
-enum { MAX_SHAPES = 64, MAX_COMPS = RQ_N_COMPS, MAX_SETTINGS = 64 };
+enum { MAX_COMPS = RQ_N_COMPS, MAX_SETTINGS = 64 };
 
 typedef struct options {
-    int64_t n_out[MAX_SHAPES], n_in[MAX_SHAPES];
-    int n_shapes;
+    bench_shapes shapes;
     rq_comp comp[MAX_COMPS];
     int n_comps;
     const char *preset, *json, *csv;
@@ -36,7 +35,7 @@ static void help(void) {
            "  --comp A,B        compensators: ");
     for (int i = 0; i < RQ_N_COMPS; ++i) printf("%s%s", i ? " " : "", rq_comp_get((rq_comp)i)->name);
     printf(" (all)\n  --round NAME      grid\n"
-           "  --shapes LIST     OUTxIN,OUTxIN or a model: ");
+           "  --shapes LIST     OUTxIN or a model, comma-separated: ");
     for (int i = 0; i < BENCH_N_PRESETS; ++i) printf("%s%s", i ? " " : "", bench_presets[i].name);
     printf(" (576x1536)\n  --preset NAME     best (default) or reference\n  --set KEY=VALUE   any quantization option, "
            "e.g. bits=4; may be repeated\n"
@@ -44,29 +43,6 @@ static void help(void) {
            "cpu\n"
            "  --threads N       worker threads (every core)\n  --json FILE, --csv FILE\n  --dry-run         sizes and "
            "work, without running\n");
-}
-
-static bool add_shapes(options *o, const char *text) {
-    for (int i = 0; i < BENCH_N_PRESETS; ++i) {
-        if (strcmp(text, bench_presets[i].name) != 0) continue;
-        for (int k = 0; k < 4 && o->n_shapes < MAX_SHAPES; ++k) {
-            o->n_out[o->n_shapes] = bench_presets[i].shape[k].n_out;
-            o->n_in[o->n_shapes++] = bench_presets[i].shape[k].n_in;
-        }
-        return true;
-    }
-    for (const char *p = text; *p;) {
-        char *end;
-        long long n = strtoll(p, &end, 10);
-        if (*end != 'x' || n < 1 || n > 1 << 20) return false;
-        p = end + 1;
-        long long k = strtoll(p, &end, 10);
-        if (end == p || (*end && *end != ',') || k < 1 || k > 1 << 17 || o->n_shapes == MAX_SHAPES) return false;
-        o->n_out[o->n_shapes] = n;
-        o->n_in[o->n_shapes++] = k;
-        p = *end ? end + 1 : end;
-    }
-    return o->n_shapes > 0;
 }
 
 static bool add_comps(options *o, const char *text) {
@@ -228,7 +204,7 @@ static int parse(options *o, int argc, char **argv) {
         switch (c) {
         case 'c': ok = strcmp(optarg, "all") == 0 || add_comps(o, optarg); break;
         case 'r': ok = strcmp(optarg, "grid") == 0; break;
-        case 's': ok = add_shapes(o, optarg); break;
+        case 's': ok = bench_add_shapes(&o->shapes, optarg); break;
         case 'p':
             o->preset = optarg;
             ok = strcmp(optarg, "best") == 0 || strcmp(optarg, "default") == 0 || strcmp(optarg, "reference") == 0;
@@ -276,7 +252,7 @@ int main(int argc, char **argv) {
     }
     int code = parse(&o, argc, argv);
     if (code >= 0) return code;
-    if (o.n_shapes == 0) add_shapes(&o, "576x1536");
+    if (o.shapes.n == 0) bench_add_shapes(&o.shapes, "576x1536");
     for (int i = 0; o.n_comps == 0 && i < RQ_N_COMPS; ++i) o.comp[i] = (rq_comp)i;
     if (o.n_comps == 0) o.n_comps = RQ_N_COMPS;
     if (!o.dry_run) RQ_TRY(rq_backend_init());
@@ -288,9 +264,10 @@ int main(int argc, char **argv) {
         printf("%-8s %13s %9s %9s %9s %9s %10s\n", "comp", "shape", "gram", "prepare", "quantize", "pack",
                "after gram");
     }
-    for (int s = 0; s < o.n_shapes; ++s) {
+    for (int s = 0; s < o.shapes.n; ++s) {
         for (int c = 0; c < o.n_comps; ++c)
-            RQ_TRY(bench_one(&o, o.comp[c], o.n_out[s], o.n_in[s], gflops, records, &machine, flags));
+            RQ_TRY(bench_one(&o, o.comp[c], o.shapes.at[s].shape.n_out, o.shapes.at[s].shape.n_in, gflops, records,
+                             &machine, flags));
     }
     if (o.json) RQ_TRY(bench_write_json(o.json, records));
     if (o.csv) RQ_TRY(bench_write_csv(o.csv, records));

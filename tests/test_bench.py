@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""test_bench.py BENCH_GEMV: bench_gemv on the CPU: its records, the comparison with an earlier run, exit codes."""
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+wrong = []
+KEYS = """schema_version cpu threads read_gbs git flags device model layer n_out n_in format bits group n_tok kernel bpw bytes
+flops t_cold_med_us t_cold_p20_us t_cold_p80_us cold_samples t_warm_med_us gbs_cold pct_read_gbs error_of_bound""".split()
+
+
+def expect(what, condition, seen=""):
+    if not condition: wrong.append(f"{what}: {seen}")
+
+
+def run(program, *args):
+    p = subprocess.run([program, "--seconds", "0.01", *args], capture_output=True, text=True, timeout=300)
+    return p.returncode, p.stdout + p.stderr
+
+
+def load(path):
+    with open(path, encoding="utf-8") as f: return json.load(f)
+
+
+def changed(folder, records, factor):
+    """The same run, with all times multiplied."""
+    path = os.path.join(folder, "old.json")
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump([{**r, "t_cold_med_us": r["t_cold_med_us"] * factor} for r in records], f)
+    return path
+
+
+def records_and_comparison(program, folder):
+    out, table = os.path.join(folder, "new.json"), os.path.join(folder, "new.csv")
+    shape = ["--shapes", "48x200,SmolLM2-135M/tp2", "--filter", "x200", "--tokens", "1,5"]
+    status, text = run(program, *shape, "--bits", "2,4", "--json", out, "--csv", table)
+    expect("a run", status == 0, text)
+    records = load(out)
+    expect("a row per width and tokens", len(records) == 4, text)
+    for r in records:
+        expect("keys", all(k in r for k in KEYS), r)
+        expect("values", r["n_out"] == 48 and r["n_in"] == 200 and r["t_cold_med_us"] > 0 and r["bytes"] > 48 * 200 * r["bits"] / 8, r)
+    with open(table, encoding="utf-8") as f: rows = list(csv.DictReader(f))
+    expect("csv", len(rows) == 4 and rows[0]["n_in"] == "200", rows)
+
+    for factor, percent, want in ((0.001, "50%", 1), (1000, "5", 0), (0.001, None, 0)):
+        limit = ["--fail-if-slower", percent] if percent else []
+        status, text = run(program, *shape, "--bits", "2,4", "--baseline", changed(folder, records, factor), *limit)
+        expect(f"times x {factor}, {percent}", status == want and ("SLOWER" in text) == bool(want), text)
+    status, text = run(program, *shape, "--bits", "3", "--baseline", out, "--fail-if-slower", "5%")
+    expect("nothing to compare", status == 1 and "nothing was compared" in text, text)
+
+
+def usage(program, folder):
+    broken = os.path.join(folder, "broken.json")
+    with open(broken, "w", encoding="utf-8") as f: f.write("{")
+    status, text = run(program, "--shapes", "8x8", "--baseline", broken)
+    expect("a broken baseline", status == 4, text)
+    for args in (["--shapes", "llama3-8b/tp3"], ["--shapes", "no-such"], ["--fail-if-slower", "5"], ["--device", "tpu"],
+                 ["--tokens", "17"], ["--bits", "5"], ["--format", "zip"]):
+        status, text = run(program, *args)
+        expect(f"usage {args}", status == 2 and text, text)
+    status, text = run(program, "--list")
+    for name, shape in (("llama3-8b", "gate_up 28672x4096"), ("qwen2.5-72b", "down 8192x29568")):
+        expect("list", any(name in line and shape in line for line in text.splitlines()), text)
+    status, text = run(program, "--dry-run", "--shapes", "llama3-70b/tp4", "--bits", "4")
+    expect("dry run", status == 0 and "14336   8192" in text and "8192   7168" in text, text)
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        records_and_comparison(sys.argv[1], folder)
+        usage(sys.argv[1], folder)
+    for line in wrong: print(line)
+    print(f"test_bench: {len(wrong)} wrong")
+    sys.exit(1 if wrong else 0)
+
+
+main()
