@@ -136,6 +136,11 @@ if(RQ_BUILD_TESTS)
   endif()
 endif()
 
+if(RQ_BUILD_TESTS AND TARGET gpusim_cublas)
+  add_test(NAME sim_simcc COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_simcc.py ${CMAKE_BINARY_DIR} ${CMAKE_CUDA_COMPILER})
+  set_tests_properties(sim_simcc PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 300)
+endif()
+
 # .ci/gpu itself, with the simulator in the GPU's place.
 if(RQ_GPUSIM AND RQ_BUILD_TESTS AND RQ_BUILD_BENCH)
   add_test(NAME cuda_gpu_script COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_gpu_script.py ${CMAKE_BINARY_DIR})

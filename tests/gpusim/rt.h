@@ -56,6 +56,7 @@ typedef struct rt_thread {
     int n_configuration;
 } rt_thread;
 extern _Thread_local rt_thread rt_self;
+extern bool rt_ending; /* the process is about to end */
 
 cudaError_t rt_enter(void);        /* takes the lock; the sticky error of the current device, if it has one */
 cudaError_t rt_enter_always(void); /* the same, but a poisoned device does not matter */
@@ -137,6 +138,7 @@ typedef struct rt_var { /* a __device__, __constant__ or __managed__ variable */
 } rt_var;
 cudaError_t rt_symbol(const void *symbol, void **address, size_t *bytes); /* on the current device */
 void rt_code_reset(int device);                                           /* unloads everything from it */
+void rt_code_unload(rt_code *c);                                          /* from all devices, for good */
 cudaError_t rt_code_global(rt_code *c, const char *name, int device, void **address, size_t *bytes);
 
 /* ---- memory */

@@ -11,6 +11,7 @@
 #include "rt_graph.h"
 
 struct rt_capture {
+    int refs; /* its own while in progress, and one for each event that was recorded in it */
     unsigned long long id;
     rt_stream *origin;
     rt_graph *graph;
@@ -23,6 +24,10 @@ struct rt_capture {
 typedef struct rt_capture rt_capture;
 
 static rt_capture *in_progress;
+
+static void drop(rt_capture *c) {
+    if (c && --c->refs == 0) free(c);
+}
 
 static cudaError_t invalidate(rt_capture *c, cudaError_t e) {
     c->invalid = true;
@@ -84,6 +89,14 @@ cudaError_t rt_capture_unsafe(void) {
     return e;
 }
 
+cudaError_t rt_capture_device_waits(int device) {
+    cudaError_t e = cudaSuccess;
+    for (rt_stream *s = rt_streams; s; s = s->next) {
+        if (s->capture && s->device == device) e = invalidate(s->capture, cudaErrorStreamCaptureUnsupported);
+    }
+    return e;
+}
+
 cudaError_t rt_capture_waits(rt_stream *s) {
     if (s->capture) return invalidate(s->capture, cudaErrorStreamCaptureUnsupported);
     if (!rt_capture_forbids(s)) return cudaSuccess;
@@ -96,6 +109,7 @@ cudaError_t rt_capture_waits(rt_stream *s) {
 /* ---- events */
 
 void rt_capture_forget(rt_event *e) {
+    drop(e->capture);
     e->capture = NULL;
     free(e->capture_leaf);
     e->capture_leaf = NULL;
@@ -106,6 +120,7 @@ cudaError_t rt_capture_record(rt_stream *s, rt_event *e) {
     if (s->capture->invalid) return cudaErrorStreamCaptureInvalidated;
     rt_capture_forget(e);
     e->capture = s->capture;
+    e->capture->refs++;
     e->n_leaf = s->n_leaf;
     e->capture_leaf = rt_calloc(s->n_leaf, sizeof(rt_node *));
     if (s->n_leaf) memcpy(e->capture_leaf, s->leaf, s->n_leaf * sizeof(rt_node *));
@@ -153,6 +168,7 @@ static cudaError_t begin(cudaStream_t handle, rt_graph *g, const cudaGraphNode_t
         return cudaErrorInvalidValue;
     }
     rt_capture *c = rt_calloc(1, sizeof *c);
+    c->refs = 1;
     c->id = ++n;
     c->origin = s;
     c->own_graph = !g;
@@ -209,7 +225,8 @@ static void leave(rt_capture *c) {
         *link = c->next;
         break;
     }
-    c->ended = true; /* events may still name it, so it is never freed */
+    c->ended = true; /* events may still name it */
+    c->graph = NULL;
 }
 
 static cudaError_t end(cudaStream_t handle, cudaGraph_t *out) {
@@ -228,10 +245,12 @@ static cudaError_t end(cudaStream_t handle, cudaGraph_t *out) {
         e = cudaErrorStreamCaptureUnjoined;
     }
     rt_graph *g = c->graph;
+    bool own_graph = c->own_graph;
     leave(c);
+    drop(c);
     if (e == cudaSuccess) {
         *out = g;
-    } else if (c->own_graph) {
+    } else if (own_graph) {
         rt_graph_free(g);
     }
     return e;

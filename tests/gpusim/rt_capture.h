@@ -14,6 +14,8 @@ cudaError_t rt_capture_work(rt_stream *s, rt_work *w);
 cudaError_t rt_capture_unsafe(void);
 /* Waiting for a stream that captures: the same, for its capture. */
 cudaError_t rt_capture_waits(rt_stream *s);
+/* Waiting for the device: for whatever captures on it, of any thread and mode. */
+cudaError_t rt_capture_device_waits(int device);
 /* Events inside a capture, and their use from outside of it. */
 cudaError_t rt_capture_record(rt_stream *s, rt_event *e);
 cudaError_t rt_capture_wait(rt_stream *s, rt_event *e);

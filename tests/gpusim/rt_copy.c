@@ -100,7 +100,9 @@ static cudaError_t copy(const char *call, const rt_copy *c, cudaStream_t stream,
     cudaError_t e = rt_stream_of(stream, &s);
     if (e == cudaSuccess) e = rt_copy_check(call, c);
     if (e != cudaSuccess) return e;
-    if (wait && (e = rt_capture_unsafe()) != cudaSuccess) return e;
+    if (wait) e = rt_capture_waits(s);
+    if (wait && e == cudaSuccess) e = rt_capture_unsafe();
+    if (e != cudaSuccess) return e;
     bool from_pageable = rt_mem_kind(c->src) == RT_PAGEABLE, to_pageable = rt_mem_kind(c->dst) == RT_PAGEABLE;
     rt_work *w = rt_copy_new(c);
     if (!wait && !s->capture && from_pageable && !to_pageable) stage((rt_copy_work *)w);

@@ -221,6 +221,20 @@ static cudaError_t bus_id(char *text, int len, int d) {
 
 cudaError_t cudaDeviceGetPCIBusId(char *text, int len, int d) { RT_CALL(bus_id(text, len, d)); }
 
+static cudaError_t by_bus_id(int *d, const char *text) {
+    if (!d || !text) return cudaErrorInvalidValue;
+    for (int k = 0; k < rt_device_count(); ++k) {
+        char own[16];
+        bus_id(own, sizeof own, k);
+        if (strcmp(own, text) != 0 && strcmp(own + 5, text) != 0) continue; /* the domain may be left out */
+        *d = k;
+        return cudaSuccess;
+    }
+    return cudaErrorInvalidDevice;
+}
+
+cudaError_t cudaDeviceGetByPCIBusId(int *d, const char *text) { RT_CALL(by_bus_id(d, text)); }
+
 /* ---- limits and caches */
 
 static size_t usual_limit(enum cudaLimit l) {

@@ -43,7 +43,9 @@ static cudaError_t fill(const char *call, const rt_fill *f, cudaStream_t stream,
     cudaError_t e = rt_stream_of(stream, &s);
     if (e == cudaSuccess) e = rt_fill_check(call, f);
     if (e != cudaSuccess) return e;
-    if (may_wait && (e = rt_capture_unsafe()) != cudaSuccess) return e;
+    if (may_wait) e = rt_capture_waits(s);
+    if (may_wait && e == cudaSuccess) e = rt_capture_unsafe();
+    if (e != cudaSuccess) return e;
     e = rt_submit(s, rt_fill_new(f));
     if (e == cudaSuccess && may_wait && rt_mem_kind(f->dst) == RT_PINNED) return rt_sync_stream(s);
     return e;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "rt.h"
+#include "rt_graph.h"
 
 enum { LIBRARY_MAGIC = 0x4c494231 };
 struct CUlib_st {
@@ -69,12 +70,14 @@ cudaError_t cudaLibraryLoadFromFile(cudaLibrary_t *library, const char *path, en
 
 static bool is_library(cudaLibrary_t l) { return l && l->magic == LIBRARY_MAGIC && l->code; }
 
-/* Waits for the device; the module itself stays, as kernels of it may still be asked about. */
+/* Waits for the devices first. Its kernels can be launched no more. */
 static cudaError_t unload(cudaLibrary_t l) {
     if (!is_library(l)) return cudaErrorInvalidResourceHandle;
-    cudaError_t e = rt_run_device(rt_self.device);
+    rt_run_everything();
+    rt_code_unload(l->code);
     l->code = NULL;
-    return e;
+    rt_bury(l);
+    return rt_current()->sticky;
 }
 
 cudaError_t cudaLibraryUnload(cudaLibrary_t l) { RT_CALL(unload(l)); }

@@ -152,6 +152,7 @@ cudaError_t rt_code_module(rt_code *c, int device, gs_module **m) {
 cudaError_t rt_kernel_load(rt_kernel *k, int device, gs_kernel **out, gs_kernel_info *info) {
     if (!k->on[device]) {
         gs_module *m;
+        if (!k->code) return cudaErrorInvalidDeviceFunction;
         cudaError_t e = rt_code_module(k->code, device, &m);
         if (e != cudaSuccess) return e;
         k->on[device] = gs_module_kernel(m, k->name);
@@ -162,6 +163,19 @@ cudaError_t rt_kernel_load(rt_kernel *k, int device, gs_kernel **out, gs_kernel_
     return cudaSuccess;
 }
 
+/* A variable that was asked for by name alone. */
+static void remember_var(rt_code *c, const char *name, size_t size) {
+    for (rt_var *v = c->vars; v; v = v->next) {
+        if (!strcmp(v->name, name)) return;
+    }
+    rt_var *v = rt_calloc(1, sizeof *v);
+    v->code = c;
+    v->name = strdup(name);
+    v->size = size;
+    v->next = c->vars;
+    c->vars = v;
+}
+
 cudaError_t rt_code_global(rt_code *c, const char *name, int device, void **address, size_t *bytes) {
     gs_module *m;
     cudaError_t e = rt_code_module(c, device, &m);
@@ -169,7 +183,10 @@ cudaError_t rt_code_global(rt_code *c, const char *name, int device, void **addr
     size_t n = 0;
     void *p = gs_module_symbol(m, name, &n);
     if (!p) return cudaErrorInvalidSymbol;
-    if (rt_mem_kind(p) == RT_PAGEABLE) rt_range_add(p, n, RT_DEVICE, device)->symbol = true;
+    if (rt_mem_kind(p) == RT_PAGEABLE) {
+        rt_range_add(p, n, RT_DEVICE, device)->symbol = true;
+        remember_var(c, name, n);
+    }
     if (address) *address = p;
     if (bytes) *bytes = n;
     return cudaSuccess;
@@ -181,22 +198,37 @@ cudaError_t rt_symbol(const void *symbol, void **address, size_t *bytes) {
     return rt_code_global(v->code, v->name, rt_self.device, address, bytes);
 }
 
-void rt_code_reset(int device) {
-    for (rt_code *c = all_code; c; c = c->next) {
-        c->tried[device] = false;
-        if (!c->module[device]) continue;
-        for (rt_var *v = c->vars; v; v = v->next) {
-            size_t bytes;
-            const void *p = gs_module_symbol(c->module[device], v->name, &bytes);
-            if (p) rt_range_remove(p, false);
-        }
-        for (rt_kernel *k = c->kernels; k; k = k->next) {
-            k->on[device] = NULL;
-            k->max_dynamic[device] = -1;
-        }
-        gs_unload(c->module[device]);
-        c->module[device] = NULL;
+static void unload_from(rt_code *c, int device) {
+    c->tried[device] = false;
+    if (!c->module[device]) return;
+    for (rt_var *v = c->vars; v; v = v->next) {
+        size_t bytes;
+        const void *p = gs_module_symbol(c->module[device], v->name, &bytes);
+        if (p) rt_range_remove(p, false);
     }
+    for (rt_kernel *k = c->kernels; k; k = k->next) {
+        k->on[device] = NULL;
+        k->max_dynamic[device] = -1;
+    }
+    gs_unload(c->module[device]);
+    c->module[device] = NULL;
+}
+
+void rt_code_reset(int device) {
+    for (rt_code *c = all_code; c; c = c->next) unload_from(c, device);
+}
+
+/* Graphs may still hold its kernels, so those stay, without code. */
+void rt_code_unload(rt_code *c) {
+    for (int d = 0; d < RT_MAX_DEVICES; ++d) unload_from(c, d);
+    for (rt_kernel *k = c->kernels; k; k = k->next) {
+        k->code = NULL;
+        rt_map_put(&kernels_by_address, k, NULL);
+    }
+    free(c->ptx);
+    c->ptx = NULL;
+    c->why = "its library was unloaded";
+    c->why_error = cudaErrorInvalidDeviceFunction;
 }
 
 /* ---- <<<>>> */

@@ -12,6 +12,7 @@ enum { EXIT_FINDINGS = 86 };
 
 _Thread_local rt_thread rt_self;
 rt_device rt_devices[RT_MAX_DEVICES];
+bool rt_ending;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 
@@ -105,6 +106,7 @@ static void at_end(int status, void *unused) {
     (void)status;
     rt_self.in_callback = false;
     rt_enter_always();
+    rt_ending = true;
     rt_run_everything();
     bool poisoned = false;
     for (int d = 0; d < rt_device_count(); ++d) poisoned |= rt_devices[d].sticky != cudaSuccess;

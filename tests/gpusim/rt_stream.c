@@ -81,12 +81,57 @@ cudaError_t cudaStreamGetFlags(cudaStream_t s, unsigned *flags) { RT_CALL(get(s,
 cudaError_t cudaStreamGetId(cudaStream_t s, unsigned long long *id) { RT_CALL(get(s, NULL, NULL, id, NULL)); }
 cudaError_t cudaStreamGetDevice(cudaStream_t s, int *device) { RT_CALL(get(s, NULL, NULL, NULL, device)); }
 
+/* ---- attributes: kept, none changes a result */
+
+static bool known_attribute(cudaStreamAttrID a) {
+    return a == cudaStreamAttributeAccessPolicyWindow || a == cudaStreamAttributeSynchronizationPolicy ||
+           a == cudaStreamAttributePriority || a == cudaStreamAttributeMemSyncDomainMap ||
+           a == cudaStreamAttributeMemSyncDomain;
+}
+
+static cudaError_t set_attribute(cudaStream_t handle, cudaStreamAttrID a, const cudaStreamAttrValue *v) {
+    rt_stream *s;
+    cudaError_t e = rt_stream_of(handle, &s);
+    if (e != cudaSuccess) return e;
+    if (!v || !known_attribute(a)) return cudaErrorInvalidValue;
+    s->attribute[a] = *v;
+    if (a == cudaStreamAttributePriority) s->priority = v->priority;
+    return cudaSuccess;
+}
+
+static cudaError_t get_attribute(cudaStream_t handle, cudaStreamAttrID a, cudaStreamAttrValue *v) {
+    rt_stream *s;
+    cudaError_t e = rt_stream_of(handle, &s);
+    if (e != cudaSuccess) return e;
+    if (!v || !known_attribute(a)) return cudaErrorInvalidValue;
+    *v = s->attribute[a];
+    if (a == cudaStreamAttributePriority) v->priority = s->priority;
+    return cudaSuccess;
+}
+
+static cudaError_t copy_attributes(cudaStream_t to, cudaStream_t from) {
+    rt_stream *s, *t;
+    cudaError_t e = rt_stream_of(to, &t);
+    if (e == cudaSuccess) e = rt_stream_of(from, &s);
+    if (e == cudaSuccess) memcpy(t->attribute, s->attribute, sizeof t->attribute);
+    return e;
+}
+
+cudaError_t cudaStreamSetAttribute(cudaStream_t s, cudaStreamAttrID a, const cudaStreamAttrValue *v) {
+    RT_CALL(set_attribute(s, a, v));
+}
+cudaError_t cudaStreamGetAttribute(cudaStream_t s, cudaStreamAttrID a, cudaStreamAttrValue *v) {
+    RT_CALL(get_attribute(s, a, v));
+}
+cudaError_t cudaStreamCopyAttributes(cudaStream_t to, cudaStream_t from) { RT_CALL(copy_attributes(to, from)); }
+
 /* ---- host functions in a stream */
 
 /* User code runs without the lock, and may not call CUDA. */
 static cudaError_t run_host(rt_work *w, rt_stream *s) {
     rt_host_work *h = (rt_host_work *)w;
     int depth;
+    if (rt_ending) return cudaSuccess; /* what it would use may be gone by then */
     rt_self.in_callback = true;
     rt_unlock_all(&depth);
     if (h->fn) {
@@ -132,7 +177,7 @@ cudaError_t cudaStreamAddCallback(cudaStream_t s, cudaStreamCallback_t callback,
 }
 
 static cudaError_t device_synchronize(void) {
-    cudaError_t e = rt_capture_unsafe();
+    cudaError_t e = rt_capture_device_waits(rt_self.device);
     return e == cudaSuccess ? rt_run_device(rt_self.device) : e;
 }
 
