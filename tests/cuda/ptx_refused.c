@@ -29,8 +29,10 @@ static bool loads(const char *instruction) {
     return ok;
 }
 
-static const char *const good[] = {"add.u32 d, a, b;", "cvt.rn.f16.f32 hd, a;", "setp.eq.u32 p|q, a, 1;",
-                                   "shfl.sync.idx.b32 d|p, a, b, 31, -1;", "lop3.b32 d, a, b, c, 0x3f;"};
+static const char *const good[] = {
+    "add.u32 d, a, b;",           "cvt.rn.f16.f32 hd, a;",
+    "setp.eq.u32 p|q, a, 1;",     "shfl.sync.idx.b32 d|p, a, b, 31, -1;",
+    "lop3.b32 d, a, b, c, 0x3f;", "{.reg.b16 x; mov.b16 x, ha; add.f16 hd, x, hb;}" /* no blank after .reg */};
 static const char *const refused[] = {
     /* integers */
     "add.sat.u32 d, a, b;", "add.u8 hd, ha, hb;", "add.b32 d, a, b;", "add.rn.u32 d, a, b;", "add.cc.sat.s32 d, a, b;",

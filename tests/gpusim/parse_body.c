@@ -200,6 +200,11 @@ void gs_parse_body(gs_parser *p) {
         if (*p->p != '@') {
             gs_parse_word(p, name, sizeof name);
             if (name[0] == '.') {
+                char *next = strchr(name + 1, '.'); /* ".reg.b16": two words */
+                if (next) {
+                    p->p -= strlen(next);
+                    *next = 0;
+                }
                 directive(p, name);
                 continue;
             }
