@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* requite inspect: what is in a model or any safetensors or GGUF file. */
-#include <math.h>
-
 #include "cmd.h"
 #include "container.h"
 #include "llama.h"
@@ -18,45 +16,12 @@ static const cmd_spec spec = {
     1,
 };
 
-typedef struct usage {
-    int64_t count[256];
-    int n_codes, n_dead;
-    double entropy_bits; /* of the codes: what a perfect entropy coder would spend */
-    float scale_min, scale_max;
-    double scale_mean;
-} usage;
-
-static void grid_usage(usage *u, const rq_grid *g) {
-    *u = (usage){.n_codes = 1 << g->bits, .scale_min = INFINITY, .scale_max = -INFINITY};
-    for (int64_t i = 0; i < g->n_out; ++i) {
-        for (int64_t j = 0; j < g->n_in; ++j) ++u->count[rq_grid_code(g, i, j)];
-        for (int64_t k = 0; k < g->n_group; ++k) {
-            float s = rq_grid_scale(g, i, k);
-            u->scale_min = s < u->scale_min ? s : u->scale_min;
-            u->scale_max = s > u->scale_max ? s : u->scale_max;
-            u->scale_mean += (double)s / (double)(g->n_out * g->n_group);
-        }
-    }
-    double n = (double)(g->n_out * g->n_in);
-    for (int c = 0; c < u->n_codes; ++c) {
-        u->n_dead += u->count[c] == 0;
-        if (u->count[c]) u->entropy_bits -= (double)u->count[c] / n * log2((double)u->count[c] / n);
-    }
-}
-
 static json_t *packed_entry(const char *name, const rq_packed *p) {
-    const rq_grid *g = &p->u.grid;
-    usage u;
-    grid_usage(&u, g);
-    json_t *counts = json_array();
-    for (int c = 0; c < u.n_codes; ++c) json_array_append_new(counts, json_integer(u.count[c]));
     double bpw = (double)rq_packed_size_bits(p) / (double)(p->n_out * p->n_in);
-    return json_pack("{s:s, s:s, s:[I,I], s:i, s:I, s:b, s:b, s:f, s:o, s:i, s:f, s:f, s:f, s:f}", "name", name,
-                     "format", rq_format_get(p->format)->name, "shape", (json_int_t)p->n_out, (json_int_t)p->n_in,
-                     "bits", g->bits, "group", (json_int_t)g->group, "sym", g->zero == NULL, "act_order_groups",
-                     g->perm != NULL, "bpw", bpw, "code_use", counts, "dead_codes", u.n_dead, "code_entropy_bits",
-                     u.entropy_bits, "scale_min", (double)u.scale_min, "scale_max", (double)u.scale_max, "scale_mean",
-                     u.scale_mean);
+    json_t *entry = json_pack("{s:s, s:s, s:[I,I], s:f}", "name", name, "format", rq_format_get(p->format)->name,
+                              "shape", (json_int_t)p->n_out, (json_int_t)p->n_in, "bpw", bpw);
+    rq_format_get(p->format)->inspect(p, entry);
+    return entry;
 }
 
 static json_t *dense_entry(const rq_tensor *t) {
@@ -112,15 +77,7 @@ static void print_table(const json_t *tensors) {
         printf("%-44s %-8s %-14s %8.4f", json_string_value(json_object_get(t, "name")),
                format ? format : json_string_value(json_object_get(t, "dtype")), shape,
                json_real_value(json_object_get(t, "bpw")));
-        if (format) {
-            printf("  %lld bits group %lld %s, %lld dead, entropy %.2f, scale %.3g..%.3g",
-                   (long long)json_integer_value(json_object_get(t, "bits")),
-                   (long long)json_integer_value(json_object_get(t, "group")),
-                   json_is_true(json_object_get(t, "sym")) ? "sym" : "asym",
-                   (long long)json_integer_value(json_object_get(t, "dead_codes")),
-                   json_real_value(json_object_get(t, "code_entropy_bits")),
-                   json_real_value(json_object_get(t, "scale_min")), json_real_value(json_object_get(t, "scale_max")));
-        }
+        if (format) printf("  %s", json_string_value(json_object_get(t, "summary")));
         putchar('\n');
     }
 }

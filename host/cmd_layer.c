@@ -70,7 +70,7 @@ done:
 
 static rq_status write_result(const char *path, const layer_case *c, const rq_quant_result *r) {
     rq_status status = RQ_OK;
-    rq_grid_file file = {0};
+    rq_packed_file file = {0};
     rq_out_tensor out[6];
     char entry[256];
     RQ_TRY(rq_grid_pack_file(&file, "W", &r->grid));
@@ -82,7 +82,7 @@ static rq_status write_result(const char *path, const layer_case *c, const rq_qu
     const char *pairs[] = {"requite", entry};
     RQ_TRY(rq_safetensors_write(path, out, file.n_tensors + 1, pairs, 1));
 done:
-    rq_grid_file_free(&file);
+    rq_packed_file_free(&file);
     return status;
 }
 

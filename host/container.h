@@ -9,6 +9,9 @@
 
 /* The metadata object, or NULL with RQ_OK when the store has none. json_decref it. */
 rq_status rq_container_metadata(const rq_store *s, json_t **meta);
+/* What no matrix can check alone: a codebook has as many users as each of them says ("book_users"), so that the shares that
+ * they count add up to its size. */
+rq_status rq_container_check(const rq_store *s, const json_t *meta);
 /* One packed matrix by its name; RQ_ERR_INPUT when the metadata does not describe it. */
 rq_status rq_container_load(rq_packed *p, const rq_store *s, const json_t *meta, const char *name);
 

@@ -4,6 +4,7 @@
 #define RQ_FORMATS_H
 
 #include "fmt_grid.h"
+#include "fmt_ssvq.h"
 #include "model.h"
 
 typedef enum rq_format {
@@ -19,8 +20,10 @@ typedef struct rq_packed {
     int64_t n_out, n_in;
     union {
         rq_grid grid;
+        rq_ssvq ssvq;
     } u;
-    void *owned[6]; /* free()d by rq_packed_free */
+    int64_t shared_bits; /* of data that several matrices use (a codebook): what of it is counted with this one */
+    void *owned[12];     /* free()d by rq_packed_free */
     int n_owned;
 } rq_packed;
 
@@ -29,6 +32,7 @@ typedef struct rq_format_ops {
     void (*unpack_row)(const rq_packed *p, int64_t row, float *dst); /* dst[n_in], input-feature order */
     int64_t (*size_bits)(const rq_packed *p);                        /* all side data: what bpw counts */
     rq_status (*load)(rq_packed *p, const rq_store *s, const char *name, const void *json_entry);
+    void (*inspect)(const rq_packed *p, void *json_object); /* adds what `requite inspect` shows, "summary" among it */
 } rq_format_ops;
 
 #define RQ_FORMAT(id, text, ops) extern const rq_format_ops ops;
@@ -54,18 +58,19 @@ typedef struct rq_grid_codes {
     const int32_t *g_idx; /* NULL: group of column j is j / group */
 } rq_grid_codes;
 
-/* The tensors that a packed matrix is on disk (compressed-tensors pack-quantized names):
- *   NAME.weight_packed I32 [n_out, row_words]   NAME.weight_scale F16|F32 [n_out, n_group]   NAME.weight_shape I64 [2]
- *   NAME.weight_zero_point I32 [ceil(n_out*bits/32), n_group] when asymmetric   NAME.weight_g_idx I32 [n_in] with act-order groups.
- * Fills out[] (at most 5) with names and memory that *memory owns; frees with rq_grid_file_free. */
-typedef struct rq_grid_file {
-    rq_out_tensor tensor[5];
+/* The tensors that a packed matrix is on disk, ready for rq_safetensors_write. */
+typedef struct rq_packed_file {
+    rq_out_tensor tensor[10];
     int n_tensors;
-    void *memory[10];
+    void *memory[32]; /* names and data, free()d by rq_packed_file_free */
     int n_memory;
-} rq_grid_file;
-rq_status rq_grid_pack_file(rq_grid_file *f, const char *name, const rq_grid_codes *q);
-void rq_grid_file_free(rq_grid_file *f);
+} rq_packed_file;
+void rq_packed_file_free(rq_packed_file *f);
+
+/* compressed-tensors pack-quantized names:
+ *   NAME.weight_packed I32 [n_out, row_words]   NAME.weight_scale F16|F32 [n_out, n_group]   NAME.weight_shape I64 [2]
+ *   NAME.weight_zero_point I32 [ceil(n_out*bits/32), n_group] when asymmetric   NAME.weight_g_idx I32 [n_in] with act-order groups */
+rq_status rq_grid_pack_file(rq_packed_file *f, const char *name, const rq_grid_codes *q);
 
 /* The run-time form straight from codes (no file), owning its memory. */
 rq_status rq_grid_pack(rq_packed *p, const rq_grid_codes *q);
@@ -74,5 +79,29 @@ rq_status rq_grid_pack(rq_packed *p, const rq_grid_codes *q);
  * where not, or to sort columns by group when g_idx is there). Everything is checked: shapes, dtypes, zero and g_idx
  * ranges, finite scales. bits, group and sym describe it (from the file's metadata). */
 rq_status rq_grid_load(rq_packed *p, const rq_store *s, const char *name, int bits, int64_t group, bool sym);
+
+/* What an ssvq quantizer hands over (fmt_ssvq.h has the meaning). Books are [ceil(n_in / book_cols)][n_codes][vec_len]. */
+typedef struct rq_ssvq_codes {
+    int64_t n_out, n_in;
+    int vec_len, code_bits;
+    int64_t n_codes, book_cols, group;
+    const uint16_t *codes;   /* [n_out][ceil(n_in / vec_len)] */
+    const uint8_t *negative; /* [n_out][n_in]: 1 where the weight is negative */
+    const rq_f16 *book_f16;  /* exactly one of the two */
+    const uint8_t *book_u8;
+    const float *book_scale; /* [n_book], with book_u8 only */
+    const float *scale;      /* [n_out][ceil(n_in / group)], exact in fp16 */
+    int n_outlier;
+    const int32_t *outlier_col; /* [n_outlier], ascending */
+    const int8_t *outlier;      /* [n_out][n_outlier] */
+    const float *outlier_scale; /* [n_outlier] */
+    const char *book;           /* matrix under whose name the book is stored; NULL: this one */
+    int64_t book_users;         /* how many matrices name that book; 0 counts as 1 */
+} rq_ssvq_codes;
+
+/* The run-time form, owning its memory. */
+rq_status rq_ssvq_pack(rq_packed *p, const rq_ssvq_codes *q);
+/* The tensors of docs/formats.md; the book only where it is this matrix's. The entry of the metadata: free() it. */
+rq_status rq_ssvq_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_ssvq_codes *q);
 
 #endif

@@ -5,6 +5,7 @@
 #include <jansson.h>
 #include <math.h>
 
+#include "container.h"
 #include "llama.h"
 
 enum { FILE_VERSION = 1, NAME_BYTES = 96 };
@@ -40,7 +41,7 @@ static rq_status read_meta(opened_model *o) {
     if (!json_is_object(json_object_get(o->meta, "linears"))) {
         return rq_fail(RQ_ERR_INPUT, "%s: metadata \"requite\" has no object \"linears\"", path);
     }
-    return RQ_OK;
+    return rq_container_check(o->pub.store, o->meta);
 }
 
 static rq_status read_rotation(opened_model *o) {

@@ -350,10 +350,12 @@ static rq_status expect(const rq_store *s, const char *name, int rank, int64_t r
     return RQ_OK;
 }
 
-/* A matrix is dense (NAME.weight) or packed (NAME.weight_packed, which the container code checks). */
+/* A matrix is dense (NAME.weight) or packed (NAME.weight_packed or NAME.weight_codes, which the container code checks). */
 static rq_status expect_matrix(const rq_store *s, const char *name, int64_t rows, int64_t cols) {
     char full[160];
     snprintf(full, sizeof full, "%s.weight_packed", name);
+    if (rq_store_find(s, full)) return RQ_OK;
+    snprintf(full, sizeof full, "%s.weight_codes", name);
     if (rq_store_find(s, full)) return RQ_OK;
     snprintf(full, sizeof full, "%s.weight", name);
     return expect(s, full, 2, rows, cols);

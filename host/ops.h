@@ -5,6 +5,7 @@
 #define RQ_OPS_H
 
 #include "fmt_grid.h"
+#include "fmt_ssvq.h"
 
 /* Rows of a plain matrix, or of 32-element Q8_0 blocks, as they are in a file: possibly unaligned. */
 typedef struct rq_dense {

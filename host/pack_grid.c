@@ -6,21 +6,13 @@
 #include <jansson.h>
 #include <math.h>
 
-#include "formats.h"
+#include "pack_common.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words are used as they are in the file");
 
 enum { ROWS_PER_ITEM = 64, MAP_PAGE = 4096 };
 
 /* ---- the stream ------------------------------------------------------------------------------------------------------- */
-
-/* Or `v` in as element i of the stream that starts at word 0; consecutive words are `stride` apart. Words start zeroed. */
-static void put_code(uint32_t *words, int64_t stride, int64_t i, int bits, uint32_t v) {
-    int64_t p = i * bits, w = p >> 5;
-    unsigned o = (unsigned)(p & 31);
-    words[w * stride] |= v << o;
-    if (o + (unsigned)bits > 32) words[(w + 1) * stride] |= v >> (32 - o);
-}
 
 static uint32_t get_code(const unsigned char *words, int64_t stride, int64_t i, int bits) {
     int64_t p = i * bits, w = p >> 5;
@@ -147,7 +139,7 @@ static void pack_body(void *arg, int64_t item) {
             int64_t from = j->perm ? j->perm[k] : k;
             uint32_t v =
                 j->codes ? j->codes[i * j->n_in + from] : get_code(j->packed + i * j->row_words * 4, 1, from, j->bits);
-            put_code(row, 1, k, j->bits, v);
+            rq_put_code(row, 1, k, j->bits, v);
         }
     }
 }
@@ -177,30 +169,17 @@ done:
     return status;
 }
 
-static rq_status file_add(rq_grid_file *f, const char *name, const char *suffix, rq_dtype dtype, int rank, int64_t rows,
-                          int64_t cols, void *data) {
-    size_t len = strlen(name), more = strlen(suffix) + 1;
-    char *full = NULL;
-    rq_status status = RQ_NEW(full, (int64_t)(len + more));
-    if (status != RQ_OK) return status;
-    memcpy(full, name, len);
-    memcpy(full + len, suffix, more);
-    f->memory[f->n_memory++] = full;
-    f->tensor[f->n_tensors++] = (rq_out_tensor){full, dtype, rank, {rows, cols}, rq_fill_from_memory, data};
-    return RQ_OK;
-}
-
 static rq_status pack_zeros(uint32_t **out, const rq_grid_codes *q, int64_t n_words) {
     rq_status status = RQ_NEW_ZERO(*out, n_words * q->n_group);
     for (int64_t i = 0; i < q->n_out && status == RQ_OK; ++i) {
         for (int64_t k = 0; k < q->n_group; ++k) {
-            put_code(*out + k, q->n_group, i, q->bits, q->zero[i * q->n_group + k]);
+            rq_put_code(*out + k, q->n_group, i, q->bits, q->zero[i * q->n_group + k]);
         }
     }
     return status;
 }
 
-rq_status rq_grid_pack_file(rq_grid_file *f, const char *name, const rq_grid_codes *q) {
+rq_status rq_grid_pack_file(rq_packed_file *f, const char *name, const rq_grid_codes *q) {
     rq_status status = RQ_OK;
     uint32_t *words, *zeros;
     int64_t *shape;
@@ -211,20 +190,20 @@ rq_status rq_grid_pack_file(rq_grid_file *f, const char *name, const rq_grid_cod
     pack_job j = {NULL, q->n_out, q->n_in, 0, q->bits, q->codes, NULL, NULL};
     RQ_TRY(pack_words(&words, &j));
     f->memory[f->n_memory++] = words;
-    RQ_TRY(file_add(f, name, ".weight_packed", RQ_I32, 2, q->n_out, j.row_words, words));
+    RQ_TRY(rq_pack_add(f, name, ".weight_packed", RQ_I32, (int64_t[3]){q->n_out, j.row_words}, words));
     RQ_TRY(pack_scales(&scales, q));
     f->memory[f->n_memory++] = scales;
-    RQ_TRY(file_add(f, name, ".weight_scale", q->scale_dtype, 2, q->n_out, q->n_group, scales));
+    RQ_TRY(rq_pack_add(f, name, ".weight_scale", q->scale_dtype, (int64_t[3]){q->n_out, q->n_group}, scales));
     RQ_TRY(RQ_NEW(shape, 2));
     f->memory[f->n_memory++] = shape;
     shape[0] = q->n_out;
     shape[1] = q->n_in;
-    RQ_TRY(file_add(f, name, ".weight_shape", RQ_I64, 1, 2, 0, shape));
+    RQ_TRY(rq_pack_add(f, name, ".weight_shape", RQ_I64, (int64_t[3]){2}, shape));
     if (q->zero) {
         int64_t n_words = zero_words(q->n_out, q->bits);
         RQ_TRY(pack_zeros(&zeros, q, n_words));
         f->memory[f->n_memory++] = zeros;
-        RQ_TRY(file_add(f, name, ".weight_zero_point", RQ_I32, 2, n_words, q->n_group, zeros));
+        RQ_TRY(rq_pack_add(f, name, ".weight_zero_point", RQ_I32, (int64_t[3]){n_words, q->n_group}, zeros));
     }
     if (q->g_idx) {
         RQ_TRY(RQ_NEW(perm, q->n_in)); /* only to refuse what could not be loaded again */
@@ -232,20 +211,13 @@ rq_status rq_grid_pack_file(rq_grid_file *f, const char *name, const rq_grid_cod
         RQ_TRY(RQ_NEW(g_idx, q->n_in));
         f->memory[f->n_memory++] = g_idx;
         memcpy(g_idx, q->g_idx, (size_t)q->n_in * sizeof *g_idx);
-        RQ_TRY(file_add(f, name, ".weight_g_idx", RQ_I32, 1, q->n_in, 0, g_idx));
+        RQ_TRY(rq_pack_add(f, name, ".weight_g_idx", RQ_I32, (int64_t[3]){q->n_in}, g_idx));
     }
 done:
     free(perm);
-    if (status != RQ_OK) rq_grid_file_free(f);
+    if (status != RQ_OK) rq_packed_file_free(f);
     return status;
 }
-
-void rq_grid_file_free(rq_grid_file *f) {
-    while (f->n_memory > 0) free(f->memory[--f->n_memory]);
-    memset(f, 0, sizeof *f);
-}
-
-static void *own(rq_packed *p, void *memory) { return p->owned[p->n_owned++] = memory; }
 
 static void describe(rq_packed *p, int64_t n_out, int64_t n_in, int bits, int64_t group) {
     memset(p, 0, sizeof *p);
@@ -274,21 +246,21 @@ rq_status rq_grid_pack(rq_packed *p, const rq_grid_codes *q) {
     void *scales;
     if (q->g_idx) {
         RQ_TRY(RQ_NEW(perm, q->n_in));
-        g->perm = own(p, perm);
+        g->perm = rq_pack_own(p, perm);
         RQ_TRY(sort_by_group(perm, name, q->g_idx, q->n_in, q->group, RQ_ERR_ARG));
     }
     pack_job j = {NULL, q->n_out, q->n_in, 0, q->bits, q->codes, NULL, perm};
     RQ_TRY(pack_words(&words, &j));
-    g->words = own(p, words);
+    g->words = rq_pack_own(p, words);
     RQ_TRY(pack_scales(&scales, q));
-    own(p, scales);
+    rq_pack_own(p, scales);
     if (q->scale_dtype == RQ_F16)
         g->scale_f16 = scales;
     else
         g->scale_f32 = scales;
     if (q->zero) {
         RQ_TRY(RQ_NEW(zero, q->n_out * q->n_group));
-        g->zero = own(p, zero);
+        g->zero = rq_pack_own(p, zero);
         memcpy(zero, q->zero, (size_t)(q->n_out * q->n_group));
     }
 done:
@@ -297,26 +269,6 @@ done:
 }
 
 /* ---- loading ---------------------------------------------------------------------------------------------------------- */
-
-/* NAME + suffix in the store, with the dtype and shape it must have (cols 0: a vector of `rows`). */
-static rq_status find_tensor(const rq_tensor **t, const rq_store *s, const char *name, const char *suffix,
-                             rq_dtype dtype, int64_t rows, int64_t cols) {
-    char full[1024];
-    int n = snprintf(full, sizeof full, "%s%s", name, suffix);
-    if (n < 0 || n >= (int)sizeof full) return rq_fail(RQ_ERR_INPUT, "a tensor name of %d bytes is too long", n);
-    *t = rq_store_find(s, full);
-    if (!*t) return rq_fail(RQ_ERR_INPUT, "%s: the tensor is missing", full);
-    const rq_tensor *x = *t;
-    if (x->dtype != dtype) {
-        return rq_fail(RQ_ERR_INPUT, "%s: is %s, should be %s", full, rq_dtype_name(x->dtype), rq_dtype_name(dtype));
-    }
-    if (x->rank != (cols ? 2 : 1) || x->shape[0] != rows || (cols && x->shape[1] != cols)) {
-        return rq_fail(RQ_ERR_INPUT, "%s: rank %d, shape [%lld, %lld] does not fit [%lld, %lld]", full, x->rank,
-                       (long long)x->shape[0], (long long)(x->rank > 1 ? x->shape[1] : 0), (long long)rows,
-                       (long long)cols);
-    }
-    return RQ_OK;
-}
 
 /* Whether 4 bytes after the tensor can be read: the rest of its last page can, and the tensor behind it in the file. */
 static bool readable_past_end(const rq_store *s, const rq_tensor *t) {
@@ -336,12 +288,12 @@ static rq_status load_words(rq_packed *p, const rq_store *s, const rq_tensor *t)
     if (g->perm) { /* sort the columns by group: codes move, so the words are ours */
         pack_job j = {NULL, g->n_out, g->n_in, 0, g->bits, NULL, t->data, g->perm};
         RQ_TRY(pack_words(&words, &j));
-        g->words = own(p, words);
+        g->words = rq_pack_own(p, words);
     } else if ((uintptr_t)t->data % sizeof(uint32_t) == 0 && readable_past_end(s, t)) {
         g->words = t->data;
     } else {
         RQ_TRY(RQ_NEW(words, g->n_out * g->row_words + 1));
-        g->words = own(p, words);
+        g->words = rq_pack_own(p, words);
         memcpy(words, t->data, (size_t)t->n_bytes);
         words[g->n_out * g->row_words] = 0;
     }
@@ -358,7 +310,7 @@ static rq_status load_scales(rq_packed *p, const char *name, const rq_tensor *t)
     if ((uintptr_t)data % size != 0) {
         void *copy;
         RQ_TRY(rq_alloc(&copy, g->n_out * g->n_group, size));
-        memcpy(own(p, copy), data, (size_t)t->n_bytes);
+        memcpy(rq_pack_own(p, copy), data, (size_t)t->n_bytes);
         data = copy;
     }
     if (half)
@@ -382,7 +334,7 @@ static rq_status load_zeros(rq_packed *p, const rq_tensor *t) {
     uint8_t *zero;
     rq_status status = RQ_NEW(zero, g->n_out * g->n_group);
     if (status != RQ_OK) return status;
-    g->zero = own(p, zero);
+    g->zero = rq_pack_own(p, zero);
     for (int64_t i = 0; i < g->n_out; ++i) {
         for (int64_t k = 0; k < g->n_group; ++k) {
             zero[i * g->n_group + k] =
@@ -399,17 +351,11 @@ static rq_status load_groups(rq_packed *p, const char *name, const rq_tensor *t)
     RQ_TRY(RQ_NEW(g_idx, g->n_in));
     memcpy(g_idx, t->data, (size_t)t->n_bytes);
     RQ_TRY(RQ_NEW(perm, g->n_in));
-    g->perm = own(p, perm);
+    g->perm = rq_pack_own(p, perm);
     RQ_TRY(sort_by_group(perm, name, g_idx, g->n_in, g->group, RQ_ERR_INPUT));
 done:
     free(g_idx);
     return status;
-}
-
-static bool store_has(const rq_store *s, const char *name, const char *suffix) {
-    char full[1024];
-    int n = snprintf(full, sizeof full, "%s%s", name, suffix);
-    return n > 0 && n < (int)sizeof full && rq_store_find(s, full);
 }
 
 rq_status rq_grid_load(rq_packed *p, const rq_store *s, const char *name, int bits, int64_t group, bool sym) {
@@ -417,26 +363,27 @@ rq_status rq_grid_load(rq_packed *p, const rq_store *s, const char *name, int bi
     const rq_tensor *t;
     int64_t shape[2];
     memset(p, 0, sizeof *p);
-    RQ_TRY(find_tensor(&t, s, name, ".weight_shape", RQ_I64, 2, 0));
+    RQ_TRY(rq_pack_find(&t, s, name, ".weight_shape", RQ_I64, (int64_t[3]){2}));
     memcpy(shape, t->data, sizeof shape);
     RQ_TRY(check_sizes(name, RQ_ERR_INPUT, shape[0], shape[1], bits, group));
     describe(p, shape[0], shape[1], bits, group);
     rq_grid *g = &p->u.grid;
-    if (store_has(s, name, ".weight_g_idx")) {
-        RQ_TRY(find_tensor(&t, s, name, ".weight_g_idx", RQ_I32, g->n_in, 0));
+    if (rq_pack_has(s, name, ".weight_g_idx")) {
+        RQ_TRY(rq_pack_find(&t, s, name, ".weight_g_idx", RQ_I32, (int64_t[3]){g->n_in}));
         RQ_TRY(load_groups(p, name, t));
     }
-    RQ_TRY(find_tensor(&t, s, name, ".weight_packed", RQ_I32, g->n_out, g->row_words));
+    RQ_TRY(rq_pack_find(&t, s, name, ".weight_packed", RQ_I32, (int64_t[3]){g->n_out, g->row_words}));
     RQ_TRY(load_words(p, s, t));
     /* The dtype of the scales is the file's choice among two. */
-    if (find_tensor(&t, s, name, ".weight_scale", RQ_F16, g->n_out, g->n_group) != RQ_OK) {
-        RQ_TRY(find_tensor(&t, s, name, ".weight_scale", RQ_F32, g->n_out, g->n_group));
+    if (rq_pack_find(&t, s, name, ".weight_scale", RQ_F16, (int64_t[3]){g->n_out, g->n_group}) != RQ_OK) {
+        RQ_TRY(rq_pack_find(&t, s, name, ".weight_scale", RQ_F32, (int64_t[3]){g->n_out, g->n_group}));
     }
     RQ_TRY(load_scales(p, name, t));
     if (!sym) {
-        RQ_TRY(find_tensor(&t, s, name, ".weight_zero_point", RQ_I32, zero_words(g->n_out, bits), g->n_group));
+        RQ_TRY(rq_pack_find(&t, s, name, ".weight_zero_point", RQ_I32,
+                            (int64_t[3]){zero_words(g->n_out, bits), g->n_group}));
         RQ_TRY(load_zeros(p, t));
-    } else if (store_has(s, name, ".weight_zero_point")) {
+    } else if (rq_pack_has(s, name, ".weight_zero_point")) {
         RQ_FAIL(RQ_ERR_INPUT, "%s: described as symmetric, but has zero points", name);
     }
 done:
@@ -457,4 +404,22 @@ static rq_status load(rq_packed *p, const rq_store *s, const char *name, const v
     return rq_grid_load(p, s, name, bits, (int64_t)group, sym != 0);
 }
 
-const rq_format_ops rq_format_grid = {"grid", unpack_row, size_bits, load};
+static void inspect(const rq_packed *p, void *json_object) {
+    const rq_grid *g = &p->u.grid;
+    int64_t count[256] = {0};
+    rq_pack_usage u = {.count = count, .n_codes = 1 << g->bits};
+    json_t *to = json_object;
+    char text[80];
+    for (int64_t i = 0; i < g->n_out; ++i) {
+        for (int64_t j = 0; j < g->n_in; ++j) ++count[rq_grid_code(g, i, j)];
+        for (int64_t k = 0; k < g->n_group; ++k) rq_pack_count_scale(&u, rq_grid_scale(g, i, k));
+    }
+    json_object_set_new(to, "bits", json_integer(g->bits));
+    json_object_set_new(to, "group", json_integer(g->group));
+    json_object_set_new(to, "sym", json_boolean(g->zero == NULL));
+    json_object_set_new(to, "act_order_groups", json_boolean(g->perm != NULL));
+    snprintf(text, sizeof text, "%d bits group %lld %s", g->bits, (long long)g->group, g->zero ? "asym" : "sym");
+    rq_pack_report(&u, to, text);
+}
+
+const rq_format_ops rq_format_grid = {"grid", unpack_row, size_bits, load, inspect};

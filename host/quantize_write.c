@@ -25,7 +25,7 @@ rq_status rq_part_save(const rq_quantizer *z, int64_t layer, int which, const rq
                        const char *log_line) {
     rq_status status = RQ_OK;
     const rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS + which];
-    rq_grid_file file = {0};
+    rq_packed_file file = {0};
     json_t *entry = linear_entry(r->grid.bits, r->grid.group, r->zero == NULL);
     char *path = rq_part_path(z, layer, which), *text = json_dumps(entry, JSON_COMPACT);
     if (!path || !text) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
@@ -33,7 +33,7 @@ rq_status rq_part_save(const rq_quantizer *z, int64_t layer, int which, const rq
     const char *pairs[] = {"entry", text, "log", log_line};
     RQ_TRY(rq_safetensors_write(path, file.tensor, file.n_tensors, pairs, 2));
 done:
-    rq_grid_file_free(&file);
+    rq_packed_file_free(&file);
     json_decref(entry);
     free(path);
     free(text);
@@ -90,7 +90,7 @@ typedef struct output {
     int64_t n, capacity;
     void **memory; /* what tensors point into */
     int64_t n_memory;
-    rq_grid_file *files; /* embeddings packed losslessly */
+    rq_packed_file *files; /* embeddings packed losslessly */
     int64_t n_files;
     rq_store **parts;
     int64_t n_parts;
@@ -169,7 +169,7 @@ static rq_status add_q8(output *o, const rq_tensor *t, const char *name) {
             codes[32 * b + k] = (uint8_t)(block[2 + k] ^ 0x80u); /* two's complement plus 128 */
     }
     rq_grid_codes q = {n_out, n_in, 32, n_group, 8, RQ_F16, codes, scale, NULL, NULL};
-    rq_grid_file *f = &o->files[o->n_files];
+    rq_packed_file *f = &o->files[o->n_files];
     RQ_TRY(rq_grid_pack_file(f, name, &q));
     ++o->n_files;
     for (int i = 0; i < f->n_tensors; ++i) RQ_TRY(add_tensor(o, f->tensor[i]));
@@ -307,7 +307,7 @@ done:
 
 static void output_free(output *o) {
     for (int64_t i = 0; i < o->n_memory; ++i) free(o->memory[i]);
-    for (int64_t i = 0; i < o->n_files; ++i) rq_grid_file_free(&o->files[i]);
+    for (int64_t i = 0; i < o->n_files; ++i) rq_packed_file_free(&o->files[i]);
     for (int64_t i = 0; i < o->n_parts; ++i) rq_store_close(o->parts[i]);
     free(o->memory);
     free(o->files);

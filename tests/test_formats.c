@@ -132,7 +132,7 @@ static void check_same(const rq_packed *a, const rq_packed *b) {
 }
 
 static void round_trip(const matrix *m, bool sym, int64_t end_mod) {
-    rq_grid_file f;
+    rq_packed_file f;
     rq_packed direct, loaded;
     rq_store *s;
     assert_int_equal(rq_grid_pack_file(&f, "m.q_proj", &m->q), RQ_OK);
@@ -160,7 +160,7 @@ static void round_trip(const matrix *m, bool sym, int64_t end_mod) {
     rq_packed_free(&loaded);
     rq_packed_free(&direct);
     rq_store_close(s);
-    rq_grid_file_free(&f);
+    rq_packed_file_free(&f);
 }
 
 static void test_round_trip(void **state) {
@@ -196,7 +196,7 @@ static void test_known_bits(void **state) {
     float scale[2] = {1.0f, 1.0f};
     for (int i = 0; i < 22; ++i) codes[i] = (uint8_t)(i % 8);
     rq_grid_codes q = {2, 11, 11, 1, 3, RQ_F16, codes, scale, zero, NULL};
-    rq_grid_file f;
+    rq_packed_file f;
     assert_int_equal(rq_grid_pack_file(&f, "a", &q), RQ_OK);
     const uint32_t *w = f.tensor[0].arg, *z = f.tensor[3].arg;
     /* 0 1 2 3 4 5 6 7 0 1 2: the octal digits 2 1 0 7 6 5 4 3 2 1 0 read as one number, 33 bits. */
@@ -209,11 +209,11 @@ static void test_known_bits(void **state) {
     assert_string_equal(f.tensor[0].name, "a.weight_packed");
     assert_string_equal(f.tensor[3].name, "a.weight_zero_point");
     assert_int_equal(f.tensor[0].shape[1], 2);
-    rq_grid_file_free(&f);
+    rq_packed_file_free(&f);
 }
 
 static void refuse_codes(const rq_grid_codes *q, rq_status want) {
-    rq_grid_file f;
+    rq_packed_file f;
     rq_packed p;
     assert_int_equal(rq_grid_pack_file(&f, "m", q), want);
     assert_int_equal(rq_grid_pack(&p, q), want);
@@ -243,7 +243,7 @@ static void test_refuses_codes(void **state) {
 }
 
 /* Write the tensors as they stand now, and load them. */
-static void refuse_file(const rq_grid_file *f, int n, int bits, int64_t group, bool sym, rq_status want) {
+static void refuse_file(const rq_packed_file *f, int n, int bits, int64_t group, bool sym, rq_status want) {
     rq_store *s;
     rq_packed p;
     assert_int_equal(rq_safetensors_write(path, f->tensor, n, NULL, 0), RQ_OK);
@@ -259,7 +259,7 @@ static void refuse_file(const rq_grid_file *f, int n, int bits, int64_t group, b
 static void test_refuses_files(void **state) {
     (void)state;
     matrix m;
-    rq_grid_file f;
+    rq_packed_file f;
     make(&m, 4, 96, 3, 32, false, false, true);
     assert_int_equal(rq_grid_pack_file(&f, "m", &m.q), RQ_OK);
     refuse_file(&f, 5, 3, 32, false, RQ_OK);
@@ -299,7 +299,7 @@ static void test_refuses_files(void **state) {
     f.tensor[1].dtype = RQ_F32;
     f.tensor[0].shape[0] = 12, f.tensor[0].shape[1] = 3; /* same bytes in another shape */
     refuse_file(&f, 5, 3, 32, false, RQ_ERR_INPUT);
-    rq_grid_file_free(&f);
+    rq_packed_file_free(&f);
     drop(&m);
 }
 
@@ -308,7 +308,7 @@ static void test_malformed_metadata(void **state) {
     static const char *const bad[] = {"{}", "[]", "{\"bits\":\"3\",\"group\":32,\"sym\":false}",
                                       "{\"bits\":3,\"group\":32}"};
     matrix m;
-    rq_grid_file f;
+    rq_packed_file f;
     rq_store *s;
     rq_packed p;
     make(&m, 4, 96, 3, 32, false, false, false);
@@ -321,7 +321,7 @@ static void test_malformed_metadata(void **state) {
         json_decref(entry);
     }
     rq_store_close(s);
-    rq_grid_file_free(&f);
+    rq_packed_file_free(&f);
     drop(&m);
 }
 

@@ -58,6 +58,56 @@ static void make_grid(rq_packed *p, int64_t n_out, int64_t n_in, int bits, int64
     free(codes), free(zero), free(scale), free(g_idx);
 }
 
+/* A matrix of ssvq codes. Shapes say vec_len, code bits, columns of a book (0: one book) and outliers too. */
+typedef struct ssvq_shape {
+    int64_t n_out, n_in, group, book_cols;
+    int vec_len, code_bits, n_codes, n_outlier;
+    bool u8;
+} ssvq_shape;
+
+static void make_ssvq(rq_packed *p, const ssvq_shape *h) {
+    int64_t n_vec = rq_ssvq_n_vec(h->n_in, h->vec_len), n_group = rq_ceil_div(h->n_in, h->group);
+    int64_t book_cols = h->book_cols ? h->book_cols : n_vec * h->vec_len, n_book = rq_ceil_div(h->n_in, book_cols);
+    int64_t n_entries = n_book * h->n_codes * h->vec_len;
+    uint16_t *codes = must_alloc(h->n_out * n_vec, sizeof *codes);
+    uint8_t *negative = must_alloc(h->n_out * h->n_in, 1), *u8 = must_alloc(n_entries, 1);
+    rq_f16 *f16 = must_alloc(n_entries, sizeof *f16);
+    float *book_scale = random_f32(n_book), *scale = random_f32(h->n_out * n_group);
+    int32_t col[RQ_SSVQ_MAX_OUTLIERS];
+    int8_t outlier[RQ_SSVQ_MAX_OUTLIERS * 64];
+    float outlier_scale[RQ_SSVQ_MAX_OUTLIERS];
+    for (int64_t i = 0; i < h->n_out * n_vec; ++i) codes[i] = (uint16_t)draw((uint32_t)h->n_codes);
+    for (int64_t i = 0; i < h->n_out * h->n_in; ++i) negative[i] = (uint8_t)draw(2);
+    for (int64_t i = 0; i < n_entries; ++i) u8[i] = (uint8_t)draw(256), f16[i] = rq_f16_of_f32(fabsf(noise()));
+    for (int64_t i = 0; i < n_book; ++i) book_scale[i] = fabsf(book_scale[i]);
+    for (int64_t i = 0; i < h->n_out * n_group; ++i) scale[i] = rq_f32_of_f16(rq_f16_of_f32(scale[i]));
+    for (int o = 0; o < h->n_outlier; ++o) { /* the last is the last column */
+        col[o] = (int32_t)((o + 1) * h->n_in / h->n_outlier - 1);
+        outlier_scale[o] = noise();
+    }
+    assert_true(h->n_out * h->n_outlier <= (int64_t)sizeof outlier);
+    for (int64_t i = 0; i < h->n_out * h->n_outlier; ++i) outlier[i] = (int8_t)((int)draw(256) - 128);
+    rq_ssvq_codes q = {.n_out = h->n_out,
+                       .n_in = h->n_in,
+                       .vec_len = h->vec_len,
+                       .code_bits = h->code_bits,
+                       .n_codes = h->n_codes,
+                       .book_cols = book_cols,
+                       .group = h->group,
+                       .codes = codes,
+                       .negative = negative,
+                       .book_f16 = h->u8 ? NULL : f16,
+                       .book_u8 = h->u8 ? u8 : NULL,
+                       .book_scale = h->u8 ? book_scale : NULL,
+                       .scale = scale,
+                       .n_outlier = h->n_outlier,
+                       .outlier_col = col,
+                       .outlier = outlier,
+                       .outlier_scale = outlier_scale};
+    assert_int_equal(rq_ssvq_pack(p, &q), RQ_OK);
+    free(codes), free(negative), free(u8), free(f16), free(book_scale), free(scale);
+}
+
 /* ---- gemv ------------------------------------------------------------------------------------------------------------- */
 
 static void check_close(const float *y, const double *y64, const double *mag, int64_t n, int64_t n_in) {
@@ -137,26 +187,73 @@ static void sweep_gemv_grid(const rq_kernel *k) {
     }
 }
 
+static const ssvq_shape ssvq_shapes[] = {
+    {1, 8, 8, 0, 8, 8, 256, 0, true},          {3, 1, 1, 0, 8, 8, 256, 0, false},
+    {5, 31, 31, 0, 8, 8, 256, 1, true},        {2, 33, 16, 0, 4, 8, 256, 0, true},
+    {7, 64, 32, 0, 8, 8, 256, 2, false},       {4, 100, 100, 0, 4, 4, 16, 3, true},
+    {3, 127, 32, 64, 8, 8, 256, 0, true},      {9, 128, 128, 0, 8, 8, 256, 16, true},
+    {3, 129, 64, 128, 4, 8, 256, 1, false},    {2, 200, 40, 0, 8, 5, 17, 0, false},
+    {5, 256, 8, 0, 8, 8, 256, 4, true},        {3, 288, 96, 96, 4, 6, 50, 0, true},
+    {33, 576, 128, 0, 8, 8, 256, 1, true},     {6, 576, 576, 192, 8, 7, 100, 8, false},
+    {5, 1000, 24, 0, 4, 8, 200, 0, true},      {3, 1536, 64, 0, 8, 12, 4096, 2, true},
+    {2, 1100, 48, 0, 8, 9, 300, 0, false},     {3, 1535, 1535, 0, 4, 12, 4096, 5, false},
+    {6, 2048, 2048, 0, 8, 8, 256, 8, false},   {5, 1111, 16, 0, 8, 11, 2048, 0, true},
+    {2, 9000, 128, 1024, 8, 8, 256, 3, true},  {2, 8500, 32, 0, 4, 8, 256, 0, false},
+    {4, 20000, 20000, 0, 8, 8, 256, 16, true}, {1, 4224, 192, 64, 8, 10, 1024, 1, true},
+    {2, 17, 4, 4, 4, 8, 256, 1, true},         {3, 12000, 12000, 8, 8, 4, 16, 2, true},
+};
+
+static void sweep_gemv_ssvq(const rq_kernel *k) {
+    static const int64_t toks[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 16};
+    for (size_t s = 0; s < sizeof ssvq_shapes / sizeof *ssvq_shapes; ++s) {
+        const ssvq_shape *h = &ssvq_shapes[s];
+        float *x = random_f32(RQ_GEMV_MAX_TOK * h->n_in);
+        double *y64 = must_alloc(RQ_GEMV_MAX_TOK * h->n_out, sizeof *y64),
+               *mag = must_alloc(RQ_GEMV_MAX_TOK * h->n_out, sizeof *mag);
+        rq_packed p;
+        make_ssvq(&p, h);
+        assert_int_equal(rq_gemv_define(y64, mag, &p, x, RQ_GEMV_MAX_TOK, 0, h->n_out), RQ_OK);
+        for (size_t t = 0; t < sizeof toks / sizeof *toks; ++t) {
+            check_gemv(k, &p.u, x, y64, mag, h->n_out, h->n_in, toks[t]);
+        }
+        rq_packed_free(&p);
+        free(x), free(y64), free(mag);
+    }
+}
+
+/* All rows, and those from the middle on, against the very bits of the definition. */
+static void check_unpack(const rq_kernel *k, const rq_packed *p) {
+    int64_t n = p->n_out * p->n_in, from = p->n_out / 2, left = (p->n_out - from) * p->n_in;
+    float *want = must_alloc(n, sizeof *want), *got = must_alloc(n + GUARD, sizeof *got);
+    for (int64_t r = 0; r < p->n_out; ++r) rq_unpack_row(p, r, want + r * p->n_in);
+    poison(got, n);
+    k->unpack(got, &p->u, 0, p->n_out);
+    check_guard(got, n);
+    assert_memory_equal(got, want, (size_t)n * sizeof *got);
+    poison(got, left);
+    k->unpack(got, &p->u, from, p->n_out - from);
+    check_guard(got, left);
+    assert_memory_equal(got, want + from * p->n_in, (size_t)left * sizeof *got);
+    free(want), free(got);
+}
+
+static void sweep_unpack_ssvq(const rq_kernel *k) {
+    for (size_t s = 0; s < sizeof ssvq_shapes / sizeof *ssvq_shapes; ++s) {
+        rq_packed p;
+        make_ssvq(&p, &ssvq_shapes[s]);
+        check_unpack(k, &p);
+        rq_packed_free(&p);
+    }
+}
+
 static void sweep_unpack_grid(const rq_kernel *k) {
     for (size_t s = 0; s < sizeof grid_shapes / sizeof *grid_shapes; ++s) {
         shape sh = grid_shapes[s];
-        int64_t n = sh.n_out * sh.n_in;
         for (int bits = 2; bits <= 8; bits += bits == 4 ? 4 : 1) {
             for (int flags = 0; flags < 4; ++flags) {
                 rq_packed p;
                 make_grid(&p, sh.n_out, sh.n_in, bits, sh.group, flags & 1, flags & 2, false);
-                float *want = must_alloc(n, sizeof *want), *got = must_alloc(n + GUARD, sizeof *got);
-                for (int64_t r = 0; r < sh.n_out; ++r) rq_unpack_row(&p, r, want + r * sh.n_in);
-                poison(got, n);
-                k->unpack(got, &p.u, 0, sh.n_out);
-                check_guard(got, n);
-                assert_memory_equal(got, want, (size_t)n * sizeof *got);
-                int64_t from = sh.n_out / 2, left = (sh.n_out - from) * sh.n_in;
-                poison(got, left);
-                k->unpack(got, &p.u, from, sh.n_out - from);
-                check_guard(got, left);
-                assert_memory_equal(got, want + from * sh.n_in, (size_t)left * sizeof *got);
-                free(want), free(got);
+                check_unpack(k, &p);
                 rq_packed_free(&p);
             }
         }
@@ -239,6 +336,10 @@ static void test_every_row(void **state) {
             sweep_gemv_grid(k);
         else if (k->unpack && !strcmp(k->operand, "grid"))
             sweep_unpack_grid(k);
+        else if (k->gemv && !strcmp(k->operand, "ssvq"))
+            sweep_gemv_ssvq(k);
+        else if (k->unpack && !strcmp(k->operand, "ssvq"))
+            sweep_unpack_ssvq(k);
         else if (k->gemv && strstr(k->operand, "_rows"))
             sweep_gemv_dense(k);
         else

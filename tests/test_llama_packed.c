@@ -31,7 +31,7 @@ typedef struct weights {
     rq_out_tensor tensor[MAX_TENSORS];
     char name[MAX_TENSORS][96];
     float *data[MAX_TENSORS];
-    rq_grid_file packed[MAX_TENSORS];
+    rq_packed_file packed[MAX_TENSORS];
     int n, n_packed;
 } weights;
 
@@ -56,7 +56,7 @@ static void weights_read(weights *w) {
 
 static void weights_free(weights *w) {
     for (int i = 0; i < MAX_TENSORS; ++i) free(w->data[i]);
-    for (int i = 0; i < w->n_packed; ++i) rq_grid_file_free(&w->packed[i]);
+    for (int i = 0; i < w->n_packed; ++i) rq_packed_file_free(&w->packed[i]);
     rq_store_close(w->s);
 }
 
@@ -222,7 +222,7 @@ static void weights_pack(weights *packed, weights *dense, const char *linear) {
                        .scale_dtype = RQ_F16,
                        .codes = codes,
                        .scale = scale};
-    rq_grid_file *f = &packed->packed[packed->n_packed++];
+    rq_packed_file *f = &packed->packed[packed->n_packed++];
     assert_ok(rq_grid_pack_file(f, linear, &q));
     weights_remove(packed, name);
     for (int i = 0; i < f->n_tensors; ++i) packed->tensor[packed->n++] = f->tensor[i];

@@ -214,7 +214,7 @@ static bool same_text(const char *dir, const char *name, const char *text) {
 
 /* The fixture as a packed folder. */
 static void write_folder(const fixture *f, const char *name, const char *dir) {
-    rq_grid_file file[N_MATRICES];
+    rq_packed_file file[N_MATRICES];
     rq_out_tensor out[128];
     char path[1024], *config;
     int64_t n = 0, length;
@@ -250,7 +250,7 @@ static void write_folder(const fixture *f, const char *name, const char *dir) {
     const char *pairs[] = {"requite", text};
     assert_ok(rq_safetensors_write(weights, out, n, pairs, 1));
     for (int i = 0; i < N_MATRICES; ++i) {
-        if (f->q[i].code) rq_grid_file_free(&file[i]);
+        if (f->q[i].code) rq_packed_file_free(&file[i]);
     }
     snprintf(path, sizeof path, "%s/golden/llama/%s/config.json", RQ_TEST_DIR, name);
     assert_ok(rq_read_file(path, 1 << 20, &config, &length));

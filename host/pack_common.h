@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the packers share: lists of tensors to write, tensors of a store that must be as expected, bit streams. */
+#ifndef RQ_PACK_COMMON_H
+#define RQ_PACK_COMMON_H
+
+#include "formats.h"
+
+/* Hands `memory` to p, which frees it. Returns it. */
+void *rq_pack_own(rq_packed *p, void *memory);
+
+/* NAME + suffix as one more tensor of the file; trailing zeros of shape[3] lower the rank. `data` stays the caller's. */
+rq_status rq_pack_add(rq_packed_file *f, const char *name, const char *suffix, rq_dtype dtype, const int64_t shape[3],
+                      void *data);
+
+bool rq_pack_has(const rq_store *s, const char *name, const char *suffix);
+/* NAME + suffix with the dtype and shape it must have; trailing zeros of shape[3] lower the rank. */
+rq_status rq_pack_find(const rq_tensor **t, const rq_store *s, const char *name, const char *suffix, rq_dtype dtype,
+                       const int64_t shape[3]);
+/* The tensor's data where it is, or a copy that p owns when it is not aligned for elements of `size` bytes. */
+rq_status rq_pack_aligned(const void **data, rq_packed *p, const rq_tensor *t, size_t size);
+
+/* Or `v` in as element i of the stream that starts at word 0; consecutive words are `stride` apart. Words start zeroed. */
+static inline void rq_put_code(uint32_t *words, int64_t stride, int64_t i, int bits, uint32_t v) {
+    int64_t p = i * bits, w = p >> 5;
+    unsigned o = (unsigned)(p & 31);
+    words[w * stride] |= v << o;
+    if (o + (unsigned)bits > 32) words[(w + 1) * stride] |= v >> (32 - o);
+}
+
+/* What `requite inspect` says of scales and codes; `summary` is the end of the table's line. */
+typedef struct rq_pack_usage {
+    int64_t *count; /* of each code */
+    int64_t n_codes;
+    float scale_min, scale_max;
+    double scale_sum;
+    int64_t n_scale;
+} rq_pack_usage;
+void rq_pack_count_scale(rq_pack_usage *u, float scale);
+/* Adds code_use, dead_codes, code_entropy_bits, scale_min, scale_max, scale_mean and summary to a JSON object. */
+void rq_pack_report(const rq_pack_usage *u, void *json_object, const char *summary);
+
+#endif
