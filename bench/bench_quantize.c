@@ -116,7 +116,7 @@ static rq_status one_run(stages *t, inputs *in, int64_t n_out, int64_t n_in, int
     rq_status status = RQ_OK;
     rq_prep prep = {0};
     rq_quant_result r = {0};
-    rq_grid_file file = {0};
+    rq_packed_file file = {0};
     bool cross = rq_comp_get(o->comp)->uses_cross;
     double t0 = rq_seconds(), t1;
     memset(in->h, 0, (size_t)(n_in * n_in) * sizeof(double));
@@ -134,7 +134,7 @@ static rq_status one_run(stages *t, inputs *in, int64_t n_out, int64_t n_in, int
     RQ_TRY(rq_grid_pack_file(&file, "bench", &r.grid));
     t->pack = rq_seconds() - t1;
 done:
-    rq_grid_file_free(&file);
+    rq_packed_file_free(&file);
     rq_quant_result_free(&r);
     rq_prep_free(&prep);
     return status;

@@ -356,8 +356,8 @@ static void test_refuses_files(void **state) {
         "{\"vec_len\":8,\"code_bits\":8,\"n_codes\":200,\"book_cols\":48,\"group\":32,\"n_outlier\":2}",
         "{\"vec_len\":8,\"code_bits\":8,\"n_codes\":200,\"book_cols\":48,\"group\":32,\"n_outlier\":0}",
         "{\"vec_len\":8,\"code_bits\":8,\"n_codes\":200,\"book_cols\":48,\"group\":32,\"n_outlier\":3,\"book\":\"x\"}",
-        "{\"vec_len\":8,\"code_bits\":8,\"n_codes\":200,\"book_cols\":48,\"group\":32,\"n_outlier\":3,"
-        "\"book_users\":0}",
+        ("{\"vec_len\":8,\"code_bits\":8,\"n_codes\":200,\"book_cols\":48,\"group\":32,\"n_outlier\":3,"
+         "\"book_users\":0}"),
     };
     matrix m;
     rq_packed_file f;
