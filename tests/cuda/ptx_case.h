@@ -135,10 +135,12 @@ static inline void ptx_put_kernel(ptx_text *o, const ptx_case *t, int number) {
     ptx_put_results(o, t, PTX_COUNT);
     ptx_put_text(o, "ret;\n}\n");
 }
+/* RQ_SMALL: one case in 16. */
+static inline int ptx_step(void) { return rq_small() ? 16 : 1; }
 static inline rq_ptx *ptx_load_all(void) {
     ptx_text o = {NULL, 0, 0};
     ptx_put_text(&o, ".version 8.3\n.target sm_90\n.address_size 64\n");
-    for (int k = 0; k < ptx_n_cases; ++k) ptx_put_kernel(&o, &ptx_cases[k], k);
+    for (int k = 0; k < ptx_n_cases; k += ptx_step()) ptx_put_kernel(&o, &ptx_cases[k], k);
     const char *path = getenv("RQ_PTX_DUMP");
     if (path) {
         FILE *f = fopen(path, "w");
@@ -257,16 +259,23 @@ static inline bool ptx_check(const ptx_case *t, ptx_run *r, size_t at, int k) {
     if (rq_failed(ok)) ptx_print(t, r, at, k, got);
     return ok;
 }
-static inline void ptx_record(const ptx_case *t, const ptx_run *r) {
+/* Keeps one element in 8, of every lane now and then: records of all would be tens of MB. Returns how many. */
+static inline size_t ptx_thin(void *data, size_t bytes) {
+    size_t n = 2 * PTX_COUNT / 8;
+    for (size_t k = 0; k < n; ++k)
+        memmove((uint8_t *)data + k * bytes, (uint8_t *)data + (8 * k + k % 8) * bytes, bytes);
+    return n;
+}
+static inline void ptx_record(const ptx_case *t, ptx_run *r) {
     static const enum rq_record_type bits[] = {RQ_U8, RQ_U16, RQ_U32, RQ_U32, RQ_U64};
     static const enum rq_record_type types[] = {RQ_U8, RQ_F16, RQ_F16, RQ_BF16, RQ_BF16, RQ_F32, RQ_F64};
     for (int k = 0; k < ptx_n_out(t); ++k) {
         char name[640];
         snprintf(name, sizeof name, "%s%s", t->name, k ? " (d2)" : "");
-        size_t n = 2 * PTX_COUNT;
+        size_t n = ptx_thin(r->out[k], (size_t)ptx_out_size(t, k));
         bool approximate = k == 0 && t->out != OUT_BITS && (t->relative > 0 || t->absolute > 0);
         if (approximate) /* errors, in units of what is allowed: two runs may lie at either end */
-            rq_record(name, RQ_F32, r->error, 2 * n, 2);
+            rq_record(name, RQ_F32, r->error, 2 * ptx_thin(r->error, 2 * sizeof *r->error), 2);
         else if (k == 0 && t->out != OUT_BITS)
             rq_record(name, types[t->out], r->out[k], n * (size_t)ptx_parts(t->out), 0);
         else
@@ -306,11 +315,22 @@ static inline void ptx_run_case(rq_ptx *m, const ptx_case *t, int number) {
     free(r.want), free(r.open), free(r.error);
 }
 
+static inline void ptx_run_cases(void) {
+    rq_ptx *m = ptx_load_all();
+    for (int k = 0; k < ptx_n_cases; k += ptx_step()) ptx_run_case(m, &ptx_cases[k], k);
+    rq_ptx_unload(m);
+}
 static inline int ptx_run_all(const char *file) {
     rq_need_device(90);
-    rq_ptx *m = ptx_load_all();
-    for (int k = 0; k < ptx_n_cases; ++k) ptx_run_case(m, &ptx_cases[k], k);
-    rq_ptx_unload(m);
+    ptx_run_cases();
+#ifdef RQ_TEST_SIM
+    /* The simulator has each opcode twice, plain and for AVX-512: the plain one too. */
+    if (!getenv("GPUSIM_ISA")) {
+        setenv("GPUSIM_ISA", "base", 1);
+        unsetenv("RQ_RECORD");
+        ptx_run_cases();
+    }
+#endif
     printf("%d cases\n", ptx_n_cases);
     return rq_done(file);
 }
