@@ -8,6 +8,11 @@
 #include <cuda_fp16.h>
 
 #include "cudatest.h"
+#ifdef RQ_TEST_SIM
+extern "C" {
+#include "../gpusim/gpusim.h"
+}
+#endif
 
 #define CHECK_BLAS(call)                                                                                               \
     do {                                                                                                               \
@@ -213,6 +218,42 @@ static void test_device_scalars(cublasHandle_t h) {
     rq_device_free(scalars);
 }
 
+/* A product in a graph works on what is there at each launch. */
+static void test_graph(cublasHandle_t h) {
+    enum { N = 8 };
+    cudaStream_t s;
+    cudaGraph_t g;
+    cudaGraphExec_t x;
+    matrix<float> a(N, N, 0), b(N, N, 0), c(N, N, 0);
+    float one = 1, zero = 0;
+    void *workspace = rq_device_buffer(32 << 20);
+    CHECK_CUDA(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+    CHECK_BLAS(cublasSetStream(h, s));
+    CHECK_BLAS(cublasSetWorkspace(h, workspace, 32 << 20));
+    CHECK_CUDA(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal));
+    CHECK_BLAS(cublasSgemm(h, CUBLAS_OP_N, CUBLAS_OP_T, N, N, N, &one, a.device, N, b.device, N, &zero, c.device, N));
+    CHECK_CUDA(cudaStreamEndCapture(s, &g));
+    CHECK_CUDA(cudaGraphInstantiate(&x, g, 0));
+    for (int round = 0; round < 3; ++round) {
+        for (int i = 0; i < N * N; ++i) b.host[i] = (float)small_integer();
+        CHECK_CUDA(cudaMemcpyAsync(b.device, b.host, b.bytes(), cudaMemcpyHostToDevice, s));
+        CHECK_CUDA(cudaGraphLaunch(x, s));
+        CHECK_CUDA(cudaStreamSynchronize(s));
+        c.read();
+        for (int j = 0; j < N; ++j)
+            for (int i = 0; i < N; ++i) {
+                double sum = 0;
+                for (int p = 0; p < N; ++p) sum += a.at(i, p) * b.at(j, p);
+                EXPECT_NEAR_AT(j * N + i, c.at(i, j), sum, 0);
+            }
+    }
+    CHECK_CUDA(cudaGraphExecDestroy(x));
+    CHECK_CUDA(cudaGraphDestroy(g));
+    CHECK_BLAS(cublasSetStream(h, 0));
+    CHECK_CUDA(cudaStreamDestroy(s));
+    rq_device_free(workspace);
+}
+
 static void test_refused(cublasHandle_t h) {
     matrix<float> a(8, 8, 0), c(8, 8, 0);
     float one = 1;
@@ -231,6 +272,47 @@ static void test_refused(cublasHandle_t h) {
               CUBLAS_STATUS_SUCCESS);
 }
 
+#ifdef RQ_TEST_SIM
+static int n_found;
+static void count_findings(void *user, const char *kind, const char *text) {
+    (void)user, (void)kind, (void)text;
+    n_found++;
+}
+
+/* Host memory, a matrix that ends too early, and a result that is read without waiting for it. */
+static void test_caught(cublasHandle_t h) {
+    matrix<float> a(8, 8, 0), c(8, 8, 0);
+    float one = 1, zero = 0, first = -100, *pinned = NULL;
+    gs_findings_sink(count_findings, NULL);
+    EXPECT_EQ(cublasSgemm(h, CUBLAS_OP_N, CUBLAS_OP_N, 8, 8, 8, &one, a.host, 8, a.device, 8, &zero, c.device, 8),
+              CUBLAS_STATUS_EXECUTION_FAILED);
+    EXPECT_EQ(n_found, 1);
+    EXPECT_EQ(cublasSgemm(h, CUBLAS_OP_N, CUBLAS_OP_N, 8, 9, 8, &one, a.device, 8, a.device, 8, &zero, c.device, 8),
+              CUBLAS_STATUS_EXECUTION_FAILED);
+    EXPECT_EQ(n_found, 2);
+    gs_findings_sink(NULL, NULL);
+    gs_findings_reset();
+
+    cudaStream_t s;
+    CHECK_CUDA(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+    CHECK_CUDA(cudaMallocHost((void **)&pinned, sizeof(float)));
+    CHECK_CUDA(cudaMemset(c.device, 0, c.bytes()));
+    CHECK_CUDA(cudaDeviceSynchronize());
+    CHECK_BLAS(cublasSetStream(h, s));
+    CHECK_BLAS(cublasSgemm(h, CUBLAS_OP_N, CUBLAS_OP_N, 8, 8, 8, &one, a.device, 8, a.device, 8, &zero, c.device, 8));
+    CHECK_CUDA(cudaMemcpy(&first, c.device, sizeof first, cudaMemcpyDeviceToHost)); /* another stream, no wait */
+    EXPECT_NEAR(first, 0, 0);
+    CHECK_CUDA(cudaStreamSynchronize(s));
+    c.read();
+    double sum = 0;
+    for (int p = 0; p < 8; ++p) sum += a.at(0, p) * a.at(p, 0);
+    EXPECT_NEAR(c.at(0, 0), sum, 0);
+    CHECK_BLAS(cublasSetStream(h, 0));
+    CHECK_CUDA(cudaStreamDestroy(s));
+    CHECK_CUDA(cudaFreeHost(pinned));
+}
+#endif
+
 int main(void) {
     rq_need_device(80);
     cublasHandle_t h;
@@ -241,7 +323,11 @@ int main(void) {
     test_triangular(h);
     test_vectors(h);
     test_device_scalars(h);
+    test_graph(h);
     test_refused(h);
+#ifdef RQ_TEST_SIM
+    if (!gs_settings_get()->reverse) test_caught(h);
+#endif
     CHECK_BLAS(cublasDestroy(h));
     return rq_done(__FILE__);
 }
