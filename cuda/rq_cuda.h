@@ -51,6 +51,7 @@ typedef struct rq_cuda_gemv_plan { /* filled by rq_cuda_gemv_make_plan */
     double bytes;       /* moved by one run: weights with side data, x, y */
     const char *kernel; /* its name */
     int variant;
+    int log_warps, part_kb; /* 2^log_warps warps share a row block; columns / 128 of a part */
 } rq_cuda_gemv_plan;
 
 rq_cuda_gemv_desc rq_cuda_gemv_desc_default(void);

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Tiles of grid codes: w = scale (code - zero), 2, 3, 4 or 8 bits, for the skeleton of gemv_tile.cuh.
+ *
+ * Codes become pairs of halves (or bfloat16) without a conversion: bits or-ed below the exponent of a power of two M give M + q in units
+ * of the last place. In fp16 M = 1024 takes 10 bits of q; so a code that lies 2 j bits up is M + 4^j q, and one fma, 4^-j (M + 4^j q) -
+ * (4^-j M + zero), gives q - zero. All these numbers are integers of at most 11 bits: nothing is rounded. In bfloat16 M = 128 takes 7
+ * bits, and integers up to 256 are exact: the same with more shifts. 8-bit codes do not fit in 7 bits; they go through fp32 (M = 2^23),
+ * and q - zero, at most 255 in size, has 8 significant bits, so that the upper half of the fp32 is the bfloat16.
+ *
+ * The tensor cores multiply the integers q - zero with x and add in fp32; the scale of the group comes after, once a group and row. */
+#ifndef RQ_GEMV_GRID_CUH
+#define RQ_GEMV_GRID_CUH
+#include "gemv_tile.cuh"
+
+struct rq_gemv_grid_args {
+    const uint8_t *tiles;
+    const uint8_t *scales, *zeros; /* [n_rb][n_group][16] fp16; zeros: NULL when symmetric */
+    int n_kb, n_group;
+    uint32_t steps_of_group; /* 32-column steps */
+    uint32_t reciprocal;     /* floor(2^32 / steps_of_group) + 1, or 0 for one step a group */
+};
+
+/* -n twice, for integers 1 <= n < 2^11 (bfloat16: 2^8), as bits. */
+__host__ __device__ constexpr uint32_t rq_minus_f16x2(uint32_t n) {
+    uint32_t e = 0;
+    while (n >> (e + 1)) ++e;
+    return (0x8000u | (e + 15) << 10 | (n << (10 - e) & 0x3ffu)) * 0x00010001u;
+}
+__host__ __device__ constexpr uint32_t rq_minus_bf16x2(uint32_t n) {
+    uint32_t e = 0;
+    while (n >> (e + 1)) ++e;
+    return (0x8000u | (e + 127) << 7 | (n << (7 - e) & 0x7fu)) * 0x00010001u;
+}
+
+/* STEPS: 32-column steps between two scales, 1 (any multiple of 32 columns) or 4 (of 128, and whole rows). */
+template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tiles {
+    static constexpr int BITS = BITS_, ACT = ACT_, STEPS = STEPS_, WORDS = BITS * 2;
+    static constexpr bool ZEROS = ZEROS_, BF16 = ACT_ == RQ_ACT_BF16;
+    static constexpr int DEPTH = BITS == 8 ? 1 : BITS == 4 ? 2 : BITS == 3 ? 3 : 4;
+    typedef rq_gemv_grid_args args;
+    struct tile {
+        uint32_t w[WORDS];
+        uint32_t scale, zero; /* of rows 2 (l % 8), 2 (l % 8) + 1 in step l / 8 */
+    };
+
+    const rq_gemv_grid_args &a;
+    const int lane;
+    const uint32_t high_half; /* this lane's row is the second one of a pair */
+
+    __device__ __forceinline__ rq_gemv_grid_tiles(const rq_gemv_grid_args &args_, const rq_gemv_job &, uint8_t *)
+        : a(args_), lane(threadIdx.x % 32), high_half(threadIdx.x / 4 % 2) {}
+    __device__ __forceinline__ void stage(int, int) {}
+
+    __device__ __forceinline__ void load(tile &t, int rb, int kb) const {
+        const uint8_t *from = a.tiles + (size_t)((uint32_t)rb * a.n_kb + kb) * (RQ_TILE_ROWS * RQ_TILE_COLS * BITS / 8);
+#pragma unroll
+        for (int p = 0; p < WORDS / 4; ++p) {
+            const uint4 v = ptx_load_once16(from + p * 512 + lane * 16);
+            t.w[4 * p] = v.x, t.w[4 * p + 1] = v.y, t.w[4 * p + 2] = v.z, t.w[4 * p + 3] = v.w;
+        }
+        if (BITS == 3) {
+            const uint2 v = ptx_load_once8(from + 512 + lane * 8);
+            t.w[WORDS - 2] = v.x, t.w[WORDS - 1] = v.y;
+        }
+        /* The group of step lane / 8: the warp's loads are the side data of the tile, whatever the group. */
+        const uint32_t step = kb * 4 + lane / 8;
+        const int group = min((int)(a.reciprocal ? __umulhi(step, a.reciprocal) : step), a.n_group - 1);
+        const size_t at = ((size_t)((uint32_t)rb * a.n_group + group) * 8 + lane % 8) * 4;
+        t.scale = ptx_load_side4(a.scales + at);
+        if (ZEROS) t.zero = ptx_load_side4(a.zeros + at);
+    }
+
+    /* The fp16 bits, in the low half, of row lane / 4 + 8 * lower in step s. */
+    __device__ __forceinline__ uint32_t side(uint32_t of_lane, int s, int lower) const {
+        const uint32_t pair = __shfl_sync(0xffffffffu, of_lane, s * 8 + lower * 4 + lane / 8);
+        return high_half ? pair >> 16 : pair & 0xffffu;
+    }
+
+    /* -(M 4^-j + zero) of one row, a pair of them; for 8 bits in bfloat16 a float, in c[0]. */
+    struct offsets {
+        uint32_t c[4];
+    };
+    __device__ __forceinline__ offsets offsets_of(const tile &t, int s, int lower) const {
+        offsets o;
+        const uint32_t middle = 1u << (BITS - 1), zero = ZEROS ? side(t.zero, s, lower) : 0;
+        const float zero_float = ZEROS ? ptx_float_of_f16(zero) : (float)middle;
+        if (BF16 && BITS == 8) o.c[0] = __float_as_uint(-8388608.0f - zero_float);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            if (BF16 && BITS == 8) continue;
+            if (!ZEROS)
+                o.c[j] = BF16 ? rq_minus_bf16x2((128u >> 2 * j) + middle) : rq_minus_f16x2((1024u >> 2 * j) + middle);
+            else if (BF16) /* its upper half has all the bits of the float */
+                o.c[j] = ptx_prmt(__float_as_uint(-(float)(128 >> 2 * j) - zero_float), 0, 0x3232);
+            else
+                o.c[j] = ptx_fma_f16x2(ptx_prmt(zero, 0, 0x1010), rq_minus_f16x2(1), rq_minus_f16x2(1024u >> 2 * j));
+        }
+        return o;
+    }
+
+    /* q - zero of two codes whose lowest bits are 2 j bits above the lowest of each half of `bits`. MASK is of codes at 0. `more`, for 3
+     * bits, has their highest bits in the right place already. */
+    template <uint32_t MASK>
+    static __device__ __forceinline__ uint32_t pair(uint32_t bits, int j, uint32_t offset, uint32_t more) {
+        const uint32_t magic = BF16 ? 0x43004300u : 0x64006400u;
+        uint32_t v = ptx_lop3<0xea>(bits, MASK << 2 * j, magic);
+        if (BITS == 3) v = ptx_lop3<0xea>(more, 0x00040004u << 2 * j, v);
+        if (BF16) return ptx_fma_bf16x2(v, (uint32_t)(127 - 2 * j) * 0x00800080u, offset);
+        return j == 0 ? ptx_add_f16x2(v, offset) : ptx_fma_f16x2(v, (uint32_t)(15 - 2 * j) * 0x04000400u, offset);
+    }
+
+    /* The A fragments of the two mma of a step: pair c (columns 2 c, 2 c + 1) of row lane / 4 + 8 r is a[c / 2][c % 2 * 2 + r]. */
+    __device__ __forceinline__ void decode(uint32_t (&a)[2][4], const tile &t, int s, const offsets (&o)[2]) const {
+        if (BITS == 4) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const uint32_t w = t.w[2 * s + r];
+#pragma unroll
+                for (int c = 0; c < 4; ++c) { /* fp16 has room for two nibbles above M's, bfloat16 for one */
+                    const int j = BF16 ? 0 : c % 2 * 2;
+                    a[c / 2][c % 2 * 2 + r] = pair<0x000f000fu>(w >> (4 * c - 2 * j), j, o[r].c[j], 0);
+                }
+            }
+        } else if (BITS == 8) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r)
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    const uint32_t w = t.w[4 * s + 2 * r + c / 2];
+                    uint32_t v;
+                    if (BF16) {
+                        const float offset = __uint_as_float(o[r].c[0]);
+                        const uint32_t low = ptx_prmt(w, 0x4b000000u, 0x7440u + c % 2 * 2);
+                        const uint32_t high = ptx_prmt(w, 0x4b000000u, 0x7441u + c % 2 * 2);
+                        v = ptx_prmt(__float_as_uint(__uint_as_float(low) + offset),
+                                     __float_as_uint(__uint_as_float(high) + offset), 0x7632);
+                    } else
+                        v = ptx_add_f16x2(ptx_prmt(w, 0x64646464u, c % 2 ? 0x4342 : 0x4140), o[r].c[0]);
+                    a[c / 2][c % 2 * 2 + r] = v;
+                }
+        } else {
+            /* The high bits of 3-bit codes: those of even columns to the low half, of odd ones to the other, as the low bits lie. */
+            uint32_t high = 0;
+            if (BITS == 3) {
+                const uint32_t both = t.w[WORDS - 2 + s / 2];
+                high = s % 2 ? ptx_prmt(both, both >> 1, 0x7632) : ptx_prmt(both, both << 15, 0x7610);
+            }
+#pragma unroll
+            for (int r = 0; r < 2; ++r)
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    /* Shifted down by 8 for the second row, or as far as leaves the code within the bits below M. */
+                    const int j = c < 3 ? c : BF16 ? 0 : 3, down = 8 * r + 2 * (c - j);
+                    const uint32_t more = down >= 2 ? high >> (down - 2) : high << 2;
+                    a[c / 2][c % 2 * 2 + r] = pair<0x00030003u>(t.w[s] >> down, j, o[r].c[j], more);
+                }
+        }
+    }
+
+    template <int HALVES>
+    __device__ __forceinline__ void multiply(float (&acc)[HALVES][4], const tile &t, const uint4 *const (&x)[HALVES],
+                                             int, int) const {
+        float sum[HALVES][4];
+        offsets o[2];
+#pragma unroll
+        for (int s = 0; s < 4; ++s) {
+            if (s % STEPS == 0) {
+                o[0] = offsets_of(t, s, 0), o[1] = offsets_of(t, s, 1);
+#pragma unroll
+                for (int h = 0; h < HALVES; ++h)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) sum[h][i] = 0.0f;
+            }
+            uint32_t w[2][4];
+            decode(w, t, s, o);
+#pragma unroll
+            for (int h = 0; h < HALVES; ++h) {
+                const uint4 b = x[h][4 * s];
+                rq_gemv_mma<ACT>(sum[h], w[0], b.x, b.y);
+                rq_gemv_mma<ACT>(sum[h], w[1], b.z, b.w);
+            }
+            if (s % STEPS == STEPS - 1) {
+                const float upper = ptx_float_of_f16(side(t.scale, s, 0)),
+                            lower = ptx_float_of_f16(side(t.scale, s, 1));
+#pragma unroll
+                for (int h = 0; h < HALVES; ++h)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) acc[h][i] = fmaf(i < 2 ? upper : lower, sum[h][i], acc[h][i]);
+            }
+        }
+    }
+    template <int HALVES> __device__ __forceinline__ void end_rows(float (&)[HALVES][4], int) const {}
+    __device__ __forceinline__ float correct(float sum, const rq_gemv_job &, int, int, int) const { return sum; }
+};
+
+/* All kernels of a number of bits, and the one of a description. */
+template <int BITS, int ACT, int STEPS, bool ZEROS> static const void *rq_gemv_grid_function(bool two_halves) {
+    typedef rq_gemv_grid_tiles<BITS, ACT, STEPS, ZEROS> tiles;
+    return two_halves ? (const void *)rq_gemv<tiles, 2> : (const void *)rq_gemv<tiles, 1>;
+}
+template <int BITS, int ACT, int STEPS> static const void *rq_gemv_grid_function(bool two_halves, bool zeros) {
+    return zeros ? rq_gemv_grid_function<BITS, ACT, STEPS, true>(two_halves)
+                 : rq_gemv_grid_function<BITS, ACT, STEPS, false>(two_halves);
+}
+template <int BITS, int ACT> static const void *rq_gemv_grid_function(bool two_halves, bool zeros, int steps) {
+    return steps == 4 ? rq_gemv_grid_function<BITS, ACT, 4>(two_halves, zeros)
+                      : rq_gemv_grid_function<BITS, ACT, 1>(two_halves, zeros);
+}
+template <int BITS> static const void *rq_gemv_grid_function(const rq_cuda_gemv_desc *d, int steps) {
+    const bool two_halves = d->n_tok > 8;
+    return d->act == RQ_ACT_F16 ? rq_gemv_grid_function<BITS, RQ_ACT_F16>(two_halves, d->zeros, steps)
+                                : rq_gemv_grid_function<BITS, RQ_ACT_BF16>(two_halves, d->zeros, steps);
+}
+#endif

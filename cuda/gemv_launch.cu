@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* rq_cuda_gemv_*: which kernel, over how many blocks, and its launch. Targets: sm_80 sm_90a. */
+#include <stdio.h>
+
+#include "gemv_variants.h"
+
+static const rq_gemv_format *const formats[] = {&rq_gemv_grid};
+
+static thread_local char last_error[256] = "";
+const char *rq_cuda_last_error(void) { return last_error; }
+
+static rq_status fail(rq_status status, const char *text) {
+    snprintf(last_error, sizeof last_error, "%s", text);
+    return status;
+}
+static rq_status fail_cuda(const char *what, cudaError_t e) {
+    snprintf(last_error, sizeof last_error, "%s: %s", what, cudaGetErrorString(e));
+    return RQ_ERR_DEVICE;
+}
+
+rq_cuda_gemv_desc rq_cuda_gemv_desc_default(void) {
+    rq_cuda_gemv_desc d = {};
+    d.struct_size = sizeof d;
+    d.kind = RQ_TILE_GRID;
+    d.n_tok = 1;
+    d.bits = 4;
+    d.group = 128;
+    d.act = RQ_ACT_F16;
+    return d;
+}
+
+/* What the plan needs to know of a device. */
+typedef struct device_info {
+    int capability, multiprocessors, shared_of_block, shared_of_multiprocessor;
+} device_info;
+static cudaError_t look(device_info *info) {
+    int device = 0, major = 0, minor = 0;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&info->multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&info->shared_of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&info->shared_of_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+                                   device);
+    info->capability = major * 10 + minor;
+    return e;
+}
+
+static const rq_gemv_format *format_of(rq_tile_kind kind) {
+    for (size_t i = 0; i < sizeof formats / sizeof formats[0]; ++i)
+        if (formats[i]->kind == kind) return formats[i];
+    return NULL;
+}
+
+/* The sentence of what cannot be done on any device, or NULL. */
+static const char *refuse(const rq_cuda_gemv_desc *d) {
+    if (!d || d->struct_size != sizeof *d) return "a description begins with rq_cuda_gemv_desc_default()";
+    if (d->n_out < 1 || d->n_out > 1 << 24) return "n_out is 1 to 2^24";
+    if (d->n_in < 1 || d->n_in > 1 << 20) return "n_in is 1 to 2^20";
+    if (d->n_tok < 1 || d->n_tok > 16) return "n_tok is 1 to 16";
+    if ((d->n_out + 15) / 16 * ((d->n_in + 127) / 128) >= (int64_t)1 << 31) return "the matrix has 2^31 tiles or more";
+    if (d->act != RQ_ACT_F16 && d->act != RQ_ACT_BF16) return "activations are fp16 or bf16";
+    const rq_gemv_format *f = format_of(d->kind);
+    if (!f) return "there is no CUDA kernel of this format";
+    return f->refuse(d);
+}
+
+rq_status rq_cuda_gemv_supports(const rq_cuda_gemv_desc *d, const char **why) {
+    const char *text = refuse(d);
+    rq_status s = RQ_OK;
+    device_info info = {};
+    if (text)
+        s = fail(RQ_ERR_UNSUPPORTED, text);
+    else if (cudaError_t e = look(&info))
+        s = fail_cuda("no CUDA device", e);
+    else if (info.capability < 80)
+        s = fail(RQ_ERR_UNSUPPORTED, "the kernels need compute capability 8.0");
+    if (why && s != RQ_OK) *why = last_error;
+    return s;
+}
+
+/* How the tiles are shared out. Time is counted in tiles of one warp; what else a group of row blocks costs (sums, barrier), and
+ * parts of columns (workspace), is set against that. The numbers only order the choices. */
+typedef struct sharing {
+    int log_warps, part_kb, split, blocks;
+    double cost;
+} sharing;
+static const double cost_of_group = 0.5, cost_of_parts = 0.5, cost_of_part = 0.05;
+
+static sharing share(const rq_tile_layout *t, int blocks, int most_kb) {
+    sharing best = {};
+    best.cost = 1e300;
+    for (int log_warps = 4; log_warps >= 0; --log_warps) {
+        const int64_t warps = 1 << log_warps, slots = RQ_GEMV_WARPS / warps, groups = (t->n_rb + slots - 1) / slots;
+        for (int64_t want = 1; want <= t->n_kb && want <= blocks; ++want) {
+            const int64_t part_kb = (t->n_kb + want - 1) / want, split = (t->n_kb + part_kb - 1) / part_kb;
+            if (split != want || part_kb > most_kb) continue;
+            const int64_t across = groups < blocks / split ? groups : blocks / split;
+            const int64_t turns = (groups + across - 1) / across, tiles = (part_kb + warps - 1) / warps;
+            const double parts = split > 1 ? cost_of_parts + cost_of_part * (double)split : 0.0;
+            const double cost = (double)turns * ((double)tiles + cost_of_group + parts) + (double)part_kb / 64;
+            if (cost < best.cost - 1e-9) {
+                best.log_warps = log_warps, best.part_kb = (int)part_kb, best.split = (int)split;
+                best.blocks = (int)(across * split), best.cost = cost;
+            }
+        }
+    }
+    return best;
+}
+
+static int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+/* Floats and counters of the workspace: each output's sum from each part. */
+static int64_t counter_bytes(const rq_tile_layout *t, int64_t n_tok) { return round_up(t->n_rb * n_tok * 4, 256); }
+
+/* Columns of all tokens in shared memory: 64 bytes more than a multiple of 128, so that two tokens' 64 bytes, which eight lanes read
+ * at once, lie in different banks. */
+static int64_t x_pitch(int64_t part_kb) { return part_kb * RQ_TILE_COLS * 2 + 64; }
+static int64_t sum_bytes(int64_t n_tok) { return 2 * n_tok * RQ_GEMV_SUM_PITCH * 4; }
+
+rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d) {
+    const char *text = plan ? refuse(d) : "there is no plan to fill";
+    if (text) return fail(plan ? RQ_ERR_UNSUPPORTED : RQ_ERR_ARG, text);
+    device_info info = {};
+    if (cudaError_t e = look(&info)) return fail_cuda("no CUDA device", e);
+    if (info.capability < 80) return fail(RQ_ERR_UNSUPPORTED, "the kernels need compute capability 8.0");
+    const rq_gemv_format *f = format_of(d->kind);
+    const rq_tile_layout t = f->layout(d);
+    const rq_gemv_kernel k = f->pick(d);
+    if (!k.function) return fail(RQ_ERR_UNSUPPORTED, "there is no CUDA kernel of this format");
+
+    /* The system keeps 1 KiB of a block's share. */
+    int64_t shared = info.shared_of_multiprocessor / RQ_GEMV_BLOCKS_PER_SM - 1024;
+    if (shared > info.shared_of_block) shared = info.shared_of_block;
+    const int64_t for_x = (shared - k.shared_format - sum_bytes(d->n_tok)) / d->n_tok - 64;
+    if (for_x < RQ_TILE_COLS * 2)
+        return fail(RQ_ERR_UNSUPPORTED, "a block's shared memory is too small for so many tokens");
+    const sharing s = share(&t, info.multiprocessors * RQ_GEMV_BLOCKS_PER_SM, (int)(for_x / (RQ_TILE_COLS * 2)));
+    if (s.split == 0) return fail(RQ_ERR_UNSUPPORTED, "n_in is too large for this device's shared memory");
+
+    memset(plan, 0, sizeof *plan);
+    plan->blocks = s.blocks, plan->threads = RQ_GEMV_THREADS, plan->split = s.split;
+    plan->log_warps = s.log_warps, plan->part_kb = s.part_kb;
+    plan->shared_bytes = (size_t)(k.shared_format + d->n_tok * x_pitch(s.part_kb) + sum_bytes(d->n_tok));
+    if (s.split > 1)
+        plan->workspace_bytes = (size_t)(counter_bytes(&t, d->n_tok) + t.n_rb * d->n_tok * s.split * RQ_TILE_ROWS * 4);
+    plan->bytes = (double)t.bytes + 2.0 * (double)d->n_tok * (double)(d->n_in + d->n_out * (d->residual ? 2 : 1)) +
+                  (d->bias ? 2.0 * (double)d->n_out : 0.0);
+    plan->kernel = k.name;
+    /* Not in run: it need not be capturable, and is the same for all plans of the kernel. */
+    if (cudaError_t e =
+            cudaFuncSetAttribute(k.function, cudaFuncAttributeMaxDynamicSharedMemorySize, info.shared_of_block))
+        return fail_cuda("cudaFuncSetAttribute", e);
+    return RQ_OK;
+}
+
+static const char *refuse_args(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a) {
+    if (!plan || plan->blocks < 1 || !a) return "a run needs a plan and arguments";
+    if (!a->y || !a->x || !a->weights) return "y, x or weights is NULL";
+    if ((a->bias != NULL) != (d->bias != 0) || (a->residual != NULL) != (d->residual != 0))
+        return "bias and residual are given if, and only if, the description has them";
+    if (plan->workspace_bytes && !a->workspace) return "this plan needs a workspace";
+    if (reinterpret_cast<uintptr_t>(a->weights) % RQ_TILE_ALIGN ||
+        reinterpret_cast<uintptr_t>(a->workspace) % RQ_TILE_ALIGN)
+        return "weights and workspace begin at multiples of 256 bytes";
+    return NULL;
+}
+
+rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a,
+                           rq_cuda_stream stream) {
+    const char *text = refuse(d);
+    if (text) return fail(RQ_ERR_UNSUPPORTED, text);
+    if ((text = refuse_args(plan, d, a))) return fail(RQ_ERR_ARG, text);
+    const rq_gemv_format *f = format_of(d->kind);
+    const rq_tile_layout t = f->layout(d);
+    const rq_gemv_kernel k = f->pick(d);
+    rq_gemv_job job = {};
+    job.y = a->y, job.x = a->x, job.bias = a->bias, job.residual = a->residual, job.perm = a->perm;
+    job.counters = static_cast<unsigned *>(a->workspace);
+    job.parts = reinterpret_cast<float *>(static_cast<uint8_t *>(a->workspace) + counter_bytes(&t, d->n_tok));
+    job.n_out = (int)d->n_out, job.n_in = (int)d->n_in, job.n_tok = (int)d->n_tok;
+    job.n_rb = (int)t.n_rb, job.n_kb = (int)t.n_kb;
+    job.split = plan->split, job.part_kb = plan->part_kb, job.log_warps = plan->log_warps;
+    job.x_pitch = (int)x_pitch(plan->part_kb), job.shared_format = k.shared_format;
+    alignas(16) uint8_t format_args[RQ_GEMV_ARGS] = {};
+    f->fill(format_args, d, a->weights);
+
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)plan->blocks);
+    config.blockDim = dim3((unsigned)plan->threads);
+    config.dynamicSmemBytes = plan->shared_bytes;
+    config.stream = stream;
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &early;
+    config.numAttrs = d->early_launch ? 1 : 0;
+    void *params[] = {&job, format_args};
+    if (cudaError_t e = cudaLaunchKernelExC(&config, k.function, params)) return fail_cuda("launch", e);
+    return RQ_OK;
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What gemv_launch.cu and the kernels of a weight format agree on. A format is a row: rq_gemv_format. */
+#ifndef RQ_GEMV_VARIANTS_H
+#define RQ_GEMV_VARIANTS_H
+#include <cuda_runtime_api.h>
+
+#include "rq_cuda.h"
+
+enum { RQ_GEMV_WARPS = 16, RQ_GEMV_THREADS = RQ_GEMV_WARPS * 32, RQ_GEMV_BLOCKS_PER_SM = 2, RQ_GEMV_ARGS = 128 };
+/* Floats of a token's partial sums of a block: 16 rows a warp, and 4 so that tokens begin in different banks. */
+enum { RQ_GEMV_SUM_PITCH = RQ_GEMV_WARPS * RQ_TILE_ROWS + 4 };
+
+/* What a launch is, without what the format needs: the kernels' first parameter. */
+typedef struct rq_gemv_job {
+    void *y;
+    const void *x, *bias, *residual;
+    const int32_t *perm;
+    unsigned *counters; /* [n_rb][n_tok], zero between launches */
+    float *parts;       /* [n_rb][n_tok][split][16], likewise */
+    int n_out, n_in, n_tok;
+    int n_rb, n_kb; /* tiles: rq_tile_layout */
+    int split;      /* parts that the columns are cut into; block b has part b % split */
+    int part_kb;    /* tile columns of a part */
+    int log_warps; /* 2^log_warps warps share the tiles of a row block; a block has 16 / 2^log_warps row blocks at once */
+    int x_pitch;   /* bytes of a token in shared memory */
+    int shared_format; /* bytes of shared memory before x: the format's */
+} rq_gemv_job;
+
+/* One compiled kernel. */
+typedef struct rq_gemv_kernel {
+    const void *function; /* NULL: there is none */
+    const char *name;
+    int shared_format; /* bytes of shared memory that the format wants for itself, a multiple of 16 */
+    int depth;         /* tiles that a warp holds in registers ahead */
+} rq_gemv_kernel;
+
+/* A format of weights. The functions get descriptions whose sizes, n_tok and act have been checked. */
+typedef struct rq_gemv_format {
+    rq_tile_kind kind;
+    const char *(*refuse)(const rq_cuda_gemv_desc *d); /* NULL when it can, otherwise a sentence */
+    rq_tile_layout (*layout)(const rq_cuda_gemv_desc *d);
+    rq_gemv_kernel (*pick)(const rq_cuda_gemv_desc *d);
+    /* The kernel's second parameter, at most RQ_GEMV_ARGS bytes, of these weights on the device. */
+    void (*fill)(void *args, const rq_cuda_gemv_desc *d, const void *weights);
+} rq_gemv_format;
+
+extern const rq_gemv_format rq_gemv_grid;
+
+#endif
