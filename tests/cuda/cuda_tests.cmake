@@ -3,8 +3,9 @@
 #   bin/sim/NAME  for the simulator (RQ_GPUSIM): nvcc's PTX, with tests/gpusim in the place of the CUDA runtime; label gpusim
 #   bin/gpu/NAME  for a GPU (RQ_CUDA): machine code, the static CUDA runtime; label gpu, skipped where no GPU is
 # bad_*.cu are wrong on purpose: built for the simulator alone, and run by test_bad.py. A source whose head comment says
-# "Targets: sm_80 sm_90a" gets machine code for both; without such a line, sm_90a. "Libraries: cublas cublasLt cusolver nccl"
-# links those, or what the simulator has in their place; where one is missing, the program is not built.
+# "Targets: sm_80 sm_90a" gets machine code for both; without such a line, sm_90a. "Libraries: cublas cublasLt cusolver nccl requite"
+# links those, or what the simulator has in their place (requite: the kernels of cuda/); where one is missing, the program is
+# not built.
 set(RQ_CUDA_TESTS ${CMAKE_CURRENT_LIST_DIR})
 if(NOT CMAKE_CUDA_COMPILER)
   set(CMAKE_CUDA_COMPILER ${RQ_NVCC})
