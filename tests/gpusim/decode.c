@@ -223,7 +223,7 @@ gs_opnd gs_parse_operand(gs_decoder *d, const char *text, int bytes) {
     uint64_t v;
     if (number(text, bytes, &v)) return constant(d, v, bytes);
     if (!strcmp(text, "WARP_SZ")) return constant(d, 32, bytes);
-    char name[200];
+    char name[GS_ARG_TEXT];
     snprintf(name, sizeof name, "%s", text);
     int64_t add = 0;
     char *sign = strpbrk(name, "+");

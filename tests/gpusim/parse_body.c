@@ -194,7 +194,7 @@ void gs_parse_body(gs_parser *p) {
             p->p++;
             continue;
         }
-        char name[160];
+        char name[GS_ARG_TEXT];
         const char *start = p->p;
         int line = p->line;
         if (*p->p != '@') {

@@ -8,7 +8,7 @@
 
 /* ------------------------------------------------------------------ calls */
 /* The names in "(.param .b32 a, .param .align 8 .b8 b[16])". */
-static int formal_names(gs_parser *p, const char *list, char names[][160], int max) {
+static int formal_names(gs_parser *p, const char *list, char names[][GS_ARG_TEXT], int max) {
     if (!list) return 0;
     const char *save = p->p;
     int line = p->line, n = 0;
@@ -21,7 +21,7 @@ static int formal_names(gs_parser *p, const char *list, char names[][160], int m
         gs_parse_word(p, kind, sizeof kind);
         if (strcmp(kind, ".param")) gs_parse_die(p, "parameters in %s are not supported", kind);
         if (n == max) gs_parse_die(p, "more than %d parameters", max);
-        gs_parse_variable_head(p, &align, names[n], 160);
+        gs_parse_variable_head(p, &align, names[n], GS_ARG_TEXT);
         gs_parse_array_size(p, &open);
         n++;
         gs_parse_accept(p, ',');
@@ -78,7 +78,7 @@ void gs_parse_call(gs_parser *p, gs_ins *i) {
                "malloc are not supported)",
                name);
     if (f->open) gs_die(d, "'%s' calls itself: recursion is not supported", name);
-    static _Thread_local char formal[MAX][160], formal_return[4][160];
+    static _Thread_local char formal[MAX][GS_ARG_TEXT], formal_return[4][GS_ARG_TEXT];
     int n_formal = formal_names(p, f->params, formal, MAX), n_return = formal_names(p, f->returns, formal_return, 4);
     if (n_formal != n_given || n_return != (returned != NULL))
         gs_die(d, "call of '%s' with %d parameters, it has %d", name, n_given, n_formal);
@@ -127,7 +127,7 @@ void gs_parse_call(gs_parser *p, gs_ins *i) {
 static void entry_params(gs_parser *p, gs_kernel *k) {
     if (!gs_parse_accept(p, '(')) return;
     while (!gs_parse_accept(p, ')')) {
-        char name[160];
+        char name[GS_ARG_TEXT];
         uint32_t align;
         bool open;
         gs_parse_word(p, name, sizeof name);
@@ -157,7 +157,7 @@ static void entry(gs_parser *p) {
     p->m->kernel = realloc(p->m->kernel, sizeof *p->m->kernel * (size_t)(p->m->n_kernel + 1));
     if (!p->m->kernel) abort();
     p->m->kernel[p->m->n_kernel++] = k;
-    char name[1024];
+    char name[GS_ARG_TEXT];
     gs_parse_word(p, name, sizeof name);
     k->name = strdup(name);
     k->shared_end = GS_SHARED_BASE;
@@ -239,7 +239,7 @@ static void function(gs_parser *p) {
         f.returns = p->p;
         gs_parse_past(p, ')');
     }
-    char name[1024];
+    char name[GS_ARG_TEXT];
     gs_parse_word(p, name, sizeof name);
     gs_parse_skip_space(p);
     f.line = p->line;
@@ -284,7 +284,7 @@ static void file_name(gs_parser *p) {
 /* The module's declarations; the bodies of kernels are skipped in the first pass and parsed in the second, when every
  * function is known. */
 static void module_pass(gs_parser *p, bool second) {
-    char name[160];
+    char name[GS_ARG_TEXT];
     for (gs_parse_skip_space(p); *p->p; gs_parse_skip_space(p)) {
         bool external = false;
         gs_parse_word(p, name, sizeof name);

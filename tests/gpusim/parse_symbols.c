@@ -19,7 +19,7 @@ gs_symbol *gs_parse_push_symbol(gs_parser *p) {
 }
 /* Static shared memory is one place per kernel and variable, however often its function is expanded. */
 static const gs_symbol *place_shared(gs_parser *p, const char *name, size_t bytes, uint32_t align) {
-    char full[256];
+    char full[2 * GS_ARG_TEXT];
     snprintf(full, sizeof full, "%s/%s", p->in ? p->in->name : "", name);
     gs_kernel *k = p->k;
     const gs_symbol *s = gs_parse_find_in(k->shared_static, k->n_shared_static, full);
@@ -60,7 +60,7 @@ static uint64_t initial_value(gs_parser *p, const char *text, uint8_t bytes) {
         uint64_t v = *text == '-' ? 0 - strtoull(text + 1, &end, 0) : strtoull(text, &end, 0);
         if (*end == 0 || *end == 'U') return v;
     }
-    char name[200];
+    char name[GS_ARG_TEXT];
     snprintf(name, sizeof name, "%s", text);
     int64_t add = 0;
     char *plus = strchr(name, '+');
@@ -80,7 +80,7 @@ static void initialise(gs_parser *p, uint8_t *to, size_t count, uint8_t each) {
             p->p++;
             continue;
         }
-        char text[200];
+        char text[GS_ARG_TEXT];
         size_t k = 0;
         while (*p->p && !strchr("{},;)", *p->p) && !isspace((unsigned char)*p->p) && k + 1 < sizeof text)
             text[k++] = *p->p++;
@@ -137,7 +137,7 @@ size_t gs_parse_array_size(gs_parser *p, bool *open) {
 }
 /* After ".shared", ".global", ".const", ".local" or a ".param" inside a body. */
 void gs_parse_variable(gs_parser *p, gs_space space, bool external) {
-    char name[160];
+    char name[GS_ARG_TEXT];
     uint32_t align;
     bool open;
     gs_type type = gs_parse_variable_head(p, &align, name, sizeof name);

@@ -125,7 +125,7 @@ struct gs_row {
     const char *ignore; /* modifiers without effect here, blank-separated: "rn relu"... NULL none */
 };
 
-enum { GS_MAX_MODS = 24, GS_MAX_ARGS = 300, GS_ARG_TEXT = 120 };
+enum { GS_MAX_MODS = 24, GS_MAX_ARGS = 300, GS_ARG_TEXT = 2048 /* parameters of templates have long names */ };
 typedef struct
     gs_arg { /* one operand as text; {a, b} is flattened, with the group number saying what belongs together */
     char text[GS_ARG_TEXT];
