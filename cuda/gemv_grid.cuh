@@ -35,7 +35,7 @@ __host__ __device__ constexpr uint32_t rq_minus_bf16x2(uint32_t n) {
 /* STEPS: 32-column steps between two scales, 1 (any multiple of 32 columns) or 4 (of 128, and whole rows). */
 template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tiles {
     static constexpr int BITS = BITS_, ACT = ACT_, STEPS = STEPS_, WORDS = BITS * 2;
-    static constexpr bool ZEROS = ZEROS_, BF16 = ACT_ == RQ_ACT_BF16;
+    static constexpr bool EDITS_X = false, ZEROS = ZEROS_, BF16 = ACT_ == RQ_ACT_BF16;
     static constexpr int DEPTH = BITS == 8 ? 1 : BITS == 4 ? 2 : BITS == 3 ? 3 : 4;
     typedef rq_gemv_grid_args args;
     struct tile {
@@ -50,6 +50,8 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
     __device__ __forceinline__ rq_gemv_grid_tiles(const rq_gemv_grid_args &args_, const rq_gemv_job &, uint8_t *)
         : a(args_), lane(threadIdx.x % 32), high_half(threadIdx.x / 4 % 2) {}
     __device__ __forceinline__ void stage(int, int) {}
+    __device__ __forceinline__ bool edits_x() const { return false; }
+    __device__ __forceinline__ void edit_x(const rq_gemv_job &, uint8_t *, int, int) const {}
 
     __device__ __forceinline__ void load(tile &t, int rb, int kb) const {
         const uint8_t *from = a.tiles + (size_t)((uint32_t)rb * a.n_kb + kb) * (RQ_TILE_ROWS * RQ_TILE_COLS * BITS / 8);

@@ -4,7 +4,7 @@
 
 #include "gemv_variants.h"
 
-static const rq_gemv_format *const formats[] = {&rq_gemv_grid};
+static const rq_gemv_format *const formats[] = {&rq_gemv_grid, &rq_gemv_ssvq};
 
 static thread_local char last_error[256] = "";
 const char *rq_cuda_last_error(void) { return last_error; }
@@ -92,11 +92,12 @@ static const double cost_of_group = 0.5, cost_of_parts = 0.5, cost_of_part = 0.0
 static sharing share(const rq_tile_layout *t, int blocks, int most_kb) {
     sharing best = {};
     best.cost = 1e300;
+    const int64_t book_kb = t->n_book > 1 ? t->book_cols / RQ_TILE_COLS : 0; /* a part has one codebook */
     for (int log_warps = 4; log_warps >= 0; --log_warps) {
         const int64_t warps = 1 << log_warps, slots = RQ_GEMV_WARPS / warps, groups = (t->n_rb + slots - 1) / slots;
         for (int64_t want = 1; want <= t->n_kb && want <= blocks; ++want) {
             const int64_t part_kb = (t->n_kb + want - 1) / want, split = (t->n_kb + part_kb - 1) / part_kb;
-            if (split != want || part_kb > most_kb) continue;
+            if (split != want || part_kb > most_kb || (book_kb && book_kb % part_kb != 0)) continue;
             const int64_t across = groups < blocks / split ? groups : blocks / split;
             const int64_t turns = (groups + across - 1) / across, tiles = (part_kb + warps - 1) / warps;
             const double parts = split > 1 ? cost_of_parts + cost_of_part * (double)split : 0.0;
@@ -137,7 +138,8 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     if (for_x < RQ_TILE_COLS * 2)
         return fail(RQ_ERR_UNSUPPORTED, "a block's shared memory is too small for so many tokens");
     const sharing s = share(&t, info.multiprocessors * RQ_GEMV_BLOCKS_PER_SM, (int)(for_x / (RQ_TILE_COLS * 2)));
-    if (s.split == 0) return fail(RQ_ERR_UNSUPPORTED, "n_in is too large for this device's shared memory");
+    if (s.split == 0)
+        return fail(RQ_ERR_UNSUPPORTED, "n_in is too large for this device's shared memory, or has too many codebooks");
 
     memset(plan, 0, sizeof *plan);
     plan->blocks = s.blocks, plan->threads = RQ_GEMV_THREADS, plan->split = s.split;

@@ -8,6 +8,7 @@
  *   F::tile                 a lane's registers of a tile
  *   F(args, job, front)     front: shared memory of the format's own, job.shared_format bytes
  *   stage(kb0, kb1)         fills it, once, by all threads, for tile columns kb0 .. kb1 - 1; a barrier follows
+ *   F::EDITS_X, edits_x(), edit_x(job, x, kb0, kb1)   where both are true, by all threads, when x is in shared memory
  *   load(tile &, rb, kb)    starts the loads of tile (rb, kb)
  *   multiply(acc, tile, x, rb, kb)   adds the tile's products to acc[half][4], accumulators of mma.m16n8k16 for tokens
  *                           8 half ..; x[half] is the lane's 16 bytes of the first step of 32 columns, x[half][4 s] those of step s
@@ -126,6 +127,10 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, RQ_GEMV_BLOCKS_PER_SM)
     ptx_let_kernels_after_start();
     rq_gemv_stage_x(job, shared_x, kb0, kb1);
     __syncthreads();
+    if (F::EDITS_X && format.edits_x()) {
+        format.edit_x(job, shared_x, kb0, kb1);
+        __syncthreads();
+    }
 
     /* Column n of an mma is token n; lanes of tokens that are not there read the last one, and nobody reads their sums. */
     const uint4 *x[HALVES];

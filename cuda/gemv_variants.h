@@ -44,6 +44,6 @@ typedef struct rq_gemv_format {
     void (*fill)(void *args, const rq_cuda_gemv_desc *d, const void *weights);
 } rq_gemv_format;
 
-extern const rq_gemv_format rq_gemv_grid;
+extern const rq_gemv_format rq_gemv_grid, rq_gemv_ssvq;
 
 #endif

@@ -28,6 +28,19 @@ __device__ __forceinline__ uint32_t ptx_load_side4(const void *p) {
     return v;
 }
 
+/* ---- shared memory by its 32-bit address. Volatile: in order, so that the look-ups of a tile do not pile up in registers. */
+__device__ __forceinline__ uint32_t ptx_shared(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+__device__ __forceinline__ uint4 ptx_load_shared16(uint32_t at) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
+    return v;
+}
+__device__ __forceinline__ uint2 ptx_load_shared8(uint32_t at) {
+    uint2 v;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at));
+    return v;
+}
+
 /* ---- integer */
 
 /* Bit i of the result is bit (a_i b_i c_i) of the table. 0xea: (a & b) | c. 0x6a: (a & b) ^ c. */

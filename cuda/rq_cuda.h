@@ -28,7 +28,11 @@ typedef struct rq_cuda_gemv_desc {
     int bits;           /* RQ_TILE_GRID: 2, 3, 4 or 8 */
     int64_t group;      /* columns that share a scale; n_in: one a row */
     int zeros;          /* RQ_TILE_GRID: 1 when there are zero points */
-    int n_outlier;      /* RQ_TILE_SSVQ */
+    int vec_len;        /* RQ_TILE_SSVQ, as the four below: 4 or 8 */
+    int64_t n_book;     /* codebooks, each for book_cols columns */
+    int64_t book_cols;  /* a multiple of 128; n_in when there is one codebook */
+    int book_u8;        /* 1: magnitudes are bytes, 0: fp16 */
+    int n_outlier;      /* columns that are int8 */
     int bias, residual; /* 1: added */
     int early_launch; /* 1: launched with programmatic dependent launch (sm_90): the weights' first loads do not wait for the kernel before */
 } rq_cuda_gemv_desc;

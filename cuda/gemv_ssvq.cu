@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* SSVQ as a format of gemv_launch.cu. Targets: sm_80 sm_90a. */
+#include "gemv_ssvq.cuh"
+
+const void *rq_gemv_ssvq_function_4(const rq_cuda_gemv_desc *d, int steps);
+const void *rq_gemv_ssvq_function_8(const rq_cuda_gemv_desc *d, int steps);
+
+static bool is_row(const rq_cuda_gemv_desc *d) { return d->group == d->n_in; }
+static int steps_of(const rq_cuda_gemv_desc *d) { return is_row(d) ? 0 : d->group % RQ_TILE_COLS == 0 ? 4 : 1; }
+
+static const char *refuse(const rq_cuda_gemv_desc *d) {
+    if (d->vec_len != 4 && d->vec_len != 8) return "vectors have 4 or 8 columns";
+    if (d->group < 1 || d->group > d->n_in) return "a group has 1 to n_in columns";
+    if (!is_row(d) && d->group % 32 != 0) return "groups are multiples of 32 columns, or whole rows";
+    if (d->book_cols < 1 || d->n_book != (d->n_in + d->book_cols - 1) / d->book_cols)
+        return "there is a codebook for each book_cols columns";
+    if (d->n_book > 1 && d->book_cols % RQ_TILE_COLS != 0) return "columns of one codebook are multiples of 128";
+    if (d->n_outlier < 0 || d->n_outlier > 16) return "there are 0 to 16 outlier columns";
+    if (!d->book_u8 && d->act == RQ_ACT_BF16)
+        return "fp16 magnitudes need fp16 activations: bfloat16 has not their 11 bits (byte magnitudes go with both)";
+    if (d->zeros) return "SSVQ has no zero points";
+    return NULL;
+}
+
+static rq_tile_layout layout(const rq_cuda_gemv_desc *d) {
+    rq_tile_layout t = {};
+    t.kind = RQ_TILE_SSVQ;
+    t.n_out = d->n_out, t.n_in = d->n_in, t.vec_len = d->vec_len, t.bits = d->vec_len == 8 ? 2 : 3;
+    t.group = d->group, t.n_book = d->n_book, t.book_cols = d->n_book > 1 ? d->book_cols : d->n_in;
+    t.book_u8 = d->book_u8 != 0, t.n_outlier = d->n_outlier;
+    rq_tile_plan(&t);
+    return t;
+}
+
+static rq_gemv_kernel pick(const rq_cuda_gemv_desc *d) {
+    rq_gemv_kernel k = {};
+    k.function = d->vec_len == 8 ? rq_gemv_ssvq_function_8(d, steps_of(d)) : rq_gemv_ssvq_function_4(d, steps_of(d));
+    k.name = d->vec_len == 8 ? "gemv_ssvq_8" : "gemv_ssvq_4";
+    k.shared_format = RQ_SSVQ_SHARED;
+    k.depth = rq_gemv_ssvq_tiles<8, RQ_ACT_F16, 0>::DEPTH;
+    return k;
+}
+
+static void fill(void *to, const rq_cuda_gemv_desc *d, const void *weights) {
+    const rq_tile_layout t = layout(d);
+    const uint8_t *base = static_cast<const uint8_t *>(weights);
+    rq_gemv_ssvq_args a = {};
+    a.tiles = base + t.tiles, a.scales = base + t.scales, a.book = base + t.book, a.outliers = base + t.outliers;
+    a.book_scales = reinterpret_cast<const float *>(base + t.book_scales);
+    a.outlier_cols = reinterpret_cast<const int32_t *>(base + t.outlier_cols);
+    a.outlier_scales = reinterpret_cast<const float *>(base + t.outlier_scales);
+    a.n_kb = (int)t.n_kb, a.n_group = (int)t.n_group, a.n_book = (int)t.n_book;
+    a.book_kb = (int)(t.n_book > 1 ? t.book_cols / RQ_TILE_COLS : t.n_kb);
+    a.book_u8 = t.book_u8, a.n_outlier = t.n_outlier;
+    a.steps_of_group = (uint32_t)(is_row(d) ? t.n_kb * 4 : d->group / 32);
+    a.reciprocal = a.steps_of_group == 1 ? 0 : (uint32_t)(((uint64_t)1 << 32) / a.steps_of_group + 1);
+    memcpy(to, &a, sizeof a);
+}
+RQ_STATIC_ASSERT(sizeof(rq_gemv_ssvq_args) <= RQ_GEMV_ARGS, "a format's arguments");
+
+extern const rq_gemv_format rq_gemv_ssvq = {RQ_TILE_SSVQ, refuse, layout, pick, fill};

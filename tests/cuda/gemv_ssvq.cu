@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The CUDA GEMV on SSVQ (cuda/gemv_ssvq.cuh) against sums in double of its definition, over shapes chosen for their edges.
+ * Libraries: requite. Targets: sm_80 sm_90a. */
+#include "cudatest.h"
+#include "repack.h"
+#include "rq_cuda.h"
+
+enum { MAX_MATRICES = 3 };
+
+typedef struct problem {
+    const char *what;
+    int rows[MAX_MATRICES]; /* of the stacked matrices; 0: no more */
+    int n_in, vec_len, code_bits, book_cols, group, n_outlier, n_tok;
+    bool u8, bf16, perm, bias, residual, early;
+} problem;
+
+/* The matrices as the file has them, stacked, with the values of the definition. */
+typedef struct stack {
+    rq_ssvq s[MAX_MATRICES];
+    int n, n_out, n_in;
+    double *w; /* [n_out][n_in] */
+    int32_t *perm;
+    rq_tile_layout layout;
+    uint8_t *packed;
+} stack;
+
+static void fill_matrix(rq_ssvq *s, const problem *p, int rows, const rq_ssvq *with_books, rq_rng *rng) {
+    s->n_out = rows, s->n_in = p->n_in, s->vec_len = p->vec_len, s->code_bits = p->code_bits;
+    s->n_codes = (1 << p->code_bits) - (p->code_bits < 8 ? 1 : 0); /* books that are not full */
+    s->book_cols = p->book_cols, s->n_book = (p->n_in + p->book_cols - 1) / p->book_cols;
+    s->group = p->group, s->n_group = (p->n_in + p->group - 1) / p->group;
+    s->code_words = rq_ssvq_code_words(p->n_in, p->vec_len, p->code_bits);
+    s->sign_words = rq_ssvq_sign_words(p->n_in, p->vec_len);
+    const int64_t n_vec = rq_ssvq_n_vec(p->n_in, p->vec_len), entries = s->n_book * s->n_codes * p->vec_len;
+    uint32_t *codes = (uint32_t *)rq_host_alloc((size_t)(rows * s->code_words) * 4);
+    uint32_t *signs = (uint32_t *)rq_host_alloc((size_t)(rows * s->sign_words) * 4);
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t v = 0; v < n_vec; ++v) {
+            const int64_t at = v * p->code_bits;
+            const uint64_t code = (uint64_t)(rq_rand_u32(rng) % (uint32_t)s->n_codes) << (at % 32);
+            codes[i * s->code_words + at / 32] |= (uint32_t)code;
+            if (code >> 32) codes[i * s->code_words + at / 32 + 1] |= (uint32_t)(code >> 32);
+        }
+    rq_rand_bytes(rng, signs, (size_t)(rows * s->sign_words) * 4);
+    s->codes = codes, s->signs = signs;
+    if (with_books) {
+        s->book_u8 = with_books->book_u8, s->book_f16 = with_books->book_f16;
+    } else if (p->u8) {
+        uint8_t *book = (uint8_t *)rq_host_alloc((size_t)entries);
+        rq_rand_bytes(rng, book, (size_t)entries);
+        book[0] = 0, book[entries - 1] = 255;
+        s->book_u8 = book;
+    } else {
+        rq_f16 *book = (rq_f16 *)rq_host_alloc((size_t)entries * 2);
+        for (int64_t i = 0; i < entries; ++i) book[i].bits = rq_half_bits(fabsf(rq_rand_float(rng)));
+        s->book_f16 = book;
+    }
+    float *book_scale = (float *)rq_host_alloc((size_t)s->n_book * 4);
+    for (int64_t b = 0; b < s->n_book; ++b) book_scale[b] = p->u8 ? (rq_rand_float(rng) + 2.0f) / 255 : 1.0f;
+    rq_f16 *scale = (rq_f16 *)rq_host_alloc((size_t)(rows * s->n_group) * 2);
+    for (int64_t i = 0; i < rows * s->n_group; ++i) scale[i].bits = rq_half_bits((rq_rand_float(rng) + 2.0f) / 8);
+    s->book_scale = book_scale, s->scale = scale;
+
+    s->n_outlier = p->n_outlier;
+    int32_t *column = (int32_t *)rq_host_alloc((size_t)p->n_outlier * 4);
+    int8_t *outlier = (int8_t *)rq_host_alloc((size_t)(rows * p->n_outlier));
+    float *outlier_scale = (float *)rq_host_alloc((size_t)p->n_outlier * 4);
+    for (int o = 0; o < p->n_outlier; ++o) { /* the last column too */
+        column[o] = (int32_t)((int64_t)(o + 1) * p->n_in / p->n_outlier) - 1;
+        outlier_scale[o] = (rq_rand_float(rng) + 2.0f) / 256;
+    }
+    rq_rand_bytes(rng, outlier, (size_t)(rows * p->n_outlier));
+    s->outlier_col = column, s->outlier = outlier, s->outlier_scale = outlier_scale;
+}
+
+static stack make_stack(const problem *p, rq_rng *rng) {
+    stack m = {};
+    m.n_in = p->n_in;
+    for (; m.n < MAX_MATRICES && p->rows[m.n]; ++m.n) {
+        fill_matrix(&m.s[m.n], p, p->rows[m.n], m.n ? &m.s[0] : NULL, rng);
+        m.n_out += p->rows[m.n];
+    }
+    m.w = (double *)rq_host_alloc((size_t)m.n_out * p->n_in * 8);
+    double *row = m.w;
+    for (int k = 0; k < m.n; ++k) {
+        const rq_ssvq *s = &m.s[k];
+        for (int64_t i = 0; i < s->n_out; ++i, row += p->n_in) {
+            for (int64_t j = 0; j < s->n_in; ++j) {
+                const int64_t b = j / s->book_cols;
+                const uint32_t code = rq_ssvq_code(s, i, j / s->vec_len);
+                const int64_t at = (b * s->n_codes + code) * s->vec_len + j % s->vec_len;
+                const double magnitude = s->book_u8 ? s->book_u8[at] : rq_half_value(s->book_f16[at].bits);
+                row[j] = rq_half_value(s->scale[i * s->n_group + j / s->group].bits) * (double)s->book_scale[b] *
+                         magnitude * (rq_ssvq_negative(s, i, j) ? -1 : 1);
+            }
+            for (int o = 0; o < s->n_outlier; ++o)
+                row[s->outlier_col[o]] = (double)s->outlier_scale[o] * s->outlier[i * s->n_outlier + o];
+        }
+    }
+    if (p->perm) {
+        m.perm = (int32_t *)rq_host_alloc((size_t)p->n_in * 4);
+        for (int j = 0; j < p->n_in; ++j) m.perm[j] = j;
+        for (int j = p->n_in - 1; j > 0; --j) {
+            const int k = (int)(rq_rand_u32(rng) % (uint32_t)(j + 1)), was = m.perm[j];
+            m.perm[j] = m.perm[k], m.perm[k] = was;
+        }
+    }
+    const char *why = "";
+    if (rq_repack_ssvq_plan(&m.layout, m.s, m.n, &why) != RQ_OK) RQ_DIE("%s: %s", p->what, why);
+    m.packed = (uint8_t *)rq_host_alloc((size_t)m.layout.bytes);
+    rq_repack_ssvq(m.packed, &m.layout, m.s, m.n);
+    return m;
+}
+static void free_stack(stack *m) {
+    free((void *)m->s[0].book_u8), free((void *)m->s[0].book_f16); /* one for all */
+    for (int k = 0; k < m->n; ++k) {
+        const rq_ssvq *s = &m->s[k];
+        free((void *)s->codes), free((void *)s->signs), free((void *)s->book_scale), free((void *)s->scale);
+        free((void *)s->outlier_col), free((void *)s->outlier), free((void *)s->outlier_scale);
+    }
+    free(m->w), free(m->perm), free(m->packed);
+}
+
+static uint16_t bits_of(bool bf16, float v) { return bf16 ? rq_bf16_bits(v) : rq_half_bits(v); }
+static float value_of(bool bf16, uint16_t b) { return bf16 ? rq_bf16_value(b) : rq_half_value(b); }
+static void fill(rq_rng *rng, bool bf16, uint16_t *to, size_t n) {
+    for (size_t i = 0; i < n; ++i) to[i] = bits_of(bf16, rq_rand_float(rng));
+}
+
+static rq_cuda_gemv_desc describe(const problem *p, const rq_tile_layout *t) {
+    rq_cuda_gemv_desc d = rq_cuda_gemv_desc_default();
+    d.kind = RQ_TILE_SSVQ;
+    d.n_out = t->n_out, d.n_in = t->n_in, d.n_tok = p->n_tok;
+    d.act = p->bf16 ? RQ_ACT_BF16 : RQ_ACT_F16;
+    d.vec_len = t->vec_len, d.group = t->group, d.n_book = t->n_book, d.book_cols = t->book_cols;
+    d.book_u8 = t->book_u8, d.n_outlier = t->n_outlier;
+    d.bias = p->bias, d.residual = p->residual, d.early_launch = p->early;
+    return d;
+}
+
+/* What a run needs on the device. */
+typedef struct device {
+    rq_cuda_gemv_desc d;
+    rq_cuda_gemv_plan plan;
+    rq_cuda_gemv_args a;
+    void *x, *residual, *bias;
+} device;
+
+static device set_up(const problem *p, const stack *m) {
+    device v = {};
+    v.d = describe(p, &m->layout);
+    const char *why = "";
+    if (rq_cuda_gemv_supports(&v.d, &why) != RQ_OK) RQ_DIE("%s: %s", p->what, why);
+    if (rq_cuda_gemv_make_plan(&v.plan, &v.d) != RQ_OK) RQ_DIE("%s: %s", p->what, rq_cuda_last_error());
+    const size_t n_y = (size_t)p->n_tok * m->n_out, n_x = (size_t)p->n_tok * p->n_in;
+    v.a.y = rq_device_buffer(n_y * 2);
+    v.a.x = v.x = rq_device_buffer(n_x * 2);
+    v.a.weights = rq_device_copy(m->packed, (size_t)m->layout.bytes);
+    if (p->bias) v.a.bias = v.bias = rq_device_buffer((size_t)m->n_out * 2);
+    if (p->residual) v.a.residual = v.residual = rq_device_buffer(n_y * 2);
+    if (p->perm) v.a.perm = (const int32_t *)rq_device_copy(m->perm, (size_t)p->n_in * 4);
+    if (v.plan.workspace_bytes) {
+        v.a.workspace = rq_device_buffer(v.plan.workspace_bytes);
+        CHECK_CUDA(cudaMemset(v.a.workspace, 0, v.plan.workspace_bytes));
+    }
+    return v;
+}
+static void run(const problem *p, const device *v, cudaStream_t stream) {
+    if (rq_cuda_gemv_run(&v->plan, &v->d, &v->a, stream) != RQ_OK) RQ_DIE("%s: %s", p->what, rq_cuda_last_error());
+}
+static void expect_clean_workspace(const device *v) {
+    const size_t bytes = v->plan.workspace_bytes;
+    if (bytes == 0) return;
+    uint8_t *host = (uint8_t *)rq_host_alloc(bytes);
+    rq_device_read(host, v->a.workspace, bytes);
+    size_t dirty = 0;
+    for (size_t i = 0; i < bytes; ++i) dirty += host[i] != 0;
+    EXPECT_EQ(dirty, 0);
+    free(host);
+}
+
+/* Two runs from a graph into a spoilt y: the same bytes. */
+static void test_graph(const problem *p, const device *v, cudaStream_t stream, const uint16_t *y, size_t n_y) {
+    uint16_t *again = (uint16_t *)rq_host_alloc(n_y * 2);
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CHECK_CUDA(cudaMemset(v->a.y, 0x5a, n_y * 2));
+    CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    run(p, v, stream);
+    run(p, v, stream);
+    CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
+    CHECK_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    CHECK_CUDA(cudaGraphLaunch(exec, stream));
+    CHECK_CUDA(cudaStreamSynchronize(stream));
+    rq_device_read(again, v->a.y, n_y * 2);
+    EXPECT_EQ(memcmp(y, again, n_y * 2), 0);
+    CHECK_CUDA(cudaGraphExecDestroy(exec));
+    CHECK_CUDA(cudaGraphDestroy(graph));
+    free(again);
+}
+
+static void test_problem(const problem *p) {
+    rq_rng rng = {(uint64_t)p->rows[0] * 1000003u + (uint64_t)p->n_in * 1009u + (uint64_t)p->vec_len * 101u +
+                  (uint64_t)p->group * 7u + (uint64_t)p->n_tok};
+    stack m = make_stack(p, &rng);
+    const device v = set_up(p, &m);
+    const size_t n_y = (size_t)p->n_tok * m.n_out, n_x = (size_t)p->n_tok * p->n_in;
+    uint16_t *x = (uint16_t *)rq_host_alloc(n_x * 2), *y = (uint16_t *)rq_host_alloc(n_y * 2);
+    uint16_t *residual = (uint16_t *)rq_host_alloc(n_y * 2), *bias = (uint16_t *)rq_host_alloc((size_t)m.n_out * 2);
+    fill(&rng, p->bf16, x, n_x), fill(&rng, p->bf16, residual, n_y), fill(&rng, p->bf16, bias, (size_t)m.n_out);
+    CHECK_CUDA(cudaMemcpy(v.x, x, n_x * 2, cudaMemcpyHostToDevice));
+    if (p->bias) CHECK_CUDA(cudaMemcpy(v.bias, bias, (size_t)m.n_out * 2, cudaMemcpyHostToDevice));
+    if (p->residual) CHECK_CUDA(cudaMemcpy(v.residual, residual, n_y * 2, cudaMemcpyHostToDevice));
+    cudaStream_t stream;
+    CHECK_CUDA(cudaStreamCreate(&stream));
+    run(p, &v, stream);
+    CHECK_CUDA(cudaStreamSynchronize(stream));
+    rq_device_read(y, v.a.y, n_y * 2);
+    expect_clean_workspace(&v);
+
+    double worst = 0;
+    for (int t = 0; t < p->n_tok; ++t)
+        for (int i = 0; i < m.n_out; ++i) {
+            double want = 0, size = 0;
+            for (int j = 0; j < p->n_in; ++j) {
+                const double term = m.w[(size_t)i * p->n_in + j] *
+                                    value_of(p->bf16, x[(size_t)t * p->n_in + (p->perm ? m.perm[j] : j)]);
+                want += term, size += fabs(term);
+            }
+            const size_t at = (size_t)t * m.n_out + i;
+            if (p->bias) want += value_of(p->bf16, bias[i]), size += 1;
+            if (p->residual) want += value_of(p->bf16, residual[at]), size += 1;
+            /* fp32 sums of at most n_in / 16 mma and 16 warps' partial sums, and the rounding of y. */
+            const double bound =
+                size * (p->n_in / 16 + 64) * 0x1p-23 + fabs(want) * (p->bf16 ? 0x1p-8 : 0x1p-11) * 1.001 + 0x1p-24;
+            const double got = value_of(p->bf16, y[at]);
+            EXPECT_NEAR_AT(at, got, want, bound);
+            worst = fmax(worst, fabs(got - want) / bound);
+        }
+    test_graph(p, &v, stream, y, n_y);
+    expect_clean_workspace(&v);
+    CHECK_CUDA(cudaStreamDestroy(stream));
+
+    char name[96];
+    snprintf(name, sizeof name, "y %s %dx%d v%d g%d o%d t%d", p->what, m.n_out, p->n_in, p->vec_len, p->group,
+             p->n_outlier, p->n_tok);
+    printf("%-44s %s: %d blocks, split %d, 2^%d warps a row block, error %.2f of the bound\n", name + 2, v.plan.kernel,
+           v.plan.blocks, v.plan.split, v.plan.log_warps, worst);
+    /* The tensor cores of a GPU may truncate where the simulator rounds. */
+    rq_record(name, p->bf16 ? RQ_BF16 : RQ_F16, y, n_y, 0x1p-6 * p->n_in / 64);
+    rq_device_free_all();
+    free_stack(&m);
+    free(x), free(y), free(residual), free(bias);
+}
+
+/* x with a single 1: y is a column of W. The scales are powers of two, so that there is one rounding, that of y, and the result is
+ * exact. All columns, 16 at a time. */
+static void test_decode(const problem *p) {
+    rq_rng rng = {(uint64_t)p->vec_len * 31u + (uint64_t)p->group};
+    stack m = make_stack(p, &rng);
+    for (int k = 0; k < m.n; ++k) {
+        const rq_ssvq *s = &m.s[k];
+        for (int64_t i = 0; i < s->n_out * s->n_group; ++i)
+            ((rq_f16 *)s->scale)[i].bits = rq_half_bits(ldexpf(1.0f, (int)(i % 5) - 4));
+        for (int64_t b = 0; b < s->n_book; ++b) ((float *)s->book_scale)[b] = ldexpf(1.0f, -(int)(b % 3) - 4);
+        for (int o = 0; o < s->n_outlier; ++o) ((float *)s->outlier_scale)[o] = ldexpf(1.0f, -o % 4);
+    }
+    rq_repack_ssvq(m.packed, &m.layout, m.s, m.n);
+    const device v = set_up(p, &m);
+    const size_t n_x = (size_t)16 * p->n_in, n_y = (size_t)16 * m.n_out;
+    uint16_t *x = (uint16_t *)rq_host_alloc(n_x * 2), *y = (uint16_t *)rq_host_alloc(n_y * 2);
+    for (int j0 = 0; j0 < p->n_in; j0 += 16) {
+        memset(x, 0, n_x * 2);
+        for (int t = 0; t < 16; ++t) x[(size_t)t * p->n_in + (j0 + t) % p->n_in] = bits_of(p->bf16, 1.0f);
+        CHECK_CUDA(cudaMemcpy(v.x, x, n_x * 2, cudaMemcpyHostToDevice));
+        run(p, &v, 0);
+        CHECK_CUDA(cudaDeviceSynchronize());
+        rq_device_read(y, v.a.y, n_y * 2);
+        for (int k = 0, row = 0; k < m.n; ++k)
+            for (int64_t i = 0; i < m.s[k].n_out; ++i, ++row)
+                for (int t = 0; t < 16; ++t) {
+                    const rq_ssvq *s = &m.s[k];
+                    const int64_t j = (j0 + t) % p->n_in, b = j / s->book_cols;
+                    const int64_t at =
+                        (b * s->n_codes + rq_ssvq_code(s, i, j / s->vec_len)) * s->vec_len + j % s->vec_len;
+                    float want = (s->book_u8 ? s->book_u8[at] : rq_half_value(s->book_f16[at].bits)) *
+                                 s->book_scale[b] * rq_half_value(s->scale[i * s->n_group + j / s->group].bits) *
+                                 (rq_ssvq_negative(s, i, j) ? -1.0f : 1.0f);
+                    for (int o = 0; o < s->n_outlier; ++o)
+                        if (s->outlier_col[o] == j) want = s->outlier_scale[o] * s->outlier[i * s->n_outlier + o];
+                    const uint16_t got = y[(size_t)t * m.n_out + row];
+                    EXPECT_EQ_AT(j, want == 0.0f ? got & 0x7fff : got, want == 0.0f ? 0 : bits_of(p->bf16, want));
+                }
+    }
+    expect_clean_workspace(&v);
+    printf("decode %dx%d v%d g%d o%d%s%s\n", m.n_out, p->n_in, p->vec_len, p->group, p->n_outlier, p->u8 ? " u8" : "",
+           p->bf16 ? " bf16" : "");
+    rq_device_free_all();
+    free_stack(&m);
+    free(x), free(y);
+}
+
+static void expect_refused(rq_cuda_gemv_desc d, const char *word) {
+    const char *why = "";
+    EXPECT_EQ(rq_cuda_gemv_supports(&d, &why), RQ_ERR_UNSUPPORTED);
+    if (rq_failed(strstr(why, word) != NULL)) fprintf(stderr, "\"%s\" does not say \"%s\"\n", why, word);
+}
+static void test_refusals(void) {
+    rq_cuda_gemv_desc good = rq_cuda_gemv_desc_default(), d;
+    good.kind = RQ_TILE_SSVQ, good.n_out = 64, good.n_in = 512, good.vec_len = 8;
+    good.group = 512, good.n_book = 1, good.book_cols = 512, good.book_u8 = 1;
+    EXPECT_EQ(rq_cuda_gemv_supports(&good, NULL), RQ_OK);
+    d = good, d.vec_len = 2, expect_refused(d, "4 or 8");
+    d = good, d.group = 40, expect_refused(d, "multiples of 32");
+    d = good, d.n_book = 3, expect_refused(d, "codebook");
+    d = good, d.n_book = 8, d.book_cols = 64, expect_refused(d, "128");
+    d = good, d.n_outlier = 17, expect_refused(d, "outlier");
+    d = good, d.book_u8 = 0, d.act = RQ_ACT_BF16, expect_refused(d, "fp16 magnitudes");
+    d = good, d.zeros = 1, expect_refused(d, "zero points");
+    d = good, d.n_tok = 17, expect_refused(d, "n_tok");
+}
+
+int main(void) {
+    rq_need_device(80);
+    test_refusals();
+    for (int vec_len = 8; vec_len >= 4; vec_len -= 4) {
+        const problem decodes[] = {
+            /* rows                   bits book  group out n_tok u8    bf16   perm   bias   residual early */
+            {"decode", {19}, 160, vec_len, 8, 160, 160, 0, 16, true, false, false, false, false, false},
+            {"decode", {16}, 300, vec_len, 8, 128, 32, 3, 16, true, true, false, false, false, false},
+            {"decode", {32, 17}, 384, vec_len, 8, 256, 128, 16, 16, false, false, false, false, false, false},
+        };
+        for (size_t i = 0; i < sizeof decodes / sizeof decodes[0]; ++i) test_decode(&decodes[i]);
+        const problem problems[] = {
+            {"least", {1}, 4, vec_len, 8, 4, 4, 0, 1, true, false, false, false, false, false},
+            {"rows", {15}, 128, vec_len, 4, 128, 128, 1, 2, false, false, false, true, false, false},
+            {"rows", {16}, 160, vec_len, 8, 160, 32, 16, 3, true, true, false, false, true, false},
+            {"rows", {17}, 160, vec_len, 7, 160, 64, 2, 8, true, true, true, true, true, true},
+            {"odd", {33}, 1000, vec_len, 8, 1000, 1000, 16, 9, true, false, true, false, true, true},
+            {"odd", {51}, 333, vec_len, 5, 333, 96, 5, 5, false, false, false, true, true, false},
+            {"books", {40}, 900, vec_len, 8, 256, 900, 4, 7, true, true, false, true, false, false},
+            {"books", {21}, 1000, vec_len, 6, 128, 128, 0, 16, false, false, true, false, true, false},
+            {"qkv", {64, 32, 25}, 640, vec_len, 8, 640, 640, 16, 1, true, false, false, false, false, true},
+            {"qkv", {32, 16, 16}, 640, vec_len, 8, 256, 128, 3, 12, true, true, false, true, false, true},
+            {"long", {40}, 4096 + 36, vec_len, 8, 4096 + 36, 4096 + 36, 16, 1, true, false, false, false, false, false},
+            {"long", {40}, 4096 + 36, vec_len, 8, 2048, 64, 7, 16, true, true, false, true, true, true},
+            {"rowwise", {70}, 2050, vec_len, 8, 2050, 2050, 0, 4, false, false, false, false, false, false},
+        };
+        for (size_t i = 0; i < sizeof problems / sizeof problems[0]; ++i)
+            if (!rq_small() || problems[i].n_in <= 1000) test_problem(&problems[i]);
+    }
+    return rq_done(__FILE__);
+}
