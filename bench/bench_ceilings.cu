@@ -3,8 +3,7 @@
  * cuBLAS, and what a launch costs. All data is random: zeros flatter. cuda_harness.h has the arguments.
  * Targets: sm_80 sm_90a. */
 #include "cuda_harness.h"
-
-#include <cuda_fp16.h>
+#include "cuda_streams.h"
 
 #include <cmath>
 #include <cstdint>
@@ -20,38 +19,8 @@
     } while (0)
 #endif
 
-enum { THREADS = 256, UNROLL = 8 };
+enum { THREADS = STREAM_THREADS, UNROLL = STREAM_UNROLL };
 
-__host__ __device__ static inline uint32_t hash32(uint32_t x) {
-    x ^= x >> 16;
-    x *= 0x7feb352du;
-    x ^= x >> 15;
-    x *= 0x846ca68bu;
-    return x ^ (x >> 16);
-}
-/* Random words; with `halves`, two halves in (-1, 1) each. */
-__global__ void fill(uint32_t *out, size_t n, uint32_t seed, bool halves) {
-    const size_t step = (size_t)gridDim.x * blockDim.x;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
-        const uint32_t v = hash32((uint32_t)i * 2654435761u + seed + (uint32_t)(i >> 32));
-        const __half2 h =
-            __floats2half2_rn((float)(int16_t)(v & 0xffff) * 0x1p-15f, (float)(int16_t)(v >> 16) * 0x1p-15f);
-        out[i] = halves ? *reinterpret_cast<const uint32_t *>(&h) : v;
-    }
-}
-/* Reads n pieces of 16 bytes once; the xor of all words, so that no load can be left out. n is a multiple of UNROLL. */
-__global__ void __launch_bounds__(THREADS) read_all(const uint4 *in, size_t n, uint32_t *out) {
-    const size_t step = (size_t)gridDim.x * THREADS;
-    uint32_t x = 0;
-    for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += step * UNROLL) {
-        uint4 v[UNROLL];
-#pragma unroll
-        for (int u = 0; u < UNROLL; ++u) v[u] = i + u * step < n ? __ldcs(in + i + u * step) : make_uint4(0, 0, 0, 0);
-#pragma unroll
-        for (int u = 0; u < UNROLL; ++u) x ^= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
-    }
-    atomicXor(out, __reduce_xor_sync(0xffffffffu, x) * (threadIdx.x % 32 == 0));
-}
 /* Each block copies its own part `turns` times, past the L1. */
 __global__ void __launch_bounds__(THREADS) copy_again(const uint4 *in, uint4 *out, int per_block, int turns) {
     in += (size_t)blockIdx.x * per_block;
@@ -142,7 +111,7 @@ static void bench_memory(bench &b) {
         uint32_t got = 0, want = 0;
         BENCH_CUDA(cudaMalloc((void **)&sum, 4));
         const int blocks = b.options.check ? 4 : b.device.prop.multiProcessorCount * 8;
-        const auto run = [&](int) { read_all<<<blocks, THREADS, 0, b.stream>>>((uint4 *)from, bytes / 16, sum); };
+        const auto run = [&](int) { read_all<true><<<blocks, THREADS, 0, b.stream>>>((uint4 *)from, bytes / 16, sum); };
         BENCH_CUDA(cudaMemsetAsync(sum, 0, 4, b.stream));
         b.measure(read, 1, run);
         BENCH_CUDA(cudaMemsetAsync(sum, 0, 4, b.stream));

@@ -11,6 +11,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +19,7 @@
 #include <ctime>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #define BENCH_CUDA(call)                                                                                               \
@@ -45,6 +47,7 @@ struct bench_model {
 struct bench_times {
     int samples = 0;
     double med_us = 0, p20_us = 0, p80_us = 0;
+    double noise_pct = 0; /* standard deviation / mean */
 };
 
 static inline bench_options bench_parse(int argc, char **argv) {
@@ -79,7 +82,7 @@ static inline bench_options bench_parse(int argc, char **argv) {
     return o;
 }
 
-/* One JSON object, built field by field. */
+/* One JSON object, built field by field. Keys are plain names. */
 class bench_record {
   public:
     bench_record &text(const char *key, const std::string &value) {
@@ -96,37 +99,68 @@ class bench_record {
         return raw(key, buffer);
     }
     bench_record &integer(const char *key, long long value) { return raw(key, std::to_string(value)); }
-    std::string json() const { return "{" + fields_ + "}"; }
+    bench_record &truth(const char *key, bool value) { return raw(key, value ? "true" : "false"); }
+    bench_record &none(const char *key) { return raw(key, "null"); }
+    std::string json() const {
+        std::string all;
+        for (const auto &f : fields_) all += (all.empty() ? "{\"" : ",\"") + f.first + "\":" + f.second;
+        return all + "}";
+    }
+    /* As CSV: the keys, the values. */
+    std::string head() const {
+        std::string all;
+        for (const auto &f : fields_) all += (all.empty() ? "" : ",") + f.first;
+        return all;
+    }
+    std::string line() const {
+        std::string all;
+        for (size_t i = 0; i < fields_.size(); ++i)
+            all += (i ? "," : "") + (fields_[i].second == "null" ? std::string() : fields_[i].second);
+        return all;
+    }
+    /* The value as it stands in the JSON; empty when there is no such key. */
+    std::string value(const std::string &key) const {
+        for (const auto &f : fields_)
+            if (f.first == key) return f.second;
+        return "";
+    }
 
   private:
     bench_record &raw(const char *key, const std::string &value) {
-        fields_ += (fields_.empty() ? "\"" : ",\"") + std::string(key) + "\":" + value;
+        fields_.emplace_back(key, value);
         return *this;
     }
-    std::string fields_;
+    std::vector<std::pair<std::string, std::string>> fields_;
 };
 
+/* Files of records, as JSON and CSV; an empty path: none. */
 class bench_output {
   public:
-    explicit bench_output(const std::string &path) : path_(path) {}
+    explicit bench_output(const std::string &json, const std::string &csv = "") : json_(json), csv_(csv) {}
     void add(const bench_record &r) {
+        lines_.push_back(csv_.empty() ? "" : (lines_.empty() ? r.head() + "\n" : "") + r.line());
         records_.push_back(r.json());
-        if (path_.empty()) return;
-        const std::string part = path_ + ".part"; /* the old file stays until the new one is whole */
-        FILE *f = fopen(part.c_str(), "w");
-        bool ok = f != nullptr;
-        for (size_t i = 0; ok && i < records_.size(); ++i)
-            ok = fprintf(f, "%s%s", i ? ",\n" : "[\n", records_[i].c_str()) > 0;
-        if (f) ok = fputs("\n]\n", f) >= 0 && fclose(f) == 0 && ok;
-        if (!ok || rename(part.c_str(), path_.c_str()) != 0) {
-            fprintf(stderr, "cannot write %s\n", path_.c_str());
-            exit(1);
-        }
+        write(json_, records_, "[\n", ",\n", "\n]\n");
+        write(csv_, lines_, "", "\n", "\n");
     }
 
   private:
-    std::string path_;
-    std::vector<std::string> records_;
+    static void write(const std::string &path, const std::vector<std::string> &all, const char *before,
+                      const char *between, const char *after) {
+        if (path.empty()) return;
+        const std::string part = path + ".part"; /* the old file stays until the new one is whole */
+        FILE *f = fopen(part.c_str(), "w");
+        bool ok = f != nullptr;
+        for (size_t i = 0; ok && i < all.size(); ++i)
+            ok = fputs(i ? between : before, f) >= 0 && fputs(all[i].c_str(), f) >= 0;
+        if (f) ok = fputs(after, f) >= 0 && fclose(f) == 0 && ok;
+        if (!ok || rename(part.c_str(), path.c_str()) != 0) {
+            fprintf(stderr, "cannot write %s\n", path.c_str());
+            exit(1);
+        }
+    }
+    std::string json_, csv_;
+    std::vector<std::string> records_, lines_;
 };
 
 struct bench_device {
@@ -169,11 +203,16 @@ static inline bench_times bench_quantiles(std::vector<double> us) {
     bench_times t;
     t.samples = (int)us.size();
     t.med_us = at(0.5), t.p20_us = at(0.2), t.p80_us = at(0.8);
+    double mean = 0, square = 0;
+    for (double u : us) mean += u / (double)us.size();
+    for (double u : us) square += (u - mean) * (u - mean) / (double)us.size();
+    t.noise_pct = mean > 0 ? 100 * std::sqrt(square) / mean : 0;
     return t;
 }
-/* Calls run(i) with i counting up: three times untimed, then between two events each until half a second has passed, at
- * least 10 and at most 2000 times. One call should take well over 10 us: put many launches into it, and say how many. */
-static inline bench_times bench_time(cudaStream_t stream, int launches, const std::function<void(int)> &run) {
+/* Calls run(i) with i counting up: three times untimed, then between two events each until `seconds` have passed, at
+ * least 10 and at most 2000 times (with 0 seconds: once, a rehearsal). One call should take well over 10 us: put many launches into it, and say how many. */
+static inline bench_times bench_time(cudaStream_t stream, int launches, const std::function<void(int)> &run,
+                                     double seconds = 0.5) {
     cudaEvent_t start, stop;
     BENCH_CUDA(cudaEventCreate(&start));
     BENCH_CUDA(cudaEventCreate(&stop));
@@ -181,8 +220,8 @@ static inline bench_times bench_time(cudaStream_t stream, int launches, const st
     for (; i < 3; ++i) run(i);
     BENCH_CUDA(cudaStreamSynchronize(stream));
     std::vector<double> us;
-    const double until = bench_wall_us() + 0.5e6;
-    while ((us.size() < 10 || bench_wall_us() < until) && us.size() < 2000) {
+    const double until = bench_wall_us() + seconds * 1e6;
+    while ((us.size() < (seconds > 0 ? 10 : 1) || bench_wall_us() < until) && us.size() < 2000) {
         float ms = 0;
         BENCH_CUDA(cudaEventRecord(start, stream));
         run(i++);

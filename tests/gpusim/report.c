@@ -8,6 +8,9 @@
  *   GPUSIM_JSON      a file that gets one line of counts per launch
  *   GPUSIM_MAX_INS   warp instructions of one launch after which it counts as hung (default 4e9) */
 #include <ctype.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -47,6 +50,11 @@ static unsigned parse_checks(const char *s) {
 }
 static void read_settings(void) {
     const char *e;
+#ifdef __GLIBC__
+    /* Each launch takes and frees what its blocks need: kept, it is not given back to the system and asked for again. */
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    mallopt(M_TOP_PAD, 64 << 20);
+#endif
     gs_settings *s = &g_settings;
     s->check = (e = getenv("GPUSIM_CHECK")) && *e ? parse_checks(e) : GS_CHECK_ALL;
     s->threads = (e = getenv("GPUSIM_THREADS")) && *e ? atoi(e) : (int)sysconf(_SC_NPROCESSORS_ONLN);

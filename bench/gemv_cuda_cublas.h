@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The baseline: the same shape in fp16 through cuBLAS, cold: cublasGemmEx as it comes, and the fastest of the first 8 algorithms
+ * that cuBLASLt suggests for this shape and number of tokens. The better of the two counts. One result is checked. */
+#ifndef BENCH_GEMV_CUDA_CUBLAS_H
+#define BENCH_GEMV_CUDA_CUBLAS_H
+#include <cublasLt.h>
+#include <cublas_v2.h>
+
+#include "gemv_cuda_times.h"
+
+#define BENCH_CUBLAS(call)                                                                                             \
+    do {                                                                                                               \
+        cublasStatus_t s_ = (call);                                                                                    \
+        if (s_ != CUBLAS_STATUS_SUCCESS) {                                                                             \
+            fprintf(stderr, "%s:%d: %s: cuBLAS status %d\n", __FILE__, __LINE__, #call, (int)s_);                      \
+            exit(1);                                                                                                   \
+        }                                                                                                              \
+    } while (0)
+
+class gemv_cublas {
+  public:
+    /* y (n_out x tokens, by columns) = W^T x, W being n_in x n_out by columns: the rows of the layer. */
+    gemv_cublas(int64_t n_out, int64_t n_in, size_t copies, size_t most, cudaStream_t stream)
+        : n_out_(n_out), n_in_(n_in), stream_(stream) {
+        bytes_ = ((size_t)(n_out * n_in) * 2 + 255) / 256 * 256;
+        n_copies_ = (int)std::max<size_t>(1, std::min<size_t>({copies / bytes_ + 1, most / bytes_, 4096}));
+        w_ = random(bytes_ * n_copies_, 11);
+        x_ = random((size_t)n_in * TOKENS * 2 + 256, 12);
+        BENCH_CUDA(cudaMalloc(&y_, (size_t)n_out * TOKENS * 2));
+        BENCH_CUDA(cudaMalloc(&workspace_, WORKSPACE));
+        BENCH_CUBLAS(cublasCreate(&blas_));
+        BENCH_CUBLAS(cublasSetStream(blas_, stream));
+        BENCH_CUBLAS(cublasSetWorkspace(blas_, workspace_, WORKSPACE));
+        BENCH_CUBLAS(cublasLtCreate(&lt_));
+    }
+    ~gemv_cublas() {
+        cublasLtDestroy(lt_);
+        cublasDestroy(blas_);
+        for (void *p : {w_, x_, y_, workspace_}) cudaFree(p);
+    }
+    gemv_cublas(const gemv_cublas &) = delete;
+    gemv_cublas &operator=(const gemv_cublas &) = delete;
+
+    struct answer {
+        bool ok = true;
+        double us = 0;
+    };
+    /* seconds 0: a rehearsal. */
+    answer run(int n_tok, double seconds) {
+        answer a;
+        matmul m(n_out_, n_in_, n_tok);
+        BENCH_CUDA(cudaMemsetAsync(y_, 0xff, (size_t)(n_out_ * n_tok) * 2, stream_));
+        gemm(n_tok, 0);
+        a.ok = right(n_tok);
+        const std::vector<cublasLtMatmulHeuristicResult_t> algos = suggestions(m);
+        if (!algos.empty()) {
+            BENCH_CUDA(cudaMemsetAsync(y_, 0xff, (size_t)(n_out_ * n_tok) * 2, stream_));
+            lt(m, algos[0], 0);
+            a.ok = a.ok && right(n_tok);
+        }
+        const int n = gemv_launches(n_copies_);
+        a.us = gemv_time_graph(
+                   stream_, n, [&](int i) { gemm(n_tok, i); }, seconds / 4)
+                   .med_us;
+        for (const auto &algo : algos)
+            a.us = std::min(a.us, gemv_time_graph(
+                                      stream_, n, [&](int i) { lt(m, algo, i); }, seconds / 8)
+                                      .med_us);
+        return a;
+    }
+
+  private:
+    enum { TOKENS = 16, WORKSPACE = 32 << 20, SUGGESTIONS = 8 };
+    struct matmul { /* what cuBLASLt wants to know of a product */
+        cublasLtMatmulDesc_t op = nullptr;
+        cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;
+        matmul(int64_t n_out, int64_t n_in, int n_tok) {
+            const cublasOperation_t turned = CUBLAS_OP_T;
+            BENCH_CUBLAS(cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+            BENCH_CUBLAS(cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &turned, sizeof turned));
+            BENCH_CUBLAS(cublasLtMatrixLayoutCreate(&w, CUDA_R_16F, n_in, n_out, n_in));
+            BENCH_CUBLAS(cublasLtMatrixLayoutCreate(&x, CUDA_R_16F, n_in, n_tok, n_in));
+            BENCH_CUBLAS(cublasLtMatrixLayoutCreate(&y, CUDA_R_16F, n_out, n_tok, n_out));
+        }
+        ~matmul() {
+            cublasLtMatrixLayoutDestroy(w);
+            cublasLtMatrixLayoutDestroy(x);
+            cublasLtMatrixLayoutDestroy(y);
+            cublasLtMatmulDescDestroy(op);
+        }
+        matmul(const matmul &) = delete;
+        matmul &operator=(const matmul &) = delete;
+    };
+    int64_t n_out_, n_in_;
+    cudaStream_t stream_;
+    size_t bytes_ = 0;
+    int n_copies_ = 1;
+    void *w_ = nullptr, *x_ = nullptr, *y_ = nullptr, *workspace_ = nullptr;
+    cublasHandle_t blas_ = nullptr;
+    cublasLtHandle_t lt_ = nullptr;
+
+    void *random(size_t bytes, uint32_t seed) const {
+        void *p = nullptr;
+        BENCH_CUDA(cudaMalloc(&p, bytes));
+        const size_t words = bytes / 4;
+        fill<<<(unsigned)std::min<size_t>(4096, words / 256 + 1), STREAM_THREADS, 0, stream_>>>((uint32_t *)p, words,
+                                                                                                seed, true);
+        BENCH_CUDA(cudaGetLastError());
+        return p;
+    }
+    const void *copy(int i) const { return (const char *)w_ + (size_t)(i % n_copies_) * bytes_; }
+    void gemm(int n_tok, int i) {
+        const float one = 1, zero = 0;
+        const int m = (int)n_out_, k = (int)n_in_;
+        BENCH_CUBLAS(cublasGemmEx(blas_, CUBLAS_OP_T, CUBLAS_OP_N, m, n_tok, k, &one, copy(i), CUDA_R_16F, k, x_,
+                                  CUDA_R_16F, k, &zero, y_, CUDA_R_16F, m, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    }
+    void lt(const matmul &m, const cublasLtMatmulHeuristicResult_t &algo, int i) {
+        const float one = 1, zero = 0;
+        BENCH_CUBLAS(cublasLtMatmul(lt_, m.op, &one, copy(i), m.w, x_, m.x, &zero, y_, m.y, y_, m.y, &algo.algo,
+                                    workspace_, WORKSPACE, stream_));
+    }
+    /* Empty where it has none, as for odd numbers of inputs. */
+    std::vector<cublasLtMatmulHeuristicResult_t> suggestions(const matmul &m) const {
+        cublasLtMatmulPreference_t preference;
+        const size_t most = WORKSPACE;
+        std::vector<cublasLtMatmulHeuristicResult_t> found(SUGGESTIONS);
+        int n = 0;
+        BENCH_CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
+        BENCH_CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &most,
+                                                          sizeof most));
+        const cublasStatus_t s =
+            cublasLtMatmulAlgoGetHeuristic(lt_, m.op, m.w, m.x, m.y, m.y, preference, SUGGESTIONS, found.data(), &n);
+        BENCH_CUBLAS(cublasLtMatmulPreferenceDestroy(preference));
+        found.resize(s == CUBLAS_STATUS_SUCCESS ? (size_t)n : 0);
+        return found;
+    }
+    /* The last output of the last token. */
+    bool right(int n_tok) const {
+        std::vector<uint16_t> w((size_t)n_in_), x((size_t)n_in_);
+        rq_f16 got = {0};
+        BENCH_CUDA(cudaStreamSynchronize(stream_));
+        BENCH_CUDA(cudaMemcpy(w.data(), (const char *)w_ + (size_t)((n_out_ - 1) * n_in_) * 2, w.size() * 2,
+                              cudaMemcpyDeviceToHost));
+        BENCH_CUDA(cudaMemcpy(x.data(), (const char *)x_ + (size_t)((n_tok - 1) * n_in_) * 2, x.size() * 2,
+                              cudaMemcpyDeviceToHost));
+        BENCH_CUDA(cudaMemcpy(&got, (const char *)y_ + (size_t)(n_tok * n_out_ - 1) * 2, 2, cudaMemcpyDeviceToHost));
+        double sum = 0, size = 0;
+        for (size_t j = 0; j < w.size(); ++j) {
+            const double term = (double)gemv_value(RQ_ACT_F16, w[j]) * gemv_value(RQ_ACT_F16, x[j]);
+            sum += term, size += std::fabs(term);
+        }
+        return std::fabs(rq_f32_of_f16(got) - sum) <= size * 0x1p-14 + std::fabs(sum) * 0x1p-10;
+    }
+};
+#endif

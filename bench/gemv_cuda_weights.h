@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A matrix on the device, as the kernels read it: random tiles and side data, in copies that take turns. Any bits are a valid
+ * tile, so they are made on the device; what they mean is decoded here from the words of host/fmt_tile.h alone, apart from
+ * host/repack_*.c and the kernels, so that a misreading of either is seen. */
+#ifndef BENCH_GEMV_CUDA_WEIGHTS_H
+#define BENCH_GEMV_CUDA_WEIGHTS_H
+#include "cuda_harness.h"
+#include "cuda_streams.h"
+#include "rq_cuda.h"
+
+/* splitmix64: the same data in every run. */
+struct gemv_random {
+    uint64_t state;
+    uint32_t next() {
+        uint64_t z = state += 0x9e3779b97f4a7c15u;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        return (uint32_t)((z ^ (z >> 31)) >> 32);
+    }
+    float unit() { return (float)(int32_t)(next() >> 8) * 0x1p-23f - 1.0f; } /* [-1, 1) */
+};
+
+static inline rq_tile_layout gemv_layout(const rq_cuda_gemv_desc &d) {
+    rq_tile_layout t = {};
+    t.kind = d.kind, t.n_out = d.n_out, t.n_in = d.n_in, t.group = d.group;
+    if (d.kind == RQ_TILE_GRID) {
+        t.bits = d.bits, t.zeros = d.zeros;
+    } else {
+        t.bits = d.vec_len == 8 ? 2 : 3, t.vec_len = d.vec_len;
+        t.n_book = d.n_book, t.book_cols = d.book_cols, t.book_u8 = d.book_u8, t.n_outlier = d.n_outlier;
+    }
+    rq_tile_plan(&t);
+    return t;
+}
+
+class gemv_weights {
+  public:
+    rq_tile_layout t;
+    int n_copies;
+
+    /* copies: at least that many bytes in all, as far as `most` bytes of memory go. */
+    gemv_weights(const rq_cuda_gemv_desc &d, size_t copies, size_t most, cudaStream_t stream) : t(gemv_layout(d)) {
+        const size_t bytes = (size_t)t.bytes, wanted = copies / bytes + 1, room = most / bytes;
+        n_copies = (int)std::max<size_t>(1, std::min<size_t>({wanted, room, 4096}));
+        make_side_data(0x52455155u + (uint64_t)d.n_out * 31 + (uint64_t)d.n_in);
+        BENCH_CUDA(cudaMalloc((void **)&device_, bytes * n_copies));
+        const size_t words = (size_t)(t.n_rb * t.n_kb * t.tile_bytes / 4);
+        fill<<<(unsigned)std::min<size_t>(4096, words / 256 + 1), STREAM_THREADS, 0, stream>>>((uint32_t *)device_,
+                                                                                               words, 7, false);
+        BENCH_CUDA(cudaGetLastError());
+        BENCH_CUDA(cudaMemcpyAsync(device_ + t.scales, side_.data(), side_.size(), cudaMemcpyHostToDevice, stream));
+        /* Between the tiles and the scales there may be a gap, which nobody reads. */
+        const size_t tiles = words * 4, gap = (size_t)t.scales - tiles;
+        if (gap) BENCH_CUDA(cudaMemsetAsync(device_ + tiles, 0, gap, stream));
+        for (int i = 1; i < n_copies; ++i)
+            BENCH_CUDA(cudaMemcpyAsync(device_ + i * bytes, device_, bytes, cudaMemcpyDeviceToDevice, stream));
+        BENCH_CUDA(cudaStreamSynchronize(stream));
+    }
+    ~gemv_weights() { cudaFree(device_); }
+    gemv_weights(const gemv_weights &) = delete;
+    gemv_weights &operator=(const gemv_weights &) = delete;
+
+    const void *copy(int i) const { return device_ + (size_t)(i % n_copies) * (size_t)t.bytes; }
+
+    /* The tiles of a row block, back from the device. */
+    std::vector<uint8_t> row_block(int64_t rb) const {
+        std::vector<uint8_t> tiles((size_t)(t.n_kb * t.tile_bytes));
+        BENCH_CUDA(cudaMemcpy(tiles.data(), device_ + (size_t)rb * tiles.size(), tiles.size(), cudaMemcpyDeviceToHost));
+        return tiles;
+    }
+    /* Element (16 rb + r, j) of row block rb, whose tiles are given: exact, but for one rounding to double. */
+    double element(const std::vector<uint8_t> &tiles, int64_t rb, int r, int64_t j) const {
+        for (int o = 0; o < t.n_outlier; ++o)
+            if (at<int32_t>(t.outlier_cols + 4 * o) == j)
+                return (double)at<int8_t>(t.outliers + (rb * t.n_outlier + o) * RQ_TILE_ROWS + r) *
+                       at<float>(t.outlier_scales + 4 * (rb * t.n_outlier + o));
+        const place p = {tiles.data() + j / RQ_TILE_COLS * t.tile_bytes, (int)(j % RQ_TILE_COLS / 32),
+                         r % 8 * 4 + (int)(j % 32 / 8), r / 8, (int)(j % 8)};
+        const int64_t k = (rb * t.n_group + j / t.group) * RQ_TILE_ROWS + r;
+        return half_at(t.scales + 2 * k) * (t.kind == RQ_TILE_GRID ? grid(p, k) : ssvq(p, rb, j));
+    }
+
+  private:
+    struct place {
+        const uint8_t *tile;
+        int step, lane, upper, e; /* upper: row 8 .. 15 of the tile; e: of the lane's 8 columns */
+    };
+    uint8_t *device_ = nullptr;
+    std::vector<uint8_t> side_; /* what is behind the tiles, from t.scales on */
+
+    template <class T> T at(int64_t offset) const {
+        T v;
+        memcpy(&v, side_.data() + (offset - t.scales), sizeof v);
+        return v;
+    }
+    template <class T> void put(int64_t offset, T v) { memcpy(side_.data() + (offset - t.scales), &v, sizeof v); }
+    double half_at(int64_t offset) const { return rq_f32_of_f16(at<rq_f16>(offset)); }
+    static uint32_t word(const uint8_t *p) {
+        uint32_t w;
+        memcpy(&w, p, 4);
+        return w;
+    }
+
+    double grid(const place &p, int64_t k) const {
+        const uint8_t *low = p.tile + p.lane * 16;
+        const int pair = p.e / 2, odd = p.e % 2;
+        uint32_t code = 0;
+        if (t.bits < 4) code = word(low + 4 * p.step) >> (2 * (pair + 4 * p.upper) + 16 * odd) & 3u;
+        if (t.bits == 3) {
+            const uint32_t high = word(p.tile + 512 + p.lane * 8 + p.step / 2 * 4);
+            code |= (high >> (16 * (p.step % 2) + 8 * p.upper + p.e) & 1u) << 2;
+        }
+        if (t.bits == 4)
+            code = word(low + 512 * (p.step / 2) + 8 * (p.step % 2) + 4 * p.upper) >> 4 * (pair + 4 * odd) & 15u;
+        if (t.bits == 8) code = low[512 * p.step + 8 * p.upper + p.e];
+        return (double)code - (t.zeros ? half_at(t.zero_points + 2 * k) : (double)(1 << (t.bits - 1)));
+    }
+    double ssvq(const place &p, int64_t rb, int64_t j) const {
+        static const int eight[2][4] = {{15, 5, 3, 1}, {6, 4, 2, 0}};
+        const uint32_t codes = word(p.tile + p.lane * 16 + 4 * p.step);
+        uint32_t signs = codes, code;
+        int sign_bit;
+        if (t.vec_len == 8) {
+            code = codes >> (7 + 16 * p.upper) & 255u;
+            sign_bit = eight[p.upper][p.e / 2];
+        } else {
+            code = codes >> (16 * p.upper + 8 * (p.e / 4)) & 255u;
+            signs = word(p.tile + 512 + p.lane * 8 + p.step / 2 * 4);
+            sign_bit = 15 - 8 * (p.step % 2) - 4 * p.upper - p.e / 2;
+        }
+        const int64_t book = j / t.book_cols, k = (book * 256 + code) * t.vec_len + p.e % t.vec_len;
+        const double size = (t.book_u8 ? (double)at<uint8_t>(t.book + k) : half_at(t.book + 2 * k)) *
+                            at<float>(t.book_scales + 4 * (rb * t.n_book + book));
+        return signs >> (sign_bit + 16 * (p.e % 2)) & 1u ? -size : size;
+    }
+
+    /* Sizes as in a quantized model: outputs of about 1 for inputs of about 1. */
+    void make_side_data(uint64_t seed) {
+        gemv_random random = {seed};
+        side_.assign((size_t)(t.bytes - t.scales), 0);
+        for (int64_t k = 0; k < t.n_rb * t.n_group * RQ_TILE_ROWS; ++k) {
+            const int64_t row = k / (t.n_group * RQ_TILE_ROWS) * RQ_TILE_ROWS + k % RQ_TILE_ROWS;
+            const float scale = 0.02f + 0.01f * random.unit();
+            if (row < t.n_out) put(t.scales + 2 * k, rq_f16_of_f32(scale));
+            if (t.zeros) put(t.zero_points + 2 * k, rq_f16_of_f32((float)(random.next() >> (32 - t.bits))));
+        }
+        if (t.kind == RQ_TILE_GRID) return;
+        for (int64_t k = 0; k < t.n_book * 256 * t.vec_len; ++k) {
+            if (t.book_u8)
+                put(t.book + k, (uint8_t)random.next());
+            else
+                put(t.book + 2 * k, rq_f16_of_f32(1.0f + random.unit()));
+        }
+        for (int64_t k = 0; k < t.n_rb * t.n_book; ++k) put(t.book_scales + 4 * k, t.book_u8 ? 0.0078125f : 1.0f);
+        for (int64_t k = 0; k < t.n_rb * t.n_outlier * RQ_TILE_ROWS; ++k)
+            put(t.outliers + k, (int8_t)((int)(random.next() % 255) - 127));
+        for (int o = 0; o < t.n_outlier; ++o) /* one in each n-th of the columns: ascending */
+            put(t.outlier_cols + 4 * o,
+                (int32_t)(t.n_in * o / t.n_outlier + random.next() % std::max<int64_t>(1, t.n_in / t.n_outlier)));
+        for (int64_t k = 0; k < t.n_rb * t.n_outlier; ++k)
+            put(t.outlier_scales + 4 * k, 0.001f + 0.0005f * random.unit());
+    }
+};
+#endif
