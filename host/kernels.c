@@ -36,15 +36,16 @@ static void look(void) {
         cpu_has = RQ_NEED_AVX2; /* every CPU with AVX2 converts halves (F16C) too */
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-            cpu_has = RQ_NEED_AVX512;
+            cpu_has = __builtin_cpu_supports("avx512vbmi") ? RQ_NEED_AVX512VBMI : RQ_NEED_AVX512;
         }
     }
 #endif
-    static const char *const names[] = {[RQ_NEED_ANY] = "c", [RQ_NEED_AVX2] = "avx2", [RQ_NEED_AVX512] = "avx512"};
+    static const char *const names[] = {
+        [RQ_NEED_ANY] = "c", [RQ_NEED_AVX2] = "avx2", [RQ_NEED_AVX512] = "avx512", [RQ_NEED_AVX512VBMI] = "avx512vbmi"};
     const char *want = getenv("RQ_KERNEL");
     ceiling = cpu_has;
     if (!want || !*want) return;
-    for (int n = RQ_NEED_ANY; n <= RQ_NEED_AVX512; ++n) {
+    for (int n = RQ_NEED_ANY; n <= RQ_NEED_AVX512VBMI; ++n) {
         if (strcmp(want, names[n]) == 0 && (rq_need)n <= cpu_has) {
             ceiling = (rq_need)n;
             return;
@@ -58,7 +59,8 @@ int64_t rq_kernel_count(void) { return (int64_t)(sizeof table / sizeof *table); 
 const rq_kernel *rq_kernel_at(int64_t i) { return &table[i]; }
 
 bool rq_kernel_usable(const rq_kernel *k, const char **why) {
-    static const char *const text[] = {"", "needs AVX2 and FMA", "needs AVX-512 F, BW, VL and DQ"};
+    static const char *const text[] = {"", "needs AVX2 and FMA", "needs AVX-512 F, BW, VL and DQ",
+                                       "needs AVX-512 with VBMI"};
     pthread_once(&once, look);
     if (why) *why = text[k->need];
     return k->need <= cpu_has;
@@ -77,5 +79,6 @@ const rq_kernel *rq_kernel_pick(const char *op, const char *operand) {
 rq_status rq_kernels_check(void) {
     pthread_once(&once, look);
     if (!asked) return RQ_OK;
-    return rq_fail(RQ_ERR_ARG, "RQ_KERNEL is \"%s\": it must be c, avx2 or avx512, and something this CPU has", asked);
+    return rq_fail(RQ_ERR_ARG,
+                   "RQ_KERNEL is \"%s\": it must be c, avx2, avx512 or avx512vbmi, and something this CPU has", asked);
 }

@@ -10,7 +10,7 @@
 #include "kernels.def"
 #undef RQ_KERNEL
 
-typedef enum rq_need { RQ_NEED_ANY, RQ_NEED_AVX2, RQ_NEED_AVX512 } rq_need;
+typedef enum rq_need { RQ_NEED_ANY, RQ_NEED_AVX2, RQ_NEED_AVX512, RQ_NEED_AVX512VBMI } rq_need;
 
 typedef struct rq_kernel {
     const char *op, *operand, *impl;
@@ -23,8 +23,8 @@ int64_t rq_kernel_count(void);
 const rq_kernel *rq_kernel_at(int64_t i);
 /* Whether this machine can run it; otherwise *why (if not NULL) is what is missing: "needs AVX-512 F, BW, VL and DQ". */
 bool rq_kernel_usable(const rq_kernel *k, const char **why);
-/* The best usable row, NULL when no row has this operation and operand. The environment variable RQ_KERNEL (c, avx2 or
- * avx512) is a ceiling on what is picked, for tests and measurements. */
+/* The best usable row, NULL when no row has this operation and operand. The environment variable RQ_KERNEL (c, avx2,
+ * avx512 or avx512vbmi) is a ceiling on what is picked, for tests and measurements. */
 const rq_kernel *rq_kernel_pick(const char *op, const char *operand);
 /* RQ_ERR_ARG when RQ_KERNEL is not one of those, or asks for what this machine lacks. */
 rq_status rq_kernels_check(void);

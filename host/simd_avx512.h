@@ -56,4 +56,40 @@ INLINE void pack_x(float *xr, const float *x, int64_t n_in, int64_t n_tok, int64
     }
 }
 
+/* out[8][16] = in[16][8] transposed: three rounds of even and odd elements. */
+INLINE void reorder_block(float *out, __m512 v[8]) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    __m512 a[8], b[8];
+    UNROLL for (int i = 0; i < 4; ++i) { /* a[0..3]: s even, a[4..7]: s odd */
+        a[i] = _mm512_permutex2var_ps(v[2 * i], even, v[2 * i + 1]);
+        a[4 + i] = _mm512_permutex2var_ps(v[2 * i], odd, v[2 * i + 1]);
+    }
+    UNROLL for (int h = 0; h < 2; ++h) { /* b[4h ..]: s = h + 0, h + 0, h + 2, h + 2 (mod 4) */
+        UNROLL for (int i = 0; i < 2; ++i) {
+            b[4 * h + i] = _mm512_permutex2var_ps(a[4 * h + 2 * i], even, a[4 * h + 2 * i + 1]);
+            b[4 * h + 2 + i] = _mm512_permutex2var_ps(a[4 * h + 2 * i], odd, a[4 * h + 2 * i + 1]);
+        }
+    }
+    UNROLL for (int h = 0; h < 2; ++h) {
+        UNROLL for (int q = 0; q < 2; ++q) {
+            int s = h + 2 * q;
+            _mm512_storeu_ps(out + 16 * s, _mm512_permutex2var_ps(b[4 * h + 2 * q], even, b[4 * h + 2 * q + 1]));
+            _mm512_storeu_ps(out + 16 * (s + 4), _mm512_permutex2var_ps(b[4 * h + 2 * q], odd, b[4 * h + 2 * q + 1]));
+        }
+    }
+}
+
+/* out[4][16] = in[16][4] transposed: two rounds. */
+INLINE void reorder_quads(float *out, __m512 v[4]) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    UNROLL for (int h = 0; h < 2; ++h) {
+        const __m512i pick = h ? odd : even;
+        __m512 a = _mm512_permutex2var_ps(v[0], pick, v[1]), b = _mm512_permutex2var_ps(v[2], pick, v[3]);
+        _mm512_storeu_ps(out + 16 * h, _mm512_permutex2var_ps(a, even, b));
+        _mm512_storeu_ps(out + 16 * (h + 2), _mm512_permutex2var_ps(a, odd, b));
+    }
+}
+
 #endif

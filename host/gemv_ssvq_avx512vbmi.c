@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* gemv for sign-split vector codes (fmt_ssvq.h) with 8-bit magnitudes and up to 256 codes, 1 to 16 tokens, on AVX-512 with byte
+ * permutes (VBMI). Other codebooks go to gemv_ssvq_avx512.c.
+ *
+ * A magnitude m is taken as m / 256, which bfloat16 holds exactly: two bytes. The codebook is kept as planes of bytes, each byte 2
+ * or 3 of one element for all 256 codes, in four registers. Codes are looked up 64 at a time, in a block: two byte permutes and a
+ * blend give a byte of element e of 64 vectors, for either plane; one instruction puts the sign bits into the upper byte; two
+ * rounds of unpacking, with zeros below, make four registers of floats. These are the magnitudes themselves with their signs, so
+ * nothing is rounded before the multiply-add. 64 weights take 18 instructions, and four rows share what is loaded.
+ *
+ * Unpacking leaves vector 16 q + 4 g + i of a block in lane 4 q + i of register g. x is put in that order once per call:
+ * xr[block][g][token][e][lane] is column V (64 block + 16 q + 4 g + i) + e, V = vec_len, zero in outlier columns and past the end.
+ * Scales multiply the sum of a row, or of a block when a group is a multiple of 16 V columns, else the weights. A row's sum is 16
+ * lanes (two chains for one token) and one tree per cut of the columns. */
+#include "simd_avx512.h"
+
+enum { CODES = 64, RUN = 16, ROWS = 4, MAX_VEC = XR_FLOATS / 4 };
+/* How scales are applied: to the sum, to the sum of a block, whose quarters of 16 vectors have one each, or to the weights. */
+enum scaling { OF_ROW, OF_QUARTER, OF_VECTOR };
+
+typedef struct planes { /* of codes 0 .. 255, element by element */
+    uint8_t hi[8][256], lo[8][256];
+} planes;
+
+typedef struct part { /* columns [j0, j0 + n) of one codebook */
+    float *y;         /* of the first token of this pass, row 0 */
+    const rq_ssvq *w;
+    const planes *book;
+    const float *xr;
+    const float *xo; /* [n_tok][16]: outlier scale * x, NULL but for the first cut */
+    int64_t j0, n, row0, n_rows;
+    float book_scale;
+    int64_t quarter_group[MAX_VEC / 16]; /* OF_QUARTER */
+} part;
+
+/* ---- the codebook ----------------------------------------------------------------------------------------------------- */
+
+/* Codes that the book does not have stand for zeros: the padding of a row may name them. */
+static void make_planes(planes *p, const rq_ssvq *w, int64_t book) {
+    uint8_t raw[256 * 8] __attribute__((aligned(64))) = {0};
+    const int V = w->vec_len;
+    memcpy(raw, w->book_u8 + book * w->n_codes * V, (size_t)(w->n_codes * V));
+    for (int e = 0; e < V; ++e) {
+        uint8_t *one = p->lo[e];
+        const __m128i by = _mm_cvtsi32_si128(8 * e);
+        if (V == 8) {
+            for (int c = 0; c < 256; c += 8) {
+                __m512i v = _mm512_srl_epi64(_mm512_load_si512(raw + 8 * c), by);
+                _mm_storel_epi64((__m128i *)(one + c), _mm512_cvtepi64_epi8(v));
+            }
+        } else {
+            for (int c = 0; c < 256; c += 16) {
+                __m512i v = _mm512_srl_epi32(_mm512_load_si512(raw + 4 * c), by);
+                _mm_storeu_si128((__m128i *)(one + c), _mm512_cvtepi32_epi8(v));
+            }
+        }
+        for (int c = 0; c < 256; c += 16) {
+            __m512 f = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(one + c))));
+            __m512i bits = _mm512_castps_si512(_mm512_mul_ps(f, _mm512_set1_ps(0x1p-8f)));
+            _mm_storeu_si128((__m128i *)(one + c), _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, 16)));
+            _mm_storeu_si128((__m128i *)(p->hi[e] + c), _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, 24)));
+        }
+    }
+}
+
+/* ---- decoding --------------------------------------------------------------------------------------------------------- */
+
+INLINE __m512i load_bytes(const uint8_t *p, int64_t left, int need) {
+    if (left >= CODES && need == CODES) return _mm512_loadu_si512(p);
+    if (left > need) left = need;
+    return _mm512_maskz_loadu_epi8(left >= CODES ? ~0ull : ~(~0ull << left), p);
+}
+
+/* 64 codes, a byte each, from vector v of a row on; v is a multiple of 8. left: bytes of the row from there. */
+INLINE __m512i load_codes(const uint8_t *row, int64_t row_bytes, int64_t v, int bits) {
+    const int64_t at = v * bits / 8;
+    if (bits == 8) return load_bytes(row + at, row_bytes - at, CODES);
+    /* Lane q of 64 bits gets the bytes that its 8 codes begin in, and each code is shifted down. */
+    const __m512i i = _mm512_set_epi64(0x0706050403020100, 0x0706050403020100, 0x0706050403020100, 0x0706050403020100,
+                                       0x0706050403020100, 0x0706050403020100, 0x0706050403020100, 0x0706050403020100);
+    const __m512i lane =
+        _mm512_mullo_epi64(_mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7), _mm512_set1_epi64(bits * 0x0101010101010101));
+    __m512i bytes = _mm512_permutexvar_epi8(_mm512_add_epi8(i, lane), load_bytes(row + at, row_bytes - at, 8 * bits));
+    __m512i shift = _mm512_mullo_epi16(_mm512_and_si512(i, _mm512_set1_epi16(0xff)), _mm512_set1_epi16((short)bits));
+    shift = _mm512_or_si512(
+        shift, _mm512_slli_epi16(_mm512_mullo_epi16(_mm512_srli_epi16(i, 8), _mm512_set1_epi16((short)bits)), 8));
+    return _mm512_and_si512(_mm512_multishift_epi64_epi8(shift, bytes), _mm512_set1_epi8((char)((1 << bits) - 1)));
+}
+
+/* The signs of 64 vectors from column j on: byte v has those of vector v, the last element's in bit 7. */
+INLINE __m512i load_signs(const uint8_t *row, int64_t row_bytes, int64_t j, int V) {
+    const int64_t at = j / 8, left = row_bytes - at;
+    if (V == 8) return load_bytes(row + at, left, CODES);
+    __m256i s = left >= 32 ? _mm256_loadu_si256((const __m256i *)(row + at))
+                           : _mm256_maskz_loadu_epi8((__mmask32) ~(~0u << (left < 0 ? 0 : left)), row + at);
+    __m512i w = _mm512_cvtepu8_epi16(s);
+    return _mm512_or_si512(_mm512_and_si512(_mm512_slli_epi16(w, 4), _mm512_set1_epi16(0x00f0)),
+                           _mm512_and_si512(_mm512_slli_epi16(w, 8), _mm512_set1_epi16((short)0xf000)));
+}
+
+/* One byte of an element for 64 codes; high: those from 128 on. */
+INLINE __m512i look_up(const uint8_t plane[256], __m512i codes, __mmask64 high) {
+    __m512i a = _mm512_permutex2var_epi8(_mm512_load_si512(plane), codes, _mm512_load_si512(plane + 64));
+    __m512i b = _mm512_permutex2var_epi8(_mm512_load_si512(plane + 128), codes, _mm512_load_si512(plane + 192));
+    return _mm512_mask_blend_epi8(high, a, b);
+}
+
+/* ---- rows ------------------------------------------------------------------------------------------------------------- */
+
+/* scale * book_scale of every vector of the part, in the order of the runs: to[64 block + 16 g + lane]. */
+static void spread_scales(float *to, const part *p, int64_t row) {
+    const rq_ssvq *w = p->w;
+    const int64_t V = w->vec_len;
+    int64_t k = p->j0 / w->group, until = (k + 1) * w->group - p->j0;
+    float scale = p->book_scale * rq_f32_of_f16(w->scale[row * w->n_group + k]);
+    /* Four vectors at a time stay together, and where groups allow they have one scale. */
+    const int64_t n = w->group % (4 * V) == 0 && p->j0 % (4 * V) == 0 ? 4 : 1;
+    for (int64_t j = 0, v = 0; j < p->n; j += n * V, v += n) {
+        if (j >= until) {
+            scale = p->book_scale * rq_f32_of_f16(w->scale[row * w->n_group + ++k]);
+            until += w->group;
+        }
+        float *at = to + v / CODES * CODES + v / 4 % 4 * RUN + v / 16 % 4 * 4 + v % 4;
+        if (n == 4)
+            _mm_storeu_ps(at, _mm_set1_ps(scale));
+        else
+            *at = scale;
+    }
+}
+
+/* The scales of the four quarters of a block, each in the four lanes that hold it; group[4]. */
+INLINE __m512 quarter_scales(const part *p, int64_t row, const int64_t *group) {
+    const rq_f16 *s = p->w->scale + row * p->w->n_group;
+    __m128 four = _mm_cvtph_ps(_mm_setr_epi16((short)s[group[0]].bits, (short)s[group[1]].bits, (short)s[group[2]].bits,
+                                              (short)s[group[3]].bits, 0, 0, 0, 0));
+    four = _mm_mul_ps(four, _mm_set1_ps(p->book_scale));
+    const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    return _mm512_permutexvar_ps(lane, _mm512_castps128_ps512(four));
+}
+
+/* y = or += the sum of a row and token. */
+INLINE void finish_row(const part *p, int64_t r, int t, __m512 sum, enum scaling scaling) {
+    const rq_ssvq *w = p->w;
+    float *y = p->y + t * w->n_out + r;
+    __m512 extra = _mm512_setzero_ps();
+    if (p->xo) {
+        __m128i q = _mm_maskz_loadu_epi8(mask_left(w->n_outlier), w->outlier + r * w->n_outlier);
+        extra = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), _mm512_loadu_ps(p->xo + 16 * t));
+    }
+    if (scaling != OF_ROW)
+        sum = _mm512_add_ps(sum, extra);
+    else
+        sum = _mm512_fmadd_ps(sum, _mm512_set1_ps(p->book_scale * rq_f32_of_f16(w->scale[r])), extra);
+    float value = _mm512_reduce_add_ps(sum);
+    *y = p->j0 > 0 ? *y + value : value;
+}
+
+/* n_rows rows from r on. Everything but p and r is a constant where this is inlined. */
+INLINE void some_rows(const part *p, int64_t r, int n_rows, int V, int n_tok, enum scaling scaling) {
+    const rq_ssvq *w = p->w;
+    const int chains = n_tok == 1 ? 2 : 1;
+    const int64_t code_bytes = w->code_words * 4, sign_bytes = w->sign_words * 4;
+    float scales[ROWS][MAX_VEC / 2 + CODES];
+    const uint8_t *code_row[ROWS], *sign_row[ROWS];
+    __m512 sum[ROWS * PASS_TOK], total[ROWS * PASS_TOK];
+    UNROLL for (int i = 0; i < n_rows; ++i) {
+        code_row[i] = (const uint8_t *)(w->codes + (r + i) * w->code_words);
+        sign_row[i] = (const uint8_t *)(w->signs + (r + i) * w->sign_words);
+        if (scaling == OF_VECTOR) spread_scales(scales[i], p, r + i);
+    }
+    UNROLL for (int i = 0; i < n_rows * n_tok * chains; ++i) sum[i] = total[i] = _mm512_setzero_ps();
+    for (int64_t j = 0; j < p->n; j += CODES * V) {
+        const int64_t v = (p->j0 + j) / V;
+        __m512i codes[ROWS], signs[ROWS];
+        __mmask64 high[ROWS];
+        UNROLL for (int i = 0; i < n_rows; ++i) {
+            codes[i] = load_codes(code_row[i], code_bytes, v, w->code_bits);
+            signs[i] = load_signs(sign_row[i], sign_bytes, p->j0 + j, V);
+            high[i] = _mm512_movepi8_mask(codes[i]);
+            _mm_prefetch((const char *)code_row[i] + ROWS * code_bytes + v * w->code_bits / 8, _MM_HINT_T0);
+            _mm_prefetch((const char *)sign_row[i] + ROWS * sign_bytes + (p->j0 + j) / 8, _MM_HINT_T0);
+        }
+        const float *xj = p->xr + j * n_tok;
+        for (int e = V - 1; e >= 0; --e) {
+            UNROLL for (int i = 0; i < n_rows; ++i) {
+                __m512i lo = look_up(p->book->lo[e], codes[i], high[i]);
+                __m512i hi = look_up(p->book->hi[e], codes[i], high[i]);
+                hi = _mm512_ternarylogic_epi32(hi, signs[i], _mm512_set1_epi8((char)0x80), 0xf8); /* hi | (sign & 80) */
+                signs[i] = _mm512_add_epi8(signs[i], signs[i]);
+                const __m512i none = _mm512_setzero_si512();
+                const __m512i low = _mm512_unpacklo_epi8(lo, hi), top = _mm512_unpackhi_epi8(lo, hi);
+                UNROLL for (int g = 0; g < 4; ++g) {
+                    const __m512i two = g < 2 ? low : top;
+                    __m512i bits = g % 2 ? _mm512_unpackhi_epi16(none, two) : _mm512_unpacklo_epi16(none, two);
+                    __m512 value = _mm512_castsi512_ps(bits);
+                    if (scaling == OF_VECTOR)
+                        value = _mm512_mul_ps(value, _mm512_loadu_ps(scales[i] + j / V + RUN * g));
+                    UNROLL for (int t = 0; t < n_tok; ++t) {
+                        __m512 *to = &sum[(i * n_tok + t) * chains + g % chains];
+                        *to = _mm512_fmadd_ps(value, _mm512_loadu_ps(xj + ((g * n_tok + t) * V + e) * RUN), *to);
+                    }
+                }
+            }
+        }
+        UNROLL for (int i = 0; i < n_rows && scaling == OF_QUARTER; ++i) {
+            __m512 scale = quarter_scales(p, r + i, p->quarter_group + j / (RUN * V));
+            UNROLL for (int c = 0; c < n_tok * chains; ++c) {
+                __m512 *to = &total[i * n_tok * chains + c], *from = &sum[i * n_tok * chains + c];
+                *to = _mm512_fmadd_ps(*from, scale, *to);
+                *from = _mm512_setzero_ps();
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < n_rows; ++i) {
+        UNROLL for (int t = 0; t < n_tok; ++t) {
+            const __m512 *from = scaling == OF_QUARTER ? total : sum;
+            __m512 all = from[(i * n_tok + t) * chains];
+            if (chains == 2) all = _mm512_add_ps(all, from[i * 2 + 1]);
+            finish_row(p, r + i, t, all, scaling);
+        }
+    }
+}
+
+INLINE void all_rows(const part *p, int V, int n_tok, enum scaling scaling) {
+    const int step = n_tok == 1 ? 4 : scaling == OF_QUARTER && n_tok >= 4 ? 1 : 2;
+    int64_t r = p->row0, end = p->row0 + p->n_rows;
+    for (; r + step <= end; r += step) some_rows(p, r, step, V, n_tok, scaling);
+    for (; r < end; ++r) some_rows(p, r, 1, V, n_tok, scaling); /* the same sums in the same order */
+}
+
+typedef void (*rows_fn)(const part *p);
+#define ROWS_OF(V, n_tok)                                                                                              \
+    static void rows_##V##_##n_tok(const part *p) { all_rows(p, V, n_tok, OF_ROW); }                                   \
+    static void rows_quarter_##V##_##n_tok(const part *p) { all_rows(p, V, n_tok, OF_QUARTER); }                       \
+    static void rows_vector_##V##_##n_tok(const part *p) { all_rows(p, V, n_tok, OF_VECTOR); }
+#define ROWS_ALL(V) ROWS_OF(V, 1) ROWS_OF(V, 2) ROWS_OF(V, 3) ROWS_OF(V, 4) ROWS_OF(V, 8)
+ROWS_ALL(4)
+ROWS_ALL(8)
+// clang-format off
+#define ROWS_LIST(rows, V) {NULL, rows##_##V##_1, rows##_##V##_2, rows##_##V##_3, rows##_##V##_4, NULL, NULL, NULL, rows##_##V##_8}
+static const rows_fn rows_table[2][3][PASS_TOK + 1] = {
+    {ROWS_LIST(rows, 4), ROWS_LIST(rows_quarter, 4), ROWS_LIST(rows_vector, 4)},
+    {ROWS_LIST(rows, 8), ROWS_LIST(rows_quarter, 8), ROWS_LIST(rows_vector, 8)},
+};
+// clang-format on
+
+/* ---- x ---------------------------------------------------------------------------------------------------------------- */
+
+/* Columns [j0, j1) of n_tok tokens in the order above, zeros past j1 up to a whole block and in outlier columns. */
+static void reorder_x(float *xr, const rq_ssvq *w, const float *x, int64_t n_tok, int64_t j0, int64_t j1) {
+    const int64_t V = w->vec_len, run = RUN * V, block = CODES * V;
+    float *to = xr;
+    for (int64_t j = j0; j < j1; j += block) {
+        for (int64_t g = 0; g < 4; ++g) {
+            for (int64_t t = 0; t < n_tok; ++t, to += run) {
+                __m512 v[8];
+                for (int64_t i = 0; i < V; ++i) { /* a quarter of them from every 16 vectors */
+                    int64_t at = j + i * 4 / V * run + g * 4 * V + i % (V / 4) * 16, left = j1 - at;
+                    v[i] = _mm512_maskz_loadu_ps(mask_left(left), x + t * w->n_in + (left > 0 ? at : 0));
+                }
+                if (V == 8)
+                    reorder_block(to, v);
+                else
+                    reorder_quads(to, v);
+            }
+        }
+    }
+    for (int o = 0; o < w->n_outlier; ++o) {
+        int64_t j = w->outlier_col[o] - j0, v = j / V;
+        if (j < 0 || j >= j1 - j0) continue;
+        int64_t first = (v / CODES * 4 + v / 4 % 4) * n_tok * run + j % V * RUN + v / 16 % 4 * 4 + v % 4;
+        for (int64_t t = 0; t < n_tok; ++t) xr[first + t * run] = 0.0f;
+    }
+}
+
+/* Tokens in passes, over one cut of the columns. */
+static void all_tokens(part *p, float *y, const float *x, int64_t n_tok, float *xr, float *xo, enum scaling scaling) {
+    const rq_ssvq *w = p->w;
+    const int64_t quarter = RUN * w->vec_len;
+    for (int64_t j = 0; scaling == OF_QUARTER && j < rq_ceil_div(p->n, 4 * quarter) * 4; ++j) {
+        p->quarter_group[j] = rq_min_i64((p->j0 + j * quarter) / w->group, w->n_group - 1);
+    }
+    for (int64_t t = 0, n; t < n_tok; t += n) {
+        n = pass_tokens(n_tok - t);
+        const float *xt = x + t * w->n_in;
+        reorder_x(xr, w, xt, n, p->j0, p->j0 + p->n);
+        for (int64_t i = 0; p->xo && i < n * 16; ++i) {
+            int64_t o = i % 16;
+            xo[i] = o < w->n_outlier ? w->outlier_scale[o] * xt[i / 16 * w->n_in + w->outlier_col[o]] : 0.0f;
+        }
+        p->y = y + t * w->n_out;
+        rows_table[w->vec_len == 8][scaling][n](p);
+    }
+}
+
+/* Whether the codebooks are those of this file: their borders must fall on bytes of the signs and on 8 codes. */
+static bool fits(const rq_ssvq *w) {
+    return w->book_u8 && w->code_bits <= 8 && (w->n_book == 1 || w->book_cols % 64 == 0);
+}
+
+static enum scaling scaling_of(const rq_ssvq *w) {
+    const int64_t quarter = RUN * w->vec_len;
+    if (w->n_group == 1) return OF_ROW;
+    return w->group % quarter == 0 && (w->n_book == 1 || w->book_cols % quarter == 0) ? OF_QUARTER : OF_VECTOR;
+}
+
+RQ_OP_gemv(rq_gemv_ssvq_avx512vbmi, rq_ssvq) {
+    float xr[XR_FLOATS] __attribute__((aligned(64))), xo[PASS_TOK * 16];
+    planes book __attribute__((aligned(64)));
+    part p;
+    if (!fits(w)) {
+        rq_gemv_ssvq_avx512(y, w, x, n_tok, row0, n_rows);
+        return;
+    }
+    const enum scaling scaling = scaling_of(w);
+    const int64_t block = CODES * w->vec_len, most = rq_min_i64(n_tok, PASS_TOK);
+    const int64_t step = XR_FLOATS / (scaling == OF_VECTOR && most == 1 ? 2 : most) / block * block;
+    for (int64_t b = 0; b < w->n_book; ++b) {
+        int64_t begin = b * w->book_cols, end = rq_min_i64(w->n_in, begin + w->book_cols);
+        make_planes(&book, w, b);
+        p = (part){.w = w, .book = &book, .xr = xr, .row0 = row0, .n_rows = n_rows};
+        p.book_scale = w->book_scale[b] * 256.0f;
+        for (p.j0 = begin; p.j0 < end; p.j0 += step) {
+            p.n = rq_min_i64(step, end - p.j0);
+            p.xo = p.j0 == 0 && w->n_outlier ? xo : NULL;
+            all_tokens(&p, y, x, n_tok, xr, xo, scaling);
+        }
+    }
+}
