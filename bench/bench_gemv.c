@@ -26,7 +26,7 @@ typedef struct run {
     const float *x;
     int64_t n_tok;
     bool rotate;
-    rq_grid grid; /* the copy in use */
+    rq_packed packed; /* the copy in use: this, or */
     rq_dense dense;
 } run;
 
@@ -40,7 +40,7 @@ static void rows_body(void *arg, int64_t item) {
                         r->y + t * r->s->n_out + row0, 1);
         }
     } else {
-        const void *w = strcmp(r->s->operand, "grid") ? (const void *)&r->dense : (const void *)&r->grid;
+        const void *w = r->packed.n_out ? (const void *)&r->packed.u : (const void *)&r->dense;
         r->kernel->gemv(r->y, w, r->x, r->n_tok, row0, n);
     }
 }
@@ -48,10 +48,7 @@ static void rows_body(void *arg, int64_t item) {
 static void run_once(void *arg, int64_t i) {
     run *r = arg;
     const unsigned char *data = r->s->copies + (r->rotate ? i % r->s->n_copies : 0) * r->s->copy_bytes;
-    r->grid = r->s->packed.u.grid;
-    r->grid.words = (const uint32_t *)data;
-    r->dense = r->s->dense;
-    r->dense.data = data;
+    bench_copy_at(&r->packed, &r->dense, r->s, data);
     rq_parallel_for(rq_ceil_div(r->s->n_out, rq_gemv_item_rows(r->s->n_out)), rows_body, r);
 }
 
@@ -111,7 +108,7 @@ static const char *const identity[] = {"device", "n_out", "n_in",   "format", "b
                                        "sym",    "n_tok", "kernel", "cpu",    "threads", "clock"};
 
 static void print_head(const context *c) {
-    printf("%-16s %-8s %6s %6s  %-10s %4s %5s %3s %-7s %7s", "model", "layer", "n_out", "n_in", "format", "bits",
+    printf("%-16s %-8s %6s %6s  %-10s %4s %5s %3s %-10s %7s", "model", "layer", "n_out", "n_in", "format", "bits",
            "group", "tok", "kernel", "bits/w");
     if (c->o.dry_run) {
         printf(" %10s %12s\n", "bytes MB", "floor us");
@@ -126,6 +123,12 @@ static int64_t model_bytes(const bench_subject *s, int64_t n_tok) {
     return s->size_bits / 8 + 4 * n_tok * (s->n_in + s->n_out);
 }
 
+/* Columns that share a scale; 0: the operand has no such thing. */
+static int64_t group_of(const bench_subject *s) {
+    if (!strcmp(s->operand, "grid")) return s->packed.u.grid.group;
+    return !strcmp(s->operand, "ssvq") ? s->packed.u.ssvq.group : 0;
+}
+
 static json_t *describe(const context *c, int shape, const bench_subject *s, int64_t n_tok, const char *kernel) {
     bool grid = !strcmp(s->operand, "grid");
     json_t *r = json_object();
@@ -135,9 +138,9 @@ static json_t *describe(const context *c, int shape, const bench_subject *s, int
     json_object_set_new(r, "layer", json_string(c->o.shapes.at[shape].shape.layer));
     json_object_set_new(r, "n_out", json_integer(s->n_out));
     json_object_set_new(r, "n_in", json_integer(s->n_in));
-    json_object_set_new(r, "format", json_string(s->operand));
+    json_object_set_new(r, "format", json_string(s->variant));
     json_object_set_new(r, "bits", json_integer(s->bits));
-    json_object_set_new(r, "group", grid ? json_integer(s->packed.u.grid.group) : json_null());
+    json_object_set_new(r, "group", group_of(s) ? json_integer(group_of(s)) : json_null());
     json_object_set_new(r, "sym", grid ? json_boolean(c->o.sym) : json_null());
     json_object_set_new(r, "n_tok", json_integer(n_tok));
     json_object_set_new(r, "kernel", json_string(kernel));
@@ -148,18 +151,17 @@ static json_t *describe(const context *c, int shape, const bench_subject *s, int
 }
 
 static void print_start(const context *c, int shape, const bench_subject *s, int64_t n_tok, const char *kernel) {
-    bool grid = !strcmp(s->operand, "grid");
-    char group[16] = "-";
-    if (grid) snprintf(group, sizeof group, "%lld", (long long)s->packed.u.grid.group);
-    printf("%-16s %-8s %6lld %6lld  %-10s %4d %5s %3lld %-7s %7.3f", c->o.shapes.at[shape].model,
-           c->o.shapes.at[shape].shape.layer, (long long)s->n_out, (long long)s->n_in, s->operand, s->bits, group,
+    char group[24] = "-";
+    if (group_of(s)) snprintf(group, sizeof group, "%lld", (long long)group_of(s));
+    printf("%-16s %-8s %6lld %6lld  %-10s %4d %5s %3lld %-10s %7.3f", c->o.shapes.at[shape].model,
+           c->o.shapes.at[shape].shape.layer, (long long)s->n_out, (long long)s->n_in, s->variant, s->bits, group,
            (long long)n_tok, kernel, (double)s->size_bits / (double)(s->n_out * s->n_in));
 }
 
 static bool passes_filter(const context *c, int shape, const bench_subject *s, int64_t n_tok, const char *kernel) {
     char name[160];
     snprintf(name, sizeof name, "%s %s %lldx%lld %s %d t=%lld %s", c->o.shapes.at[shape].model,
-             c->o.shapes.at[shape].shape.layer, (long long)s->n_out, (long long)s->n_in, s->operand, s->bits,
+             c->o.shapes.at[shape].shape.layer, (long long)s->n_out, (long long)s->n_in, s->variant, s->bits,
              (long long)n_tok, kernel);
     return !c->o.filter || strstr(name, c->o.filter) != NULL;
 }
@@ -275,7 +277,14 @@ static rq_status sweep_shape(context *c, int shape, int64_t n_tok) {
     }
     for (int b = 0; b < c->o.n_bits && wanted(&c->o, "grid"); ++b) {
         bench_subject s = {.n_out = n_out, .n_in = n_in};
-        RQ_TRY(bench_make_grid(&s, (int)c->o.bits[b], c->o.group, c->o.sym, c->o.f32_scales));
+        RQ_TRY(bench_make_grid(&s, (int)c->o.bits[b], c->o.group < 0 ? 128 : c->o.group, c->o.sym, c->o.f32_scales));
+        RQ_TRY(lines_of_subject(c, shape, &s, x, y, n_tok, false));
+    }
+    for (int b = 0; b < c->o.n_bits && wanted(&c->o, "ssvq"); ++b) {
+        bench_subject s = {.n_out = n_out, .n_in = n_in};
+        if (c->o.bits[b] > 3) continue; /* vectors of 8 are 2 bits a weight, of 4 are 3 */
+        RQ_TRY(bench_make_ssvq(&s, c->o.bits[b] == 2 ? 8 : 4, c->o.group < 0 ? 0 : c->o.group, (int)c->o.n_outlier,
+                               c->o.f16_magnitudes));
         RQ_TRY(lines_of_subject(c, shape, &s, x, y, n_tok, false));
     }
     for (int d = 0; d < 4; ++d) {

@@ -6,15 +6,17 @@
 
 static void usage(FILE *f) {
     fputs("bench_gemv: y = W x for 1 .. 16 tokens, checked, then timed\n"
-          "  --format NAME|all       grid (default), f32, f16, bf16, q8_0, or all\n"
-          "  --bits 2,3,4,8          of grid (default all four)\n"
-          "  --group N               columns that share a scale (default 128; 0: a whole row)\n"
+          "  --format NAME|all       grid (default), ssvq, f32, f16, bf16, q8_0, or all\n"
+          "  --bits 2,3,4,8          of grid; of ssvq 2 (vectors of 8) and 3 (of 4); default all\n"
+          "  --group N               columns that share a scale (default 128, ssvq a whole row; 0: a whole row)\n"
           "  --sym                   no zero points (default: with them)\n"
           "  --scales f16|f32        default f16\n"
+          "  --outliers N            of ssvq: 8-bit outlier columns (default 8)\n"
+          "  --magnitudes u8|f16     of ssvq (default u8)\n"
           "  --shapes LIST           presets, PRESET/tpN and NxK, comma-separated (default smollm2-135m); see --list\n"
           "  --tokens 1,2,4,8,16     default 1\n"
           "  --filter TEXT           only rows with TEXT in \"model layer NxK format bits t=N kernel\"\n"
-          "  --impl NAME|all         c, avx2, avx512 or all (default: the one that is picked here)\n"
+          "  --impl NAME|all         c, avx2, avx512, avx512vbmi or all (default: the one that is picked here)\n"
           "  --threads N             default: one per core\n"
           "  --clock wall|cpu        cpu: time given to this process, for --threads 1 on a machine that others use\n"
           "  --device cpu|cuda|sim   cuda: the GPU's kernels, in the simulator where there is only that; the flags are "
@@ -41,11 +43,11 @@ static int list(void) {
 }
 
 static bool known_format(const char *name) {
-    static const char *const names[] = {"all", "grid", "f32", "f16", "bf16", "q8_0"};
+    static const char *const names[] = {"all", "grid", "ssvq", "f32", "f16", "bf16", "q8_0"};
     for (size_t i = 0; i < sizeof names / sizeof *names; ++i) {
         if (!strcmp(name, names[i])) return true;
     }
-    fprintf(stderr, "bench_gemv: no format \"%s\": grid, f32, f16, bf16, q8_0 or all\n", name);
+    fprintf(stderr, "bench_gemv: no format \"%s\": grid, ssvq, f32, f16, bf16, q8_0 or all\n", name);
     return false;
 }
 
@@ -70,6 +72,8 @@ enum {
     O_GROUP,
     O_SYM,
     O_SCALES,
+    O_OUTLIERS,
+    O_MAGNITUDES,
     O_SHAPES,
     O_TOKENS,
     O_FILTER,
@@ -91,6 +95,8 @@ static const struct option long_options[] = {{"format", 1, NULL, O_FORMAT},
                                              {"group", 1, NULL, O_GROUP},
                                              {"sym", 0, NULL, O_SYM},
                                              {"scales", 1, NULL, O_SCALES},
+                                             {"outliers", 1, NULL, O_OUTLIERS},
+                                             {"magnitudes", 1, NULL, O_MAGNITUDES},
                                              {"shapes", 1, NULL, O_SHAPES},
                                              {"tokens", 1, NULL, O_TOKENS},
                                              {"filter", 1, NULL, O_FILTER},
@@ -121,6 +127,8 @@ static int take_option(gemv_options *o, int id, const char *arg) {
     case O_GROUP: ok = bench_parse_ints(arg, 0, 1 << 24, &o->group, 1) == 1; break;
     case O_SYM: o->sym = true; break;
     case O_SCALES: o->f32_scales = !strcmp(arg, "f32"), ok = o->f32_scales || !strcmp(arg, "f16"); break;
+    case O_OUTLIERS: ok = bench_parse_ints(arg, 0, RQ_SSVQ_MAX_OUTLIERS, &o->n_outlier, 1) == 1; break;
+    case O_MAGNITUDES: o->f16_magnitudes = !strcmp(arg, "f16"), ok = o->f16_magnitudes || !strcmp(arg, "u8"); break;
     case O_SHAPES: ok = bench_add_shapes(&o->shapes, arg); break;
     case O_TOKENS: ok = (o->n_tokens = bench_parse_ints(arg, 1, RQ_GEMV_MAX_TOK, o->tokens, 16)) > 0; break;
     case O_FILTER: o->filter = arg; break;
@@ -156,7 +164,8 @@ int gemv_parse(gemv_options *o, int argc, char **argv) {
                         .n_bits = 4,
                         .tokens = {1},
                         .n_tokens = 1,
-                        .group = 128,
+                        .group = -1,
+                        .n_outlier = 8,
                         .seconds = 0.4,
                         .fail_if_slower = -1};
     bench_join_flags(o->flags, sizeof o->flags, argc, argv);

@@ -8,9 +8,9 @@
 
 typedef struct gemv_options {
     const char *format, *impl, *filter, *json_path, *csv_path, *baseline_path;
-    int64_t bits[4], tokens[16], group;
+    int64_t bits[4], tokens[16], group /* -1: not given */, n_outlier;
     int n_bits, n_tokens, threads;
-    bool sym, f32_scales, sgemv, dry_run, cpu_clock;
+    bool sym, f32_scales, f16_magnitudes, sgemv, dry_run, cpu_clock;
     double seconds, fail_if_slower; /* fraction; negative: off */
     bench_shapes shapes;
     char flags[512];

@@ -16,7 +16,7 @@ float bench_noise(void) { return (float)(int32_t)(draw() >> 32) * 0x1p-31f; }
 rq_status bench_make_grid(bench_subject *s, int bits, int64_t group, bool sym, bool f32_scales) {
     rq_status status = RQ_OK;
     if (group == 0 || group > s->n_in) group = s->n_in;
-    s->operand = "grid";
+    s->operand = s->variant = "grid";
     s->bits = bits;
     s->packed = (rq_packed){.format = RQ_FORMAT_GRID, .n_out = s->n_out, .n_in = s->n_in};
     rq_grid *g = &s->packed.u.grid;
@@ -50,10 +50,68 @@ done:
     return status;
 }
 
+rq_status bench_make_ssvq(bench_subject *s, int vec_len, int64_t group, int n_outlier, bool f16) {
+    rq_status status = RQ_OK;
+    const int64_t n_vec = rq_ssvq_n_vec(s->n_in, vec_len), n_book = 256 * vec_len;
+    if (group == 0 || group > s->n_in) group = s->n_in;
+    if (group % vec_len && group != s->n_in) {
+        RQ_FAIL(RQ_ERR_ARG, "groups of %lld columns do not fit vectors of %d", (long long)group, vec_len);
+    }
+    s->operand = "ssvq";
+    s->variant = f16 ? "ssvq-f16" : "ssvq";
+    s->bits = vec_len == 8 ? 2 : 3;
+    s->packed = (rq_packed){.format = RQ_FORMAT_SSVQ, .n_out = s->n_out, .n_in = s->n_in};
+    rq_ssvq *q = &s->packed.u.ssvq;
+    *q = (rq_ssvq){.n_out = s->n_out, .n_in = s->n_in, .vec_len = vec_len, .code_bits = 8, .n_codes = 256, .n_book = 1};
+    q->book_cols = n_vec * vec_len;
+    q->group = group;
+    q->n_group = rq_ceil_div(s->n_in, group);
+    q->code_words = rq_ssvq_code_words(s->n_in, vec_len, 8);
+    q->sign_words = rq_ssvq_sign_words(s->n_in, vec_len);
+    q->n_outlier = (int)rq_min_i64(n_outlier, s->n_in);
+    s->copy_bytes = s->n_out * (q->code_words + q->sign_words) * 4;
+    rq_f16 *scale, *book_f16;
+    uint8_t *book_u8;
+    float *floats; /* the book's scale, then those of the outlier columns */
+    struct outliers {
+        int32_t col[RQ_SSVQ_MAX_OUTLIERS];
+        int8_t value[];
+    } * outliers;
+    RQ_TRY(RQ_NEW(scale, s->n_out * q->n_group));
+    q->scale = s->side[0] = scale;
+    for (int64_t i = 0; i < s->n_out * q->n_group; ++i) scale[i] = rq_f16_of_f32(0.01f + 0.005f * bench_noise());
+    RQ_TRY(RQ_NEW(floats, 1 + RQ_SSVQ_MAX_OUTLIERS));
+    s->side[1] = floats;
+    q->book_scale = floats;
+    q->outlier_scale = floats + 1;
+    floats[0] = f16 ? 1.0f : 0.01f;
+    for (int o = 0; o < RQ_SSVQ_MAX_OUTLIERS; ++o) floats[1 + o] = 0.001f + 0.0005f * bench_noise();
+    RQ_TRY(RQ_NEW(book_f16, n_book));
+    s->side[2] = book_f16;
+    RQ_TRY(RQ_NEW(book_u8, n_book));
+    s->side[3] = book_u8;
+    for (int64_t i = 0; i < n_book; ++i) {
+        book_u8[i] = (uint8_t)(draw() >> 56);
+        book_f16[i] = rq_f16_of_f32(0.01f * (float)book_u8[i]);
+    }
+    q->book_u8 = f16 ? NULL : book_u8;
+    q->book_f16 = f16 ? book_f16 : NULL;
+    RQ_TRY(rq_alloc((void **)&outliers, (int64_t)sizeof *outliers + s->n_out * RQ_SSVQ_MAX_OUTLIERS, 1));
+    s->side[4] = outliers;
+    q->outlier_col = outliers->col;
+    q->outlier = outliers->value;
+    for (int o = 0; o < q->n_outlier; ++o) outliers->col[o] = (int32_t)(o * s->n_in / q->n_outlier);
+    for (int64_t i = 0; i < s->n_out * RQ_SSVQ_MAX_OUTLIERS; ++i) outliers->value[i] = (int8_t)(draw() >> 56);
+    s->packed.shared_bits = f16 ? n_book * 16 : n_book * 8 + 32;
+    s->size_bits = rq_packed_size_bits(&s->packed);
+done:
+    return status;
+}
+
 void bench_make_dense(bench_subject *s, const char *operand) {
     bool q8 = !strcmp(operand, "q8_0_rows");
     int64_t row = q8 ? s->n_in / 32 * (int64_t)sizeof(rq_q8_0) : s->n_in * (strcmp(operand, "f32_rows") ? 2 : 4);
-    s->operand = operand;
+    s->operand = s->variant = operand;
     s->dense = (rq_dense){s->n_out, s->n_in, row, NULL};
     s->copy_bytes = s->n_out * row;
     s->size_bits = s->copy_bytes * 8;
@@ -78,18 +136,33 @@ static void fill_dense(bench_subject *s) {
     }
 }
 
+static bool is_packed(const bench_subject *s) { return s->packed.n_out > 0; }
+
+void bench_copy_at(rq_packed *p, rq_dense *d, const bench_subject *s, const unsigned char *data) {
+    const uint32_t *words = (const uint32_t *)data;
+    *p = s->packed;
+    *d = s->dense;
+    d->data = data;
+    if (!is_packed(s)) return;
+    if (p->format == RQ_FORMAT_GRID) {
+        p->u.grid.words = words;
+    } else {
+        p->u.ssvq.codes = words;
+        p->u.ssvq.signs = words + s->n_out * p->u.ssvq.code_words;
+    }
+}
+
 rq_status bench_make_copies(bench_subject *s, const bench_machine *m) {
     rq_status status = RQ_OK;
     s->copy_bytes = rq_ceil_div(s->copy_bytes + 64, 64) * 64; /* room for reads past the end */
     s->n_copies = rq_ceil_div(4 * m->llc_bytes, s->copy_bytes) + 1;
     RQ_TRY(RQ_NEW(s->copies, s->n_copies * s->copy_bytes));
-    if (!strcmp(s->operand, "grid")) {
+    if (is_packed(s)) {
         for (int64_t i = 0; i < s->copy_bytes / 8; ++i) ((uint64_t *)s->copies)[i] = draw();
-        s->packed.u.grid.words = (const uint32_t *)s->copies;
     } else {
         fill_dense(s);
-        s->dense.data = s->copies;
     }
+    bench_copy_at(&s->packed, &s->dense, s, s->copies);
     for (int64_t i = 1; i < s->n_copies; ++i) memcpy(s->copies + i * s->copy_bytes, s->copies, (size_t)s->copy_bytes);
 done:
     return status;
@@ -97,13 +170,12 @@ done:
 
 void bench_drop_subject(bench_subject *s) {
     free(s->copies);
-    free(s->side[0]);
-    free(s->side[1]);
+    for (size_t i = 0; i < sizeof s->side / sizeof *s->side; ++i) free(s->side[i]);
 }
 
 void bench_define_row(const bench_subject *s, int64_t row, float *w) {
     const unsigned char *p = s->dense.data + row * s->dense.row_bytes;
-    if (!strcmp(s->operand, "grid")) {
+    if (is_packed(s)) {
         rq_unpack_row(&s->packed, row, w);
         return;
     }

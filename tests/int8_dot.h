@@ -12,6 +12,6 @@ typedef struct int8_dots {
     int (*nibble_any)(const uint8_t *a, const int8_t *b, int n);
 } int8_dots;
 
-extern const int8_dots int8_dots_plain, int8_dots_loop, int8_dots_avx2, int8_dots_avx512;
+extern const int8_dots int8_dots_plain, int8_dots_loop, int8_dots_avx2, int8_dots_avx512, int8_dots_avx512vbmi;
 
 #endif

@@ -63,6 +63,15 @@ static void avx512_flags(void **state) {
     }
     check(&int8_dots_avx512);
 }
+
+static void avx512vbmi_flags(void **state) {
+    (void)state;
+    if (!__builtin_cpu_supports("avx512vbmi") || !__builtin_cpu_supports("avx512vl")) {
+        print_message("skip avx512vbmi_flags: this CPU has no AVX-512 with VBMI\n");
+        skip();
+    }
+    check(&int8_dots_avx512vbmi);
+}
 #endif
 
 int main(void) {
@@ -72,6 +81,7 @@ int main(void) {
 #if defined(__x86_64__)
         cmocka_unit_test(avx2_flags),
         cmocka_unit_test(avx512_flags),
+        cmocka_unit_test(avx512vbmi_flags),
 #endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
