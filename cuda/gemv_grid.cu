@@ -30,11 +30,12 @@ static rq_tile_layout layout(const rq_cuda_gemv_desc *d) {
 static rq_gemv_kernel pick(const rq_cuda_gemv_desc *d) {
     const int steps = steps_of(d);
     rq_gemv_kernel k = {};
+    k.depth = rq_gemv_grid_depth(d->bits, d->zeros);
     switch (d->bits) {
-    case 2: k.function = rq_gemv_grid_function_2(d, steps), k.depth = 4, k.name = "gemv_grid_2"; break;
-    case 3: k.function = rq_gemv_grid_function_3(d, steps), k.depth = 3, k.name = "gemv_grid_3"; break;
-    case 4: k.function = rq_gemv_grid_function_4(d, steps), k.depth = 2, k.name = "gemv_grid_4"; break;
-    case 8: k.function = rq_gemv_grid_function_8(d, steps), k.depth = 1, k.name = "gemv_grid_8"; break;
+    case 2: k.function = rq_gemv_grid_function_2(d, steps), k.name = "gemv_grid_2"; break;
+    case 3: k.function = rq_gemv_grid_function_3(d, steps), k.name = "gemv_grid_3"; break;
+    case 4: k.function = rq_gemv_grid_function_4(d, steps), k.name = "gemv_grid_4"; break;
+    case 8: k.function = rq_gemv_grid_function_8(d, steps), k.name = "gemv_grid_8"; break;
     }
     return k;
 }

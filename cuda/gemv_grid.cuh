@@ -32,59 +32,86 @@ __host__ __device__ constexpr uint32_t rq_minus_bf16x2(uint32_t n) {
     return (0x8000u | (e + 127) << 7 | (n << (7 - e) & 0x7fu)) * 0x00010001u;
 }
 
+/* Tiles of a batch: as many as 64 registers a thread leave room for. */
+__host__ __device__ constexpr int rq_gemv_grid_depth(int bits, bool zeros) {
+    return bits == 8 ? 1 : bits >= 3 ? 2 : zeros ? 3 : 4;
+}
+
 /* STEPS: 32-column steps between two scales, 1 (any multiple of 32 columns) or 4 (of 128, and whole rows). */
 template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tiles {
     static constexpr int BITS = BITS_, ACT = ACT_, STEPS = STEPS_, WORDS = BITS * 2;
     static constexpr bool EDITS_X = false, ZEROS = ZEROS_, BF16 = ACT_ == RQ_ACT_BF16;
-    static constexpr int DEPTH = BITS == 8 ? 1 : BITS == 4 ? 2 : BITS == 3 ? 3 : 4;
+    static constexpr int DEPTH = rq_gemv_grid_depth(BITS, ZEROS_);
     typedef rq_gemv_grid_args args;
+    /* Scales and zero points of rows 2 (l % 8), 2 (l % 8) + 1 in the (l / 8)-th run of STEPS steps: of a tile, when each step has its
+     * own; otherwise of all tiles of the batch, of which there are no more than STEPS. */
+    static constexpr bool SIDE_OF_TILE = STEPS == 1;
+    struct side {
+        uint32_t scale, zero;
+    };
     struct tile {
         uint32_t w[WORDS];
-        uint32_t scale, zero; /* of rows 2 (l % 8), 2 (l % 8) + 1 in step l / 8 */
+        side own;
     };
+    struct place_type {
+        const uint8_t *from;
+        int rb, kb;
+    };
+    static_assert(SIDE_OF_TILE || DEPTH <= STEPS, "one load brings the side data of four runs of steps");
 
     const rq_gemv_grid_args &a;
-    const int lane;
-    const uint32_t high_half; /* this lane's row is the second one of a pair */
+    const int quarter;      /* l / 8 */
+    const uint32_t my_half; /* selects, of two rows' halves, that of row l / 4 */
 
     __device__ __forceinline__ rq_gemv_grid_tiles(const rq_gemv_grid_args &args_, const rq_gemv_job &, uint8_t *)
-        : a(args_), lane(threadIdx.x % 32), high_half(threadIdx.x / 4 % 2) {}
+        : a(args_), quarter(threadIdx.x % 32 / 8), my_half(threadIdx.x / 4 % 2 ? 0x4432 : 0x4410) {}
     __device__ __forceinline__ void stage(int, int) {}
     __device__ __forceinline__ bool edits_x() const { return false; }
     __device__ __forceinline__ void edit_x(const rq_gemv_job &, uint8_t *, int, int) const {}
 
-    __device__ __forceinline__ void load(tile &t, int rb, int kb) const {
-        const uint8_t *from = a.tiles + (size_t)((uint32_t)rb * a.n_kb + kb) * (RQ_TILE_ROWS * RQ_TILE_COLS * BITS / 8);
+    __device__ __forceinline__ place_type place(int rb, int kb) const {
+        const uint32_t tile_bytes = RQ_TILE_ROWS * RQ_TILE_COLS * BITS / 8;
+        return {a.tiles + ptx_thread() % 32 * 16 + (size_t)((uint32_t)rb * a.n_kb + kb) * tile_bytes, rb, kb};
+    }
+    __device__ __forceinline__ void load(tile &t, const place_type &at, int d) const {
+        const uint8_t *from = at.from + d * (RQ_TILE_ROWS * RQ_TILE_COLS * BITS / 8);
 #pragma unroll
         for (int p = 0; p < WORDS / 4; ++p) {
-            const uint4 v = ptx_load_once16(from + p * 512 + lane * 16);
+            const uint4 v = ptx_load_once16(from + p * 512);
             t.w[4 * p] = v.x, t.w[4 * p + 1] = v.y, t.w[4 * p + 2] = v.z, t.w[4 * p + 3] = v.w;
         }
         if (BITS == 3) {
-            const uint2 v = ptx_load_once8(from + 512 + lane * 8);
+            const uint2 v = ptx_load_once8(from + 512 - ptx_thread() % 32 * 8);
             t.w[WORDS - 2] = v.x, t.w[WORDS - 1] = v.y;
         }
-        /* The group of step lane / 8: the warp's loads are the side data of the tile, whatever the group. */
-        const uint32_t step = kb * 4 + lane / 8;
+        if (SIDE_OF_TILE) load_runs(t.own, at.rb, at.kb + d);
+    }
+    __device__ __forceinline__ void load_side(side &to, int rb, int kb) const {
+        if (!SIDE_OF_TILE) load_runs(to, rb, kb);
+    }
+    __device__ __forceinline__ void load_runs(side &to, int rb, int kb) const {
+        const int lane = ptx_thread() % 32; /* rather than in a register through all of multiply */
+        const uint32_t step = kb * 4 + lane / 8 * STEPS;
+        /* Past the row's end, where nothing is used: the last group. */
         const int group = min((int)(a.reciprocal ? __umulhi(step, a.reciprocal) : step), a.n_group - 1);
-        const size_t at = ((size_t)((uint32_t)rb * a.n_group + group) * 8 + lane % 8) * 4;
-        t.scale = ptx_load_side4(a.scales + at);
-        if (ZEROS) t.zero = ptx_load_side4(a.zeros + at);
+        const size_t at = (size_t)(((uint32_t)rb * a.n_group + group) * 8 + lane % 8) * 4;
+        to.scale = ptx_load_side4(a.scales + at);
+        if (ZEROS) to.zero = ptx_load_side4(a.zeros + at);
     }
 
-    /* The fp16 bits, in the low half, of row lane / 4 + 8 * lower in step s. */
-    __device__ __forceinline__ uint32_t side(uint32_t of_lane, int s, int lower) const {
-        const uint32_t pair = __shfl_sync(0xffffffffu, of_lane, s * 8 + lower * 4 + lane / 8);
-        return high_half ? pair >> 16 : pair & 0xffffu;
+    /* The fp16 bits, in the low half, of row lane / 4 + 8 * lower in step s of tile d. */
+    __device__ __forceinline__ uint32_t side_of(uint32_t of_lane, int d, int s, int lower) const {
+        const int run = SIDE_OF_TILE ? s : (4 * d + s) / STEPS;
+        return ptx_prmt(__shfl_sync(0xffffffffu, of_lane, run * 8 + lower * 4 + quarter), 0, my_half);
     }
 
     /* -(M 4^-j + zero) of one row, a pair of them; for 8 bits in bfloat16 a float, in c[0]. */
     struct offsets {
         uint32_t c[4];
     };
-    __device__ __forceinline__ offsets offsets_of(const tile &t, int s, int lower) const {
+    __device__ __forceinline__ offsets offsets_of(const side &of, int d, int s, int lower) const {
         offsets o;
-        const uint32_t middle = 1u << (BITS - 1), zero = ZEROS ? side(t.zero, s, lower) : 0;
+        const uint32_t middle = 1u << (BITS - 1), zero = ZEROS ? side_of(of.zero, d, s, lower) : 0;
         const float zero_float = ZEROS ? ptx_float_of_f16(zero) : (float)middle;
         if (BF16 && BITS == 8) o.c[0] = __float_as_uint(-8388608.0f - zero_float);
 #pragma unroll
@@ -100,6 +127,12 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
         return o;
     }
 
+    /* j of pair c of a row, below. The further up codes may stay, the fewer shifts there are; fp16 has 10 bits of room, bfloat16 7. With
+     * zero points each j has offsets of its own in two registers, and few are better than few shifts. */
+    static __device__ __forceinline__ constexpr int place_of(int c) {
+        if (BITS == 4) return BF16 || ZEROS ? 0 : c % 2 * 2;
+        return ZEROS ? c % 2 : BF16 && c == 3 ? 0 : c;
+    }
     /* q - zero of two codes whose lowest bits are 2 j bits above the lowest of each half of `bits`. MASK is of codes at 0. `more`, for 3
      * bits, has their highest bits in the right place already. */
     template <uint32_t MASK>
@@ -118,8 +151,8 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
             for (int r = 0; r < 2; ++r) {
                 const uint32_t w = t.w[2 * s + r];
 #pragma unroll
-                for (int c = 0; c < 4; ++c) { /* fp16 has room for two nibbles above M's, bfloat16 for one */
-                    const int j = BF16 ? 0 : c % 2 * 2;
+                for (int c = 0; c < 4; ++c) {
+                    const int j = place_of(c);
                     a[c / 2][c % 2 * 2 + r] = pair<0x000f000fu>(w >> (4 * c - 2 * j), j, o[r].c[j], 0);
                 }
             }
@@ -152,7 +185,7 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
                     /* Shifted down by 8 for the second row, or as far as leaves the code within the bits below M. */
-                    const int j = c < 3 ? c : BF16 ? 0 : 3, down = 8 * r + 2 * (c - j);
+                    const int j = place_of(c), down = 8 * r + 2 * (c - j);
                     const uint32_t more = down >= 2 ? high >> (down - 2) : high << 2;
                     a[c / 2][c % 2 * 2 + r] = pair<0x00030003u>(t.w[s] >> down, j, o[r].c[j], more);
                 }
@@ -160,14 +193,15 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
     }
 
     template <int HALVES>
-    __device__ __forceinline__ void multiply(float (&acc)[HALVES][4], const tile &t, const uint4 *const (&x)[HALVES],
-                                             int, int) const {
+    __device__ __forceinline__ void multiply(float (&acc)[HALVES][4], const tile &t, const side &of_batch, int d,
+                                             const uint4 *const (&x)[HALVES]) const {
+        const side &of = SIDE_OF_TILE ? t.own : of_batch;
         float sum[HALVES][4];
         offsets o[2];
 #pragma unroll
         for (int s = 0; s < 4; ++s) {
             if (s % STEPS == 0) {
-                o[0] = offsets_of(t, s, 0), o[1] = offsets_of(t, s, 1);
+                o[0] = offsets_of(of, d, s, 0), o[1] = offsets_of(of, d, s, 1);
 #pragma unroll
                 for (int h = 0; h < HALVES; ++h)
 #pragma unroll
@@ -182,8 +216,8 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
                 rq_gemv_mma<ACT>(sum[h], w[1], b.z, b.w);
             }
             if (s % STEPS == STEPS - 1) {
-                const float upper = ptx_float_of_f16(side(t.scale, s, 0)),
-                            lower = ptx_float_of_f16(side(t.scale, s, 1));
+                const float upper = ptx_float_of_f16(side_of(of.scale, d, s, 0));
+                const float lower = ptx_float_of_f16(side_of(of.scale, d, s, 1));
 #pragma unroll
                 for (int h = 0; h < HALVES; ++h)
 #pragma unroll

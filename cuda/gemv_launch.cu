@@ -89,7 +89,7 @@ typedef struct sharing {
 } sharing;
 static const double cost_of_group = 0.5, cost_of_parts = 0.5, cost_of_part = 0.05;
 
-static sharing share(const rq_tile_layout *t, int blocks, int most_kb) {
+static sharing share(const rq_tile_layout *t, int blocks, int most_kb, int depth) {
     sharing best = {};
     best.cost = 1e300;
     const int64_t book_kb = t->n_book > 1 ? t->book_cols / RQ_TILE_COLS : 0; /* a part has one codebook */
@@ -99,7 +99,8 @@ static sharing share(const rq_tile_layout *t, int blocks, int most_kb) {
             const int64_t part_kb = (t->n_kb + want - 1) / want, split = (t->n_kb + part_kb - 1) / part_kb;
             if (split != want || part_kb > most_kb || (book_kb && book_kb % part_kb != 0)) continue;
             const int64_t across = groups < blocks / split ? groups : blocks / split;
-            const int64_t turns = (groups + across - 1) / across, tiles = (part_kb + warps - 1) / warps;
+            const int64_t turns = (groups + across - 1) / across;
+            const int64_t tiles = (part_kb + warps * depth - 1) / (warps * depth) * depth;
             const double parts = split > 1 ? cost_of_parts + cost_of_part * (double)split : 0.0;
             const double cost = (double)turns * ((double)tiles + cost_of_group + parts) + (double)part_kb / 64;
             if (cost < best.cost - 1e-9) {
@@ -132,12 +133,13 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     if (!k.function) return fail(RQ_ERR_UNSUPPORTED, "there is no CUDA kernel of this format");
 
     /* The system keeps 1 KiB of a block's share. */
-    int64_t shared = info.shared_of_multiprocessor / RQ_GEMV_BLOCKS_PER_SM - 1024;
+    const int per_sm = rq_gemv_blocks_per_sm(d->n_tok > 8 ? 2 : 1);
+    int64_t shared = info.shared_of_multiprocessor / per_sm - 1024;
     if (shared > info.shared_of_block) shared = info.shared_of_block;
     const int64_t for_x = (shared - k.shared_format - sum_bytes(d->n_tok)) / d->n_tok - 64;
     if (for_x < RQ_TILE_COLS * 2)
         return fail(RQ_ERR_UNSUPPORTED, "a block's shared memory is too small for so many tokens");
-    const sharing s = share(&t, info.multiprocessors * RQ_GEMV_BLOCKS_PER_SM, (int)(for_x / (RQ_TILE_COLS * 2)));
+    const sharing s = share(&t, info.multiprocessors * per_sm, (int)(for_x / (RQ_TILE_COLS * 2)), k.depth);
     if (s.split == 0)
         return fail(RQ_ERR_UNSUPPORTED, "n_in is too large for this device's shared memory, or has too many codebooks");
 
@@ -184,6 +186,9 @@ rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     job.n_out = (int)d->n_out, job.n_in = (int)d->n_in, job.n_tok = (int)d->n_tok;
     job.n_rb = (int)t.n_rb, job.n_kb = (int)t.n_kb;
     job.split = plan->split, job.part_kb = plan->part_kb, job.log_warps = plan->log_warps;
+    job.rb_step = plan->blocks / plan->split * (RQ_GEMV_WARPS >> plan->log_warps);
+    job.batch_step = k.depth << plan->log_warps;
+    job.rounds = (plan->part_kb + job.batch_step - 1) / job.batch_step;
     job.x_pitch = (int)x_pitch(plan->part_kb), job.shared_format = k.shared_format;
     alignas(16) uint8_t format_args[RQ_GEMV_ARGS] = {};
     f->fill(format_args, d, a->weights);

@@ -37,7 +37,7 @@ static rq_gemv_kernel pick(const rq_cuda_gemv_desc *d) {
     k.function = d->vec_len == 8 ? rq_gemv_ssvq_function_8(d, steps_of(d)) : rq_gemv_ssvq_function_4(d, steps_of(d));
     k.name = d->vec_len == 8 ? "gemv_ssvq_8" : "gemv_ssvq_4";
     k.shared_format = RQ_SSVQ_SHARED;
-    k.depth = rq_gemv_ssvq_tiles<8, RQ_ACT_F16, 0>::DEPTH;
+    k.depth = rq_gemv_ssvq_depth(steps_of(d));
     return k;
 }
 

@@ -39,9 +39,12 @@ template <int ACT> __device__ __forceinline__ uint32_t rq_ssvq_pair_of_bytes(uin
     return bits;
 }
 
+/* Tiles of a batch: as many as 64 registers a thread leave room for. */
+__host__ __device__ constexpr int rq_gemv_ssvq_depth(int steps) { return steps == 1 ? 2 : 3; }
+
 /* STEPS: 32-column steps between two scales, 1 (any multiple of 32 columns), 4 (of 128), 0 (a scale for the row). */
 template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
-    static constexpr int VEC = VEC_, ACT = ACT_, STEPS = STEPS_, DEPTH = 3;
+    static constexpr int VEC = VEC_, ACT = ACT_, STEPS = STEPS_, DEPTH = rq_gemv_ssvq_depth(STEPS_);
     static constexpr int TILE_BYTES = VEC == 8 ? 512 : 768;
     static constexpr bool EDITS_X = true;
     typedef rq_gemv_ssvq_args args;
@@ -49,6 +52,12 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
         uint4 code;
         uint2 sign;     /* VEC 4 */
         uint32_t scale; /* STEPS > 0: of rows 2 (l % 8), 2 (l % 8) + 1 in step l / 8 */
+    };
+
+    struct side {}; /* none of a batch */
+    struct place_type {
+        const uint8_t *from;
+        int rb, kb;
     };
 
     const rq_gemv_ssvq_args &a;
@@ -109,14 +118,18 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
         }
     }
 
-    __device__ __forceinline__ void load(tile &t, int rb, int kb) const {
-        const uint8_t *from = a.tiles + (size_t)((uint32_t)rb * a.n_kb + kb) * TILE_BYTES;
-        t.code = ptx_load_once16(from + lane * 16);
-        if (VEC == 4) t.sign = ptx_load_once8(from + 512 + lane * 8);
+    __device__ __forceinline__ place_type place(int rb, int kb) const {
+        return {a.tiles + lane * 16 + (size_t)((uint32_t)rb * a.n_kb + kb) * TILE_BYTES, rb, kb};
+    }
+    __device__ __forceinline__ void load_side(side &, int, int) const {}
+    __device__ __forceinline__ void load(tile &t, const place_type &at, int d) const {
+        const uint8_t *from = at.from + d * TILE_BYTES;
+        t.code = ptx_load_once16(from);
+        if (VEC == 4) t.sign = ptx_load_once8(from + 512 - lane * 8);
         if (STEPS) {
-            const uint32_t step = kb * 4 + lane / 8;
+            const uint32_t step = (at.kb + d) * 4 + lane / 8;
             const int group = min((int)(a.reciprocal ? __umulhi(step, a.reciprocal) : step), a.n_group - 1);
-            t.scale = ptx_load_side4(a.scales + ((size_t)((uint32_t)rb * a.n_group + group) * 8 + lane % 8) * 4);
+            t.scale = ptx_load_side4(a.scales + ((size_t)((uint32_t)at.rb * a.n_group + group) * 8 + lane % 8) * 4);
         }
     }
 
@@ -177,8 +190,8 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
         }
     }
     template <int HALVES>
-    __device__ __forceinline__ void multiply(float (&acc)[HALVES][4], const tile &t, const uint4 *const (&x)[HALVES],
-                                             int, int) const {
+    __device__ __forceinline__ void multiply(float (&acc)[HALVES][4], const tile &t, const side &, int,
+                                             const uint4 *const (&x)[HALVES]) const {
         float sum[HALVES][4] = {};
         step<0>(acc, sum, t, x);
         step<1>(acc, sum, t, x);

@@ -3,23 +3,28 @@
  * is made of is the format's, F:
  *
  *   F::ACT                  rq_act of x and y
- *   F::DEPTH                tiles that a warp loads ahead, in registers
+ *   F::DEPTH                tiles of a batch: consecutive ones of a row block, all in the registers of one warp
  *   F::args                 the kernel's second parameter
- *   F::tile                 a lane's registers of a tile
+ *   F::tile, F::side        a lane's registers of a tile, and of what else the tiles of a batch need (scales)
  *   F(args, job, front)     front: shared memory of the format's own, job.shared_format bytes
  *   stage(kb0, kb1)         fills it, once, by all threads, for tile columns kb0 .. kb1 - 1; a barrier follows
- *   F::EDITS_X, edits_x(), edit_x(job, x, kb0, kb1)   where both are true, by all threads, when x is in shared memory
- *   load(tile &, rb, kb)    starts the loads of tile (rb, kb)
- *   multiply(acc, tile, x, rb, kb)   adds the tile's products to acc[half][4], accumulators of mma.m16n8k16 for tokens
- *                           8 half ..; x[half] is the lane's 16 bytes of the first step of 32 columns, x[half][4 s] those of step s
+  *   F::EDITS_X, edits_x(), edit_x(job, x, kb0, kb1)   where both are true, by all threads, when x is in shared memory
+ *   place(rb, kb)           where the batch that begins with tile (rb, kb) is; it may lie outside, then nothing is loaded
+ *   load(tile, place, d)    starts the loads of the batch's tile d
+ *   load_side(side, rb, kb) likewise, of the side data of all its tiles: of those that are there
+ *   multiply(acc, tile, side, d, x)   adds the products of tile d to acc[half][4], accumulators of mma.m16n8k16 for tokens 8 half ..;
+ *                           x[half][4 s] is the lane's 16 bytes of x in the tile's s-th step of 32 columns
  *   end_rows(acc, rb)       when all tiles of the warp in a row block are in acc: scales that hold for whole rows
  *   correct(sum, job, rb, row, token)   once an output: what does not go through the tiles
  *
+ * d is a constant wherever it is given. A batch costs addresses and branches once, its tiles only their loads and arithmetic.
+ *
  * A block takes a part of the columns (job.split parts) and every (blocks / split)-th group of row blocks, so that it brings only its part
- * of x to shared memory, once. In a group, 2^log_warps warps share the tiles of a row block, each its own columns. A warp goes from tile to
- * tile, also over the ends of row blocks, with DEPTH tiles' loads under way, without a barrier; at the end of a row block all meet
- * once, and the sums of the warps are added in a fixed order. Where the columns are cut, the block that comes last to a row block
- * adds the parts in their order, and leaves the workspace zero. No result depends on who came last. */
+ * of x to shared memory, once. In a group, 2^log_warps warps share the tiles of a row block, each its own columns. A warp goes from batch to
+ * batch, also over the ends of row blocks, without a barrier, and the loads of a batch start while the one before is multiplied: tile d
+ * takes the registers of tile d. At the end of a row block all meet once, and the sums of the warps are added in a fixed order. Where
+ * the columns are cut, the block that comes last to a row block adds the parts in their order, and leaves the workspace zero. No
+ * result depends on who came last. */
 #ifndef RQ_GEMV_TILE_CUH
 #define RQ_GEMV_TILE_CUH
 #include <cuda_bf16.h>
@@ -47,32 +52,29 @@ __device__ __forceinline__ void rq_gemv_mma(float (&c)[4], const uint32_t (&a)[4
 }
 
 /* Columns kb0 * 128 .. kb1 * 128 - 1 of all tokens to shared memory, zeros beyond n_in. Not by ld.global.nc: the kernel before may
- * have written x while this one was already there. */
+ * have written x while this one was already there. Loops are hardly unrolled: the first weights are in registers already. */
 static __device__ __forceinline__ void rq_gemv_stage_x(const rq_gemv_job &job, uint8_t *to, int kb0, int kb1) {
-    const int n_vec = (kb1 - kb0) * (RQ_TILE_COLS / 8), col0 = kb0 * RQ_TILE_COLS;
+    const int n_col = (kb1 - kb0) * RQ_TILE_COLS, col0 = kb0 * RQ_TILE_COLS;
     const uint16_t *x = static_cast<const uint16_t *>(job.x);
     const bool whole = job.perm == nullptr && job.n_in % 8 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
-    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch) {
-        const uint16_t *row = x + (size_t)token * job.n_in;
-        for (int v = threadIdx.x; v < n_vec; v += RQ_GEMV_THREADS) {
-            const int col = col0 + v * 8;
-            uint4 value = make_uint4(0, 0, 0, 0);
-            if (whole) {
-                if (col < job.n_in) value = *reinterpret_cast<const uint4 *>(row + col);
-            } else {
-                uint32_t pair[4];
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    pair[i] = 0;
-#pragma unroll
-                    for (int j = 0; j < 2; ++j) {
-                        const int c = col + 2 * i + j;
-                        if (c < job.n_in) pair[i] |= (uint32_t)row[job.perm ? job.perm[c] : c] << (16 * j);
-                    }
-                }
-                value = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+#pragma unroll 1
+    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += job.n_in) {
+        if (whole) {
+#pragma unroll 2
+            for (int i = threadIdx.x * 8; i < n_col; i += RQ_GEMV_THREADS * 8) {
+                uint4 value = make_uint4(0, 0, 0, 0);
+                if (col0 + i < job.n_in) value = *reinterpret_cast<const uint4 *>(x + col0 + i);
+                *reinterpret_cast<uint4 *>(to + i * 2) = value;
             }
-            reinterpret_cast<uint4 *>(to)[v] = value;
+        } else {
+#pragma unroll 2
+            for (int i = threadIdx.x * 2; i < n_col; i += RQ_GEMV_THREADS * 2) {
+                uint32_t pair = 0;
+                if (col0 + i < job.n_in) pair = x[job.perm ? job.perm[col0 + i] : col0 + i];
+                if (col0 + i + 1 < job.n_in)
+                    pair |= (uint32_t)x[job.perm ? job.perm[col0 + i + 1] : col0 + i + 1] << 16;
+                *reinterpret_cast<uint32_t *>(to + i * 2) = pair;
+            }
         }
     }
 }
@@ -100,28 +102,70 @@ static __device__ __forceinline__ bool rq_gemv_add_parts(const rq_gemv_job &job,
     return true;
 }
 
+/* The end of a group of row blocks, of which my_rb is this warp's: the sums of the warps, of the parts, and what is written. What it needs it
+ * asks for again, for in registers it would be carried through the loop over the tiles. */
 template <class F, int HALVES>
-__global__ void __launch_bounds__(RQ_GEMV_THREADS, RQ_GEMV_BLOCKS_PER_SM)
+__device__ __forceinline__ void rq_gemv_finish(F &format, const rq_gemv_job &job, const float (&acc)[HALVES][4],
+                                               uint8_t *sums, int buffer, int my_rb) {
+    const int tid = ptx_thread(), lane = tid % 32, warp = tid / 32;
+    const int warps = 1 << job.log_warps, slots = RQ_GEMV_WARPS >> job.log_warps;
+    /* Two buffers by turns: who is ahead writes the other one, and meets the others before it comes to this one again. */
+    float *const all = reinterpret_cast<float *>(sums) + buffer * job.n_tok * RQ_GEMV_SUM_PITCH;
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int token = h * 8 + lane % 4 * 2 + i;
+            if (token < job.n_tok) {
+                float *to = all + token * RQ_GEMV_SUM_PITCH + warp * RQ_TILE_ROWS + lane / 4;
+                to[0] = acc[h][i];
+                to[8] = acc[h][2 + i];
+            }
+        }
+    __syncthreads();
+    /* 16 outputs of one token a warp. */
+    for (int item = warp; item < slots * job.n_tok; item += RQ_GEMV_WARPS) {
+        const int item_slot = item & (slots - 1), token = item >> (RQ_GEMV_LOG_WARPS - job.log_warps);
+        const int row = lane % RQ_TILE_ROWS;
+        const int rb = my_rb - (warp >> job.log_warps) + item_slot, out = rb * RQ_TILE_ROWS + row;
+        if (rb >= job.n_rb) continue;
+        const float *from = all + token * RQ_GEMV_SUM_PITCH + item_slot * warps * RQ_TILE_ROWS + row;
+        float sum = 0.0f;
+        for (int w = lane / RQ_TILE_ROWS; w < warps; w += 2) sum += from[w * RQ_TILE_ROWS];
+        sum += __shfl_xor_sync(0xffffffffu, sum, 16);
+        if (job.split > 1 && !rq_gemv_add_parts(job, sum, rb * job.n_tok + token, blockIdx.x % job.split, lane))
+            continue;
+        if (lane >= RQ_TILE_ROWS || out >= job.n_out) continue;
+        sum = format.correct(sum, job, rb, row, token);
+        const size_t at = (size_t)token * job.n_out + out;
+        if (job.bias) sum += rq_gemv_get<F::ACT>(job.bias, out);
+        if (job.residual) sum += rq_gemv_get<F::ACT>(job.residual, at);
+        rq_gemv_put<F::ACT>(job.y, at, sum);
+    }
+}
+
+template <class F, int HALVES>
+__global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(HALVES))
     rq_gemv(const rq_gemv_job job, const typename F::args args) {
     extern __shared__ __align__(16) uint8_t shared[];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int warps = 1 << job.log_warps, slots = RQ_GEMV_WARPS >> job.log_warps;
-    const int slot = warp >> job.log_warps, turn = warp & (warps - 1);
-    const int part = blockIdx.x % job.split, step = gridDim.x / job.split;
-    const int kb0 = part * job.part_kb, kb1 = min(job.n_kb, kb0 + job.part_kb);
-    const int n_group = (job.n_rb + slots - 1) / slots;
-    int group = blockIdx.x / job.split;
+    /* By a shuffle, so that the compiler knows: the same in all lanes, and so is every branch on it. */
+    const int warp_of_block = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+    const int slot = warp_of_block >> job.log_warps, turn = warp_of_block & ((1 << job.log_warps) - 1);
+    const int kb0 = blockIdx.x % job.split * job.part_kb, kb1 = min(job.n_kb, kb0 + job.part_kb);
+    int rb = blockIdx.x / job.split * (RQ_GEMV_WARPS >> job.log_warps) + slot;
+    int groups = (job.n_rb - (rb - slot) + job.rb_step - 1) / job.rb_step; /* that are left, the present one included */
 
     uint8_t *const shared_x = shared + job.shared_format;
-    float *sums = reinterpret_cast<float *>(shared_x + job.n_tok * job.x_pitch);
     F format(args, job, shared);
     typename F::tile tiles[F::DEPTH];
+    typename F::side side;
     /* The weights do not depend on the kernel before: their first loads are under way while it ends. */
-    const int first_kb = kb0 + turn;
-    int rb = group * slots + slot;
+    const int first_kb = kb0 + turn * F::DEPTH;
+    int left = rb < job.n_rb ? kb1 - first_kb : 0; /* tiles from the batch's first to the row block's end */
+    if (left > 0) format.load_side(side, rb, first_kb);
 #pragma unroll
     for (int d = 0; d < F::DEPTH; ++d)
-        if (rb < job.n_rb && first_kb + d * warps < kb1) format.load(tiles[d], rb, first_kb + d * warps);
+        if (d < left) format.load(tiles[d], format.place(rb, first_kb), d);
     format.stage(kb0, kb1);
     ptx_wait_for_kernels_before();
     ptx_let_kernels_after_start();
@@ -136,68 +180,41 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, RQ_GEMV_BLOCKS_PER_SM)
     const uint4 *x[HALVES];
 #pragma unroll
     for (int h = 0; h < HALVES; ++h) {
-        const int token = min(h * 8 + lane / 4, job.n_tok - 1);
-        x[h] = reinterpret_cast<const uint4 *>(shared_x + token * job.x_pitch) + lane % 4;
+        const int token = min(h * 8 + (int)threadIdx.x % 32 / 4, job.n_tok - 1);
+        x[h] = reinterpret_cast<const uint4 *>(shared_x + token * job.x_pitch) + threadIdx.x % 4;
     }
-    /* As many for every warp: those without a tile skip it. */
-    const int rounds = ((kb1 - kb0 + warps - 1) / warps + F::DEPTH - 1) / F::DEPTH;
-    for (int iteration = 0; group < n_group; group += step, ++iteration) {
+    for (; groups > 0; --groups) {
         float acc[HALVES][4];
 #pragma unroll
         for (int h = 0; h < HALVES; ++h)
 #pragma unroll
             for (int i = 0; i < 4; ++i) acc[h][i] = 0.0f;
-        for (int round = 0, kb = first_kb; round < rounds; ++round) {
-            const bool last = round + 1 == rounds;
-            const int next_rb = last ? rb + step * slots : rb, next_kb = last ? first_kb : kb + F::DEPTH * warps;
+        int kb = first_kb;
+        for (int round = job.rounds; round > 0; --round) {
+            const uint4 *here[HALVES];
+#pragma unroll
+            for (int h = 0; h < HALVES; ++h) here[h] = x[h] + (kb - kb0) * (RQ_TILE_COLS / 8);
+            const int next_rb = rb + (round == 1 ? job.rb_step : 0);
+            kb = round == 1 ? first_kb : kb + job.batch_step;
+            const int next_left = next_rb < job.n_rb ? kb1 - kb : 0;
+            const typename F::place_type next = format.place(next_rb, kb);
+            typename F::side next_side = side;
+            if (next_left > 0) format.load_side(next_side, next_rb, kb);
 #pragma unroll
             for (int d = 0; d < F::DEPTH; ++d) {
-                const int at = kb + d * warps, then = next_kb + d * warps;
-                if (rb < job.n_rb && at < kb1) {
-                    const uint4 *here[HALVES];
+                if (d < left) {
+                    const uint4 *x_of_tile[HALVES];
 #pragma unroll
-                    for (int h = 0; h < HALVES; ++h) here[h] = x[h] + (at - kb0) * (RQ_TILE_COLS / 8);
-                    format.multiply(acc, tiles[d], here, rb, at);
+                    for (int h = 0; h < HALVES; ++h) x_of_tile[h] = here[h] + d * (RQ_TILE_COLS / 8);
+                    format.multiply(acc, tiles[d], side, d, x_of_tile);
                 }
-                if (next_rb < job.n_rb && then < kb1) format.load(tiles[d], next_rb, then);
+                if (d < next_left) format.load(tiles[d], next, d);
             }
-            kb = next_kb;
+            side = next_side, left = next_left;
         }
         format.end_rows(acc, rb);
-
-        /* Two buffers by turns: who is ahead writes the other one, and meets the others before it comes to this one again. */
-        float *const block_sums = sums + (iteration & 1) * job.n_tok * RQ_GEMV_SUM_PITCH;
-#pragma unroll
-        for (int h = 0; h < HALVES; ++h)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const int token = h * 8 + lane % 4 * 2 + i;
-                if (token < job.n_tok) {
-                    float *to = block_sums + token * RQ_GEMV_SUM_PITCH + warp * RQ_TILE_ROWS + lane / 4;
-                    to[0] = acc[h][i];
-                    to[8] = acc[h][2 + i];
-                }
-            }
-        __syncthreads();
-        /* 16 outputs of one token a warp; the warp that begins changes from group to group. */
-        for (int item = (warp + iteration) % RQ_GEMV_WARPS; item < slots * job.n_tok; item += RQ_GEMV_WARPS) {
-            const int item_slot = item % slots, token = item / slots, row = lane % RQ_TILE_ROWS;
-            const int item_rb = group * slots + item_slot;
-            if (item_rb >= job.n_rb) continue;
-            const float *from = block_sums + token * RQ_GEMV_SUM_PITCH + item_slot * warps * RQ_TILE_ROWS + row;
-            float sum = 0.0f;
-            for (int w = lane / RQ_TILE_ROWS; w < warps; w += 2) sum += from[w * RQ_TILE_ROWS];
-            sum += __shfl_xor_sync(0xffffffffu, sum, 16);
-            if (job.split > 1 && !rq_gemv_add_parts(job, sum, item_rb * job.n_tok + token, part, lane)) continue;
-            const int out = item_rb * RQ_TILE_ROWS + row;
-            if (lane >= RQ_TILE_ROWS || out >= job.n_out) continue;
-            sum = format.correct(sum, job, item_rb, row, token);
-            const size_t at = (size_t)token * job.n_out + out;
-            if (job.bias) sum += rq_gemv_get<F::ACT>(job.bias, out);
-            if (job.residual) sum += rq_gemv_get<F::ACT>(job.residual, at);
-            rq_gemv_put<F::ACT>(job.y, at, sum);
-        }
-        rb += step * slots;
+        rq_gemv_finish(format, job, acc, shared_x + job.n_tok * job.x_pitch, groups & 1, rb);
+        rb += job.rb_step;
     }
 }
 #endif

@@ -6,9 +6,18 @@
 
 #include "rq_cuda.h"
 
-enum { RQ_GEMV_WARPS = 16, RQ_GEMV_THREADS = RQ_GEMV_WARPS * 32, RQ_GEMV_BLOCKS_PER_SM = 2, RQ_GEMV_ARGS = 128 };
+enum { RQ_GEMV_LOG_WARPS = 4, RQ_GEMV_WARPS = 16, RQ_GEMV_THREADS = RQ_GEMV_WARPS * 32, RQ_GEMV_ARGS = 128 };
 /* Floats of a token's partial sums of a block: 16 rows a warp, and 4 so that tokens begin in different banks. */
 enum { RQ_GEMV_SUM_PITCH = RQ_GEMV_WARPS * RQ_TILE_ROWS + 4 };
+
+/* Two blocks of 16 warps with 64 registers a thread, or, for the accumulators of more than 8 tokens, one with 128. */
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    static constexpr int
+    rq_gemv_blocks_per_sm(int halves) {
+    return halves == 1 ? 2 : 1;
+}
 
 /* What a launch is, without what the format needs: the kernels' first parameter. */
 typedef struct rq_gemv_job {
@@ -22,7 +31,10 @@ typedef struct rq_gemv_job {
     int split;      /* parts that the columns are cut into; block b has part b % split */
     int part_kb;    /* tile columns of a part */
     int log_warps; /* 2^log_warps warps share the tiles of a row block; a block has 16 / 2^log_warps row blocks at once */
-    int x_pitch;   /* bytes of a token in shared memory */
+    int rb_step;   /* from a block's group of row blocks to its next */
+    int batch_step;    /* from a warp's batch of tiles to its next in the row block */
+    int rounds;        /* batches of a warp in a row block */
+    int x_pitch;       /* bytes of a token in shared memory */
     int shared_format; /* bytes of shared memory before x: the format's */
 } rq_gemv_job;
 

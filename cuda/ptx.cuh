@@ -43,6 +43,13 @@ __device__ __forceinline__ uint2 ptx_load_shared8(uint32_t at) {
 
 /* ---- integer */
 
+/* threadIdx.x, read again where it stands: one instruction instead of a register that is held. */
+__device__ __forceinline__ int ptx_thread() {
+    int v;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(v));
+    return v;
+}
+
 /* Bit i of the result is bit (a_i b_i c_i) of the table. 0xea: (a & b) | c. 0x6a: (a & b) ^ c. */
 template <int TABLE> __device__ __forceinline__ uint32_t ptx_lop3(uint32_t a, uint32_t b, uint32_t c) {
     uint32_t d;
