@@ -89,8 +89,29 @@ static void put_loaded(gs_warp *w, const gs_ins *i, int l, const uint8_t *p) {
             put_int(d, ds, l, widen(p + (uint32_t)v * es, i->type));
     }
 }
+/* What the lanes of m loaded, from p[lane]; the common sizes apart. */
+static void put_all(gs_warp *w, const gs_ins *i, uint32_t m, const uint8_t *const p[32]) {
+    uint32_t es = gs_type_bytes[i->type];
+    bool plain = es == 2 || es == 4 || es == 8;
+    for (int v = 0; v < i->vec; ++v) plain &= i->op[v].size == es;
+    for (uint32_t rest = m; rest && plain; rest &= rest - 1) plain &= p[__builtin_ctz(rest)] != NULL;
+    if (!plain) {
+        for (uint32_t rest = m; rest; rest &= rest - 1) put_loaded(w, i, __builtin_ctz(rest), p[__builtin_ctz(rest)]);
+        return;
+    }
+    for (int v = 0; v < i->vec; ++v) {
+        uint8_t *d = OPND(v);
+        if (es == 4)
+            LANES({ memcpy(d + 4 * l, p[l] + 4 * v, 4); });
+        else if (es == 8)
+            LANES({ memcpy(d + 8 * l, p[l] + 8 * v, 8); });
+        else
+            LANES({ memcpy(d + 2 * l, p[l] + 2 * v, 2); });
+    }
+}
 static void ld(gs_warp *w, const gs_ins *i, uint32_t m) {
     uint64_t a[32];
+    const uint8_t *from[32];
     uint32_t n = (uint32_t)gs_type_bytes[i->type] * i->vec;
     gs_lane_addresses(w, i, i->vec, a);
     gs_space space = (gs_space)i->space;
@@ -109,13 +130,15 @@ static void ld(gs_warp *w, const gs_ins *i, uint32_t m) {
             gs_block *b = shared ? gs_shared_owner(w, (uint32_t)a[l], &inside, l) : NULL;
             if (b) gs_clock_sync_word(w, b, inside);
         }
-        put_loaded(w, i, l, p);
+        from[l] = p;
     }
+    put_all(w, i, m, from);
     w->block->worker->progress = progress;
 }
 /* Parameters are the same for all lanes, when the address is. */
 static void ld_param(gs_warp *w, const gs_ins *i, uint32_t m) {
     uint64_t a[32];
+    const uint8_t *from[32];
     gs_lane_addresses(w, i, i->vec, a);
     uint32_t n = (uint32_t)gs_type_bytes[i->type] * i->vec;
     for (uint32_t rest = m; rest; rest &= rest - 1) {
@@ -123,8 +146,9 @@ static void ld_param(gs_warp *w, const gs_ins *i, uint32_t m) {
         if (a[l] + n > w->block->kernel->param_bytes)
             gs_stop(w, GS_FAULT_ADDRESS, "out of bounds", l, "parameter offset %llu of %u bytes",
                     (unsigned long long)a[l], w->block->kernel->param_bytes);
-        put_loaded(w, i, l, w->block->worker->launch->param + a[l]);
+        from[l] = w->block->worker->launch->param + a[l];
     }
+    put_all(w, i, m, from);
 }
 static void decode_ld(gs_decoder *d, gs_ins *i, const gs_row *row) {
     (void)row;

@@ -104,11 +104,17 @@ static void location(gs_parser *p) {
     l.file = (int)gs_parse_integer(p);
     l.line = (int)gs_parse_integer(p);
     l.column = (int)gs_parse_integer(p);
-    const char *eol = strchr(p->p, '\n'), *in = strstr(p->p, "inlined_at");
+    const char *eol =
+        strchrnul(p->p, '\n'); /* nothing here may look at the whole text: there is one of these per line */
+    const char *in = memmem(p->p, (size_t)(eol - p->p), "inlined_at", 10);
     gs_kernel *k = p->k;
-    if (in && eol && in < eol) {
+    if (in) {
         gs_loc at = {0};
-        if (sscanf(in + 10, "%d %d %d", &at.file, &at.line, &at.column) == 3) {
+        char *end;
+        at.file = (int)strtol(in + 10, &end, 10);
+        at.line = (int)strtol(end, &end, 10);
+        at.column = (int)strtol(end, &end, 10);
+        if (at.line) {
             for (int q = k->n_loc - 1; q > 0 && !l.parent; --q)
                 if (k->loc[q].file == at.file && k->loc[q].line == at.line && k->loc[q].column == at.column)
                     l.parent = q;
