@@ -30,7 +30,7 @@ static rq_tile_layout layout(const rq_cuda_gemv_desc *d) {
 static rq_gemv_kernel pick(const rq_cuda_gemv_desc *d) {
     const int steps = steps_of(d);
     rq_gemv_kernel k = {};
-    k.depth = rq_gemv_grid_depth(d->bits, d->zeros);
+    k.depth = rq_gemv_grid_depth(d->bits, d->zeros), k.rows = 1;
     switch (d->bits) {
     case 2: k.function = rq_gemv_grid_function_2(d, steps), k.name = "gemv_grid_2"; break;
     case 3: k.function = rq_gemv_grid_function_3(d, steps), k.name = "gemv_grid_3"; break;

@@ -40,6 +40,7 @@ __host__ __device__ constexpr int rq_gemv_grid_depth(int bits, bool zeros) {
 /* STEPS: 32-column steps between two scales, 1 (any multiple of 32 columns) or 4 (of 128, and whole rows). */
 template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tiles {
     static constexpr int BITS = BITS_, ACT = ACT_, STEPS = STEPS_, WORDS = BITS * 2;
+    static constexpr int ROWS = 1;
     static constexpr bool EDITS_X = false, ZEROS = ZEROS_, BF16 = ACT_ == RQ_ACT_BF16;
     static constexpr int DEPTH = rq_gemv_grid_depth(BITS, ZEROS_);
     typedef rq_gemv_grid_args args;

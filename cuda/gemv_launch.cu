@@ -89,18 +89,19 @@ typedef struct sharing {
 } sharing;
 static const double cost_of_group = 0.5, cost_of_parts = 0.5, cost_of_part = 0.05;
 
-static sharing share(const rq_tile_layout *t, int blocks, int most_kb, int depth) {
+static sharing share(const rq_tile_layout *t, int blocks, int most_kb, const rq_gemv_kernel *k) {
     sharing best = {};
     best.cost = 1e300;
     const int64_t book_kb = t->n_book > 1 ? t->book_cols / RQ_TILE_COLS : 0; /* a part has one codebook */
     for (int log_warps = 4; log_warps >= 0; --log_warps) {
-        const int64_t warps = 1 << log_warps, slots = RQ_GEMV_WARPS / warps, groups = (t->n_rb + slots - 1) / slots;
+        const int64_t warps = 1 << log_warps, of_group = RQ_GEMV_WARPS / warps * k->rows;
+        const int64_t groups = (t->n_rb + of_group - 1) / of_group;
         for (int64_t want = 1; want <= t->n_kb && want <= blocks; ++want) {
             const int64_t part_kb = (t->n_kb + want - 1) / want, split = (t->n_kb + part_kb - 1) / part_kb;
             if (split != want || part_kb > most_kb || (book_kb && book_kb % part_kb != 0)) continue;
             const int64_t across = groups < blocks / split ? groups : blocks / split;
             const int64_t turns = (groups + across - 1) / across;
-            const int64_t tiles = (part_kb + warps * depth - 1) / (warps * depth) * depth;
+            const int64_t tiles = (part_kb + warps * k->depth - 1) / (warps * k->depth) * k->depth * k->rows;
             const double parts = split > 1 ? cost_of_parts + cost_of_part * (double)split : 0.0;
             const double cost = (double)turns * ((double)tiles + cost_of_group + parts) + (double)part_kb / 64;
             if (cost < best.cost - 1e-9) {
@@ -119,7 +120,7 @@ static int64_t counter_bytes(const rq_tile_layout *t, int64_t n_tok) { return ro
 /* Columns of all tokens in shared memory: 64 bytes more than a multiple of 128, so that two tokens' 64 bytes, which eight lanes read
  * at once, lie in different banks. */
 static int64_t x_pitch(int64_t part_kb) { return part_kb * RQ_TILE_COLS * 2 + 64; }
-static int64_t sum_bytes(int64_t n_tok) { return 2 * n_tok * RQ_GEMV_SUM_PITCH * 4; }
+static int64_t sum_bytes(int64_t n_tok, int rows) { return 2 * rows * n_tok * RQ_GEMV_SUM_PITCH * 4; }
 
 rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d) {
     const char *text = plan ? refuse(d) : "there is no plan to fill";
@@ -133,20 +134,20 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     if (!k.function) return fail(RQ_ERR_UNSUPPORTED, "there is no CUDA kernel of this format");
 
     /* The system keeps 1 KiB of a block's share. */
-    const int per_sm = rq_gemv_blocks_per_sm(d->n_tok > 8 ? 2 : 1);
+    const int per_sm = rq_gemv_blocks_per_sm((d->n_tok > 8 ? 2 : 1) * k.rows);
     int64_t shared = info.shared_of_multiprocessor / per_sm - 1024;
     if (shared > info.shared_of_block) shared = info.shared_of_block;
-    const int64_t for_x = (shared - k.shared_format - sum_bytes(d->n_tok)) / d->n_tok - 64;
+    const int64_t for_x = (shared - k.shared_format - sum_bytes(d->n_tok, k.rows)) / d->n_tok - 64;
     if (for_x < RQ_TILE_COLS * 2)
         return fail(RQ_ERR_UNSUPPORTED, "a block's shared memory is too small for so many tokens");
-    const sharing s = share(&t, info.multiprocessors * per_sm, (int)(for_x / (RQ_TILE_COLS * 2)), k.depth);
+    const sharing s = share(&t, info.multiprocessors * per_sm, (int)(for_x / (RQ_TILE_COLS * 2)), &k);
     if (s.split == 0)
         return fail(RQ_ERR_UNSUPPORTED, "n_in is too large for this device's shared memory, or has too many codebooks");
 
     memset(plan, 0, sizeof *plan);
     plan->blocks = s.blocks, plan->threads = RQ_GEMV_THREADS, plan->split = s.split;
     plan->log_warps = s.log_warps, plan->part_kb = s.part_kb;
-    plan->shared_bytes = (size_t)(k.shared_format + d->n_tok * x_pitch(s.part_kb) + sum_bytes(d->n_tok));
+    plan->shared_bytes = (size_t)(k.shared_format + d->n_tok * x_pitch(s.part_kb) + sum_bytes(d->n_tok, k.rows));
     if (s.split > 1)
         plan->workspace_bytes = (size_t)(counter_bytes(&t, d->n_tok) + t.n_rb * d->n_tok * s.split * RQ_TILE_ROWS * 4);
     plan->bytes = (double)t.bytes + 2.0 * (double)d->n_tok * (double)(d->n_in + d->n_out * (d->residual ? 2 : 1)) +
@@ -186,7 +187,7 @@ rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     job.n_out = (int)d->n_out, job.n_in = (int)d->n_in, job.n_tok = (int)d->n_tok;
     job.n_rb = (int)t.n_rb, job.n_kb = (int)t.n_kb;
     job.split = plan->split, job.part_kb = plan->part_kb, job.log_warps = plan->log_warps;
-    job.rb_step = plan->blocks / plan->split * (RQ_GEMV_WARPS >> plan->log_warps);
+    job.rb_step = plan->blocks / plan->split * (RQ_GEMV_WARPS >> plan->log_warps) * k.rows;
     job.batch_step = k.depth << plan->log_warps;
     job.rounds = (plan->part_kb + job.batch_step - 1) / job.batch_step;
     job.x_pitch = (int)x_pitch(plan->part_kb), job.shared_format = k.shared_format;

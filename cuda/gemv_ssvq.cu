@@ -37,7 +37,7 @@ static rq_gemv_kernel pick(const rq_cuda_gemv_desc *d) {
     k.function = d->vec_len == 8 ? rq_gemv_ssvq_function_8(d, steps_of(d)) : rq_gemv_ssvq_function_4(d, steps_of(d));
     k.name = d->vec_len == 8 ? "gemv_ssvq_8" : "gemv_ssvq_4";
     k.shared_format = RQ_SSVQ_SHARED;
-    k.depth = rq_gemv_ssvq_depth(steps_of(d));
+    k.depth = rq_gemv_ssvq_depth(steps_of(d)), k.rows = RQ_SSVQ_ROWS;
     return k;
 }
 
@@ -49,7 +49,7 @@ static void fill(void *to, const rq_cuda_gemv_desc *d, const void *weights) {
     a.book_scales = reinterpret_cast<const float *>(base + t.book_scales);
     a.outlier_cols = reinterpret_cast<const int32_t *>(base + t.outlier_cols);
     a.outlier_scales = reinterpret_cast<const float *>(base + t.outlier_scales);
-    a.n_kb = (int)t.n_kb, a.n_group = (int)t.n_group, a.n_book = (int)t.n_book;
+    a.n_rb = (int)t.n_rb, a.n_kb = (int)t.n_kb, a.n_group = (int)t.n_group, a.n_book = (int)t.n_book;
     a.book_kb = (int)(t.n_book > 1 ? t.book_cols / RQ_TILE_COLS : t.n_kb);
     a.book_u8 = t.book_u8, a.n_outlier = t.n_outlier;
     a.steps_of_group = (uint32_t)(is_row(d) ? t.n_kb * 4 : d->group / 32);

@@ -17,57 +17,63 @@
  * row block lies there rather than in a register. */
 enum { RQ_SSVQ_TABLE = 256 * 128, RQ_SSVQ_BOOK = RQ_SSVQ_TABLE + 16 * 16 * 4, RQ_SSVQ_SHARED = RQ_SSVQ_BOOK + 16 };
 
+/* A warp takes two row blocks at once. Look-ups alone read 2 bytes of shared memory a weight, which is what the SM has to give at
+ * the speed of HBM; what is read of x comes on top, and so serves two rows. */
+enum { RQ_SSVQ_ROWS = 2 };
+/* Tiles of a batch: as many as registers are for. */
+__host__ __device__ constexpr int rq_gemv_ssvq_depth(int steps) { return steps == 1 ? 1 : 2; }
+
 struct rq_gemv_ssvq_args {
     const uint8_t *tiles, *scales, *book; /* one of rq_tile_layout's arrays each */
     const float *book_scales;
     const uint8_t *outliers;
     const int32_t *outlier_cols;
     const float *outlier_scales;
-    int n_kb, n_group, n_book, book_kb, book_u8, n_outlier;
+    int n_rb, n_kb, n_group, n_book, book_kb, book_u8, n_outlier;
     uint32_t zero;                       /* is 0 */
     uint32_t steps_of_group, reciprocal; /* as in rq_gemv_grid_args */
 };
 
-/* The halves, or bfloat16s, of bytes 0 and 1. */
+/* The numbers of bytes 0 and 1: or-ed below the exponent of 1024, or of 2^23 in fp32, whose upper half is then the bfloat16. */
 template <int ACT> __device__ __forceinline__ uint32_t rq_ssvq_pair_of_bytes(uint32_t bytes) {
-    const float low = (float)(bytes & 0xffu), high = (float)(bytes >> 8 & 0xffu);
-    if (ACT == RQ_ACT_BF16) /* 8 significant bits: the upper half of the float is all of it */
-        return ptx_prmt(__float_as_uint(low), __float_as_uint(high), 0x7632);
-    const __half2 pair = __floats2half2_rn(low, high);
-    uint32_t bits;
-    memcpy(&bits, &pair, 4);
-    return bits;
+    if (ACT == RQ_ACT_F16) return ptx_add_f16x2(ptx_prmt(bytes, 0x64646464u, 0x4140), 0xe400e400u);
+    const float low = __uint_as_float(ptx_prmt(bytes, 0x4b000000u, 0x7440)) - 8388608.0f;
+    const float high = __uint_as_float(ptx_prmt(bytes, 0x4b000000u, 0x7441)) - 8388608.0f;
+    return ptx_prmt(__float_as_uint(low), __float_as_uint(high), 0x7632);
 }
-
-/* Tiles of a batch: as many as 64 registers a thread leave room for. */
-__host__ __device__ constexpr int rq_gemv_ssvq_depth(int steps) { return steps == 1 ? 2 : 3; }
 
 /* STEPS: 32-column steps between two scales, 1 (any multiple of 32 columns), 4 (of 128), 0 (a scale for the row). */
 template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
     static constexpr int VEC = VEC_, ACT = ACT_, STEPS = STEPS_, DEPTH = rq_gemv_ssvq_depth(STEPS_);
     static constexpr int TILE_BYTES = VEC == 8 ? 512 : 768;
     static constexpr bool EDITS_X = true;
+    static constexpr int ROWS = RQ_SSVQ_ROWS;
     typedef rq_gemv_ssvq_args args;
-    struct tile {
-        uint4 code;
-        uint2 sign;     /* VEC 4 */
-        uint32_t scale; /* STEPS > 0: of rows 2 (l % 8), 2 (l % 8) + 1 in step l / 8 */
+    /* Scales, as in rq_gemv_grid_tiles: of rows 2 (l % 8), 2 (l % 8) + 1 in the (l / 8)-th step of a tile (STEPS 1) or tile of a batch. */
+    struct side {
+        uint32_t scale[ROWS];
     };
-
-    struct side {}; /* none of a batch */
+    struct tile {
+        uint4 code[ROWS];
+        uint2 sign[ROWS]; /* VEC 4 */
+        side own;         /* STEPS 1 */
+    };
     struct place_type {
         const uint8_t *from;
         int rb, kb;
     };
 
+    static_assert(DEPTH <= 4, "one load brings the scales of four tiles");
+
     const rq_gemv_ssvq_args &a;
     const int lane;
+    const uint32_t my_half; /* selects, of two rows' halves, that of row l / 4 */
     uint8_t *const front;
     const uint32_t table, copy; /* the table, and this lane's copy in an entry */
 
     __device__ __forceinline__ rq_gemv_ssvq_tiles(const rq_gemv_ssvq_args &args_, const rq_gemv_job &, uint8_t *front_)
-        : a(args_), lane(threadIdx.x % 32), front(front_), table(table_address(args_, front_)),
-          copy(VEC == 8 ? threadIdx.x % 8 * 16 : threadIdx.x % 16 * 8) {}
+        : a(args_), lane(threadIdx.x % 32), my_half(threadIdx.x / 4 % 2 ? 0x4432 : 0x4410), front(front_),
+          table(table_address(args_, front_)), copy(VEC == 8 ? threadIdx.x % 8 * 16 : threadIdx.x % 16 * 8) {}
     /* On sm_90 ptxas adds a base to a load's address for nothing when it is in a uniform register, and a kernel's parameter is;
      * on sm_80 it sees that of a constant, and not of a sum. */
     static __device__ __forceinline__ uint32_t table_address(const rq_gemv_ssvq_args &args, const uint8_t *front) {
@@ -85,6 +91,7 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
         const int book = kb0 / a.book_kb;
         if (threadIdx.x == 0) *book_number() = book;
         const uint8_t *from = a.book + (size_t)book * 256 * VEC * (a.book_u8 ? 1 : 2);
+#pragma unroll 1 /* few registers: the first tiles are in some of them */
         for (int i = threadIdx.x; i < RQ_SSVQ_TABLE / 16; i += RQ_GEMV_THREADS) {
             const int code = i / 8;
             uint4 v;
@@ -109,6 +116,7 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
     /* What the codes of outlier columns say does not count: x is zero there, and kept aside. */
     __device__ __forceinline__ bool edits_x() const { return a.n_outlier != 0; }
     __device__ __forceinline__ void edit_x(const rq_gemv_job &job, uint8_t *x, int kb0, int kb1) const {
+#pragma unroll 1
         for (int i = threadIdx.x; i < a.n_outlier * job.n_tok; i += RQ_GEMV_THREADS) {
             const int o = i / job.n_tok, token = i % job.n_tok, col = __ldg(a.outlier_cols + o);
             const int from = job.perm ? __ldg(job.perm + col) : col, here = col - kb0 * RQ_TILE_COLS;
@@ -121,16 +129,26 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
     __device__ __forceinline__ place_type place(int rb, int kb) const {
         return {a.tiles + lane * 16 + (size_t)((uint32_t)rb * a.n_kb + kb) * TILE_BYTES, rb, kb};
     }
-    __device__ __forceinline__ void load_side(side &, int, int) const {}
     __device__ __forceinline__ void load(tile &t, const place_type &at, int d) const {
         const uint8_t *from = at.from + d * TILE_BYTES;
-        t.code = ptx_load_once16(from);
-        if (VEC == 4) t.sign = ptx_load_once8(from + 512 - lane * 8);
-        if (STEPS) {
-            const uint32_t step = (at.kb + d) * 4 + lane / 8;
-            const int group = min((int)(a.reciprocal ? __umulhi(step, a.reciprocal) : step), a.n_group - 1);
-            t.scale = ptx_load_side4(a.scales + ((size_t)((uint32_t)at.rb * a.n_group + group) * 8 + lane % 8) * 4);
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            t.code[r] = ptx_load_once16(from);
+            if (VEC == 4) t.sign[r] = ptx_load_once8(from + 512 - lane * 8);
+            if (r + 1 < ROWS && at.rb + r + 1 < a.n_rb) from += (size_t)a.n_kb * TILE_BYTES;
         }
+        if (STEPS == 1) load_scales(t.own, at.rb, at.kb + d);
+    }
+    __device__ __forceinline__ void load_side(side &to, int rb, int kb) const {
+        if (STEPS == 4) load_scales(to, rb, kb);
+    }
+    __device__ __forceinline__ void load_scales(side &to, int rb, int kb) const {
+        const uint32_t step = kb * 4 + lane / 8 * STEPS;
+        const int group = min((int)(a.reciprocal ? __umulhi(step, a.reciprocal) : step), a.n_group - 1);
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r)
+            to.scale[r] = ptx_load_side4(
+                a.scales + (size_t)(((uint32_t)min(rb + r, a.n_rb - 1) * a.n_group + group) * 8 + lane % 8) * 4);
     }
 
     /* Where the magnitudes of the code in bits 7..14 of w are: (a & b) | c. */
@@ -141,8 +159,8 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
     }
 
     /* The A fragments of the two mma of step S: pair c (columns 2 c, 2 c + 1) of row lane / 4 + 8 r is m[c / 2][c % 2 * 2 + r]. */
-    template <int S> __device__ __forceinline__ void decode(uint32_t (&m)[2][4], const tile &t) const {
-        const uint32_t w = S == 0 ? t.code.x : S == 1 ? t.code.y : S == 2 ? t.code.z : t.code.w;
+    template <int S> __device__ __forceinline__ void decode(uint32_t (&m)[2][4], const tile &t, int r) const {
+        const uint32_t w = S == 0 ? t.code[r].x : S == 1 ? t.code[r].y : S == 2 ? t.code[r].z : t.code[r].w;
         if (VEC == 8) {
             const uint4 u = ptx_load_shared16(entry(w)), v = ptx_load_shared16(entry(w >> 16));
             m[0][0] = with_signs<0>(w, u.x), m[0][1] = with_signs<9>(w, v.x);
@@ -151,7 +169,7 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
             m[1][2] = with_signs<14>(w, u.w), m[1][3] = with_signs<15>(w, v.w);
         } else {
             constexpr int L = S % 2 * 8;
-            const uint32_t s = S < 2 ? t.sign.x : t.sign.y;
+            const uint32_t s = S < 2 ? t.sign[r].x : t.sign[r].y;
             const uint2 u0 = ptx_load_shared8(entry(w << 7)), u1 = ptx_load_shared8(entry(w >> 1));
             const uint2 v0 = ptx_load_shared8(entry(w >> 9)), v1 = ptx_load_shared8(entry(w >> 17));
             m[0][0] = with_signs<L>(s, u0.x), m[0][2] = with_signs<L + 1>(s, u0.y);
@@ -161,27 +179,33 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
         }
     }
 
-    /* The scale of row lane / 4 + 8 * lower in step s. */
-    __device__ __forceinline__ float scale(const tile &t, int s, int lower) const {
-        const uint32_t pair = __shfl_sync(0xffffffffu, t.scale, s * 8 + lower * 4 + lane / 8);
-        return ptx_float_of_f16(lane / 4 % 2 ? pair >> 16 : pair & 0xffffu);
+    /* The scale of row lane / 4 + 8 * lower in step s of tile d. */
+    __device__ __forceinline__ float scale(const side &of, int r, int d, int s, int lower) const {
+        const int run = STEPS == 1 ? s : d;
+        const uint32_t pair = __shfl_sync(0xffffffffu, of.scale[r], run * 8 + lower * 4 + lane / 8);
+        return ptx_float_of_f16(ptx_prmt(pair, 0, my_half));
     }
 
     template <int S, int HALVES>
-    __device__ __forceinline__ void step(float (&acc)[HALVES][4], float (&sum)[HALVES][4], const tile &t,
-                                         const uint4 *const (&x)[HALVES]) const {
-        uint32_t m[2][4];
-        decode<S>(m, t);
+    __device__ __forceinline__ void step(float (&acc)[ROWS * HALVES][4], float (&sum)[ROWS * HALVES][4], const tile &t,
+                                         const side &of, int d, const uint4 *const (&x)[HALVES]) const {
+        uint4 b[HALVES];
 #pragma unroll
-        for (int h = 0; h < HALVES; ++h) {
-            const uint4 b = x[h][4 * S];
-            rq_gemv_mma<ACT>(STEPS ? sum[h] : acc[h], m[0], b.x, b.y);
-            rq_gemv_mma<ACT>(STEPS ? sum[h] : acc[h], m[1], b.z, b.w);
-        }
-        if (STEPS == 1 || (STEPS == 4 && S == 3)) {
-            const float upper = scale(t, S, 0), lower = scale(t, S, 1);
+        for (int h = 0; h < HALVES; ++h) b[h] = x[h][4 * S];
 #pragma unroll
-            for (int h = 0; h < HALVES; ++h)
+        for (int r = 0; r < ROWS; ++r) {
+            uint32_t m[2][4];
+            decode<S>(m, t, r);
+#pragma unroll
+            for (int h = 0; h < HALVES; ++h) {
+                float(&to)[4] = STEPS ? sum[r * HALVES + h] : acc[r * HALVES + h];
+                rq_gemv_mma<ACT>(to, m[0], b[h].x, b[h].y);
+                rq_gemv_mma<ACT>(to, m[1], b[h].z, b[h].w);
+            }
+            if (STEPS == 0 || S % (STEPS ? STEPS : 1) != STEPS - 1) continue;
+            const float upper = scale(of, r, d, S, 0), lower = scale(of, r, d, S, 1);
+#pragma unroll
+            for (int h = r * HALVES; h < (r + 1) * HALVES; ++h)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     acc[h][i] = fmaf(i < 2 ? upper : lower, sum[h][i], acc[h][i]);
@@ -190,23 +214,26 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
         }
     }
     template <int HALVES>
-    __device__ __forceinline__ void multiply(float (&acc)[HALVES][4], const tile &t, const side &, int,
+    __device__ __forceinline__ void multiply(float (&acc)[ROWS * HALVES][4], const tile &t, const side &of_batch, int d,
                                              const uint4 *const (&x)[HALVES]) const {
-        float sum[HALVES][4] = {};
-        step<0>(acc, sum, t, x);
-        step<1>(acc, sum, t, x);
-        step<2>(acc, sum, t, x);
-        step<3>(acc, sum, t, x);
+        const side &of = STEPS == 1 ? t.own : of_batch;
+        float sum[ROWS * HALVES][4] = {};
+        step<0>(acc, sum, t, of, d, x);
+        step<1>(acc, sum, t, of, d, x);
+        step<2>(acc, sum, t, of, d, x);
+        step<3>(acc, sum, t, of, d, x);
     }
 
     /* Several codebooks meet only in the sum of the parts. */
-    template <int HALVES> __device__ __forceinline__ void end_rows(float (&acc)[HALVES][4], int rb) const {
+    template <int N> __device__ __forceinline__ void end_rows(float (&acc)[N][4], int rb) const {
         if (a.n_book == 1) return;
-        const float by = __ldg(a.book_scales + (size_t)rb * a.n_book + *book_number());
 #pragma unroll
-        for (int h = 0; h < HALVES; ++h)
+        for (int h = 0; h < N; ++h) {
+            const int r = min(rb + h / (N / ROWS), a.n_rb - 1);
+            const float by = __ldg(a.book_scales + (size_t)r * a.n_book + *book_number());
 #pragma unroll
             for (int i = 0; i < 4; ++i) acc[h][i] *= by;
+        }
     }
 
     __device__ __forceinline__ float correct(float sum, const rq_gemv_job &, int rb, int row, int token) const {
@@ -215,7 +242,7 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
             sum *= __half2float(__ldg(reinterpret_cast<const __half *>(a.scales) + (size_t)rb * RQ_TILE_ROWS + row));
         const int8_t *codes =
             reinterpret_cast<const int8_t *>(a.outliers) + (size_t)rb * a.n_outlier * RQ_TILE_ROWS + row;
-#pragma unroll 4
+#pragma unroll 2
         for (int o = 0; o < a.n_outlier; ++o) {
             const float scale = __ldg(a.outlier_scales + (size_t)rb * a.n_outlier + o);
             sum = fmaf(scale * (float)__ldg(codes + o * RQ_TILE_ROWS), outlier_x()[o * 16 + token], sum);

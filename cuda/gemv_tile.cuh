@@ -4,15 +4,17 @@
  *
  *   F::ACT                  rq_act of x and y
  *   F::DEPTH                tiles of a batch: consecutive ones of a row block, all in the registers of one warp
+ *   F::ROWS                 row blocks that a warp takes at once; a tile is that many tiles, below each other, with the same x
  *   F::args                 the kernel's second parameter
  *   F::tile, F::side        a lane's registers of a tile, and of what else the tiles of a batch need (scales)
  *   F(args, job, front)     front: shared memory of the format's own, job.shared_format bytes
  *   stage(kb0, kb1)         fills it, once, by all threads, for tile columns kb0 .. kb1 - 1; a barrier follows
-  *   F::EDITS_X, edits_x(), edit_x(job, x, kb0, kb1)   where both are true, by all threads, when x is in shared memory
+ *   F::EDITS_X, edits_x(), edit_x(job, x, kb0, kb1)   where both are true, by all threads, when x is in shared memory
  *   place(rb, kb)           where the batch that begins with tile (rb, kb) is; it may lie outside, then nothing is loaded
  *   load(tile, place, d)    starts the loads of the batch's tile d
  *   load_side(side, rb, kb) likewise, of the side data of all its tiles: of those that are there
- *   multiply(acc, tile, side, d, x)   adds the products of tile d to acc[half][4], accumulators of mma.m16n8k16 for tokens 8 half ..;
+ *   multiply(acc, tile, side, d, x)   adds the products of tile d to acc[half][4], accumulators of mma.m16n8k16 for tokens 8 half ..
+ *                           (of ROWS row blocks: acc[r * halves + half]);
  *                           x[half][4 s] is the lane's 16 bytes of x in the tile's s-th step of 32 columns
  *   end_rows(acc, rb)       when all tiles of the warp in a row block are in acc: scales that hold for whole rows
  *   correct(sum, job, rb, row, token)   once an output: what does not go through the tiles
@@ -105,31 +107,32 @@ static __device__ __forceinline__ bool rq_gemv_add_parts(const rq_gemv_job &job,
 /* The end of a group of row blocks, of which my_rb is this warp's: the sums of the warps, of the parts, and what is written. What it needs it
  * asks for again, for in registers it would be carried through the loop over the tiles. */
 template <class F, int HALVES>
-__device__ __forceinline__ void rq_gemv_finish(F &format, const rq_gemv_job &job, const float (&acc)[HALVES][4],
-                                               uint8_t *sums, int buffer, int my_rb) {
+__device__ __forceinline__ void rq_gemv_finish(F &format, const rq_gemv_job &job,
+                                               const float (&acc)[F::ROWS * HALVES][4], uint8_t *sums, int buffer,
+                                               int my_rb) {
     const int tid = ptx_thread(), lane = tid % 32, warp = tid / 32;
     const int warps = 1 << job.log_warps, slots = RQ_GEMV_WARPS >> job.log_warps;
     /* Two buffers by turns: who is ahead writes the other one, and meets the others before it comes to this one again. */
-    float *const all = reinterpret_cast<float *>(sums) + buffer * job.n_tok * RQ_GEMV_SUM_PITCH;
+    float *const all = reinterpret_cast<float *>(sums) + buffer * F::ROWS * job.n_tok * RQ_GEMV_SUM_PITCH;
 #pragma unroll
-    for (int h = 0; h < HALVES; ++h)
+    for (int h = 0; h < F::ROWS * HALVES; ++h)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const int token = h * 8 + lane % 4 * 2 + i;
+            const int token = h % HALVES * 8 + lane % 4 * 2 + i;
             if (token < job.n_tok) {
-                float *to = all + token * RQ_GEMV_SUM_PITCH + warp * RQ_TILE_ROWS + lane / 4;
+                float *to = all + (h / HALVES * job.n_tok + token) * RQ_GEMV_SUM_PITCH + warp * RQ_TILE_ROWS + lane / 4;
                 to[0] = acc[h][i];
                 to[8] = acc[h][2 + i];
             }
         }
     __syncthreads();
     /* 16 outputs of one token a warp. */
-    for (int item = warp; item < slots * job.n_tok; item += RQ_GEMV_WARPS) {
-        const int item_slot = item & (slots - 1), token = item >> (RQ_GEMV_LOG_WARPS - job.log_warps);
-        const int row = lane % RQ_TILE_ROWS;
-        const int rb = my_rb - (warp >> job.log_warps) + item_slot, out = rb * RQ_TILE_ROWS + row;
+    for (int item = warp; item < F::ROWS * slots * job.n_tok; item += RQ_GEMV_WARPS) {
+        const int item_slot = item & (slots - 1), which = item >> (RQ_GEMV_LOG_WARPS - job.log_warps);
+        const int r = F::ROWS == 1 ? 0 : which / job.n_tok, token = which - r * job.n_tok, row = lane % RQ_TILE_ROWS;
+        const int rb = my_rb + (item_slot - (warp >> job.log_warps)) * F::ROWS + r, out = rb * RQ_TILE_ROWS + row;
         if (rb >= job.n_rb) continue;
-        const float *from = all + token * RQ_GEMV_SUM_PITCH + item_slot * warps * RQ_TILE_ROWS + row;
+        const float *from = all + which * RQ_GEMV_SUM_PITCH + item_slot * warps * RQ_TILE_ROWS + row;
         float sum = 0.0f;
         for (int w = lane / RQ_TILE_ROWS; w < warps; w += 2) sum += from[w * RQ_TILE_ROWS];
         sum += __shfl_xor_sync(0xffffffffu, sum, 16);
@@ -145,15 +148,16 @@ __device__ __forceinline__ void rq_gemv_finish(F &format, const rq_gemv_job &job
 }
 
 template <class F, int HALVES>
-__global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(HALVES))
+__global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS *HALVES))
     rq_gemv(const rq_gemv_job job, const typename F::args args) {
     extern __shared__ __align__(16) uint8_t shared[];
     /* By a shuffle, so that the compiler knows: the same in all lanes, and so is every branch on it. */
     const int warp_of_block = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
     const int slot = warp_of_block >> job.log_warps, turn = warp_of_block & ((1 << job.log_warps) - 1);
     const int kb0 = blockIdx.x % job.split * job.part_kb, kb1 = min(job.n_kb, kb0 + job.part_kb);
-    int rb = blockIdx.x / job.split * (RQ_GEMV_WARPS >> job.log_warps) + slot;
-    int groups = (job.n_rb - (rb - slot) + job.rb_step - 1) / job.rb_step; /* that are left, the present one included */
+    int rb = (blockIdx.x / job.split * (RQ_GEMV_WARPS >> job.log_warps) + slot) * F::ROWS; /* the first of ROWS */
+    /* Groups that are left, the present one included. */
+    int groups = (job.n_rb - (rb - slot * F::ROWS) + job.rb_step - 1) / job.rb_step;
 
     uint8_t *const shared_x = shared + job.shared_format;
     F format(args, job, shared);
@@ -184,9 +188,9 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(HALVES)
         x[h] = reinterpret_cast<const uint4 *>(shared_x + token * job.x_pitch) + threadIdx.x % 4;
     }
     for (; groups > 0; --groups) {
-        float acc[HALVES][4];
+        float acc[F::ROWS * HALVES][4];
 #pragma unroll
-        for (int h = 0; h < HALVES; ++h)
+        for (int h = 0; h < F::ROWS * HALVES; ++h)
 #pragma unroll
             for (int i = 0; i < 4; ++i) acc[h][i] = 0.0f;
         int kb = first_kb;
@@ -213,7 +217,7 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(HALVES)
             side = next_side, left = next_left;
         }
         format.end_rows(acc, rb);
-        rq_gemv_finish(format, job, acc, shared_x + job.n_tok * job.x_pitch, groups & 1, rb);
+        rq_gemv_finish<F, HALVES>(format, job, acc, shared_x + job.n_tok * job.x_pitch, groups & 1, rb);
         rb += job.rb_step;
     }
 }

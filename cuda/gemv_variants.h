@@ -10,13 +10,14 @@ enum { RQ_GEMV_LOG_WARPS = 4, RQ_GEMV_WARPS = 16, RQ_GEMV_THREADS = RQ_GEMV_WARP
 /* Floats of a token's partial sums of a block: 16 rows a warp, and 4 so that tokens begin in different banks. */
 enum { RQ_GEMV_SUM_PITCH = RQ_GEMV_WARPS * RQ_TILE_ROWS + 4 };
 
-/* Two blocks of 16 warps with 64 registers a thread, or, for the accumulators of more than 8 tokens, one with 128. */
+/* Two blocks of 16 warps with 64 registers a thread, or, for accumulators of more than 8 tokens or more than one row block, one with
+ * 128. */
 #ifdef __CUDACC__
 __host__ __device__
 #endif
     static constexpr int
-    rq_gemv_blocks_per_sm(int halves) {
-    return halves == 1 ? 2 : 1;
+    rq_gemv_blocks_per_sm(int accumulators) {
+    return accumulators == 1 ? 2 : 1;
 }
 
 /* What a launch is, without what the format needs: the kernels' first parameter. */
@@ -43,7 +44,8 @@ typedef struct rq_gemv_kernel {
     const void *function; /* NULL: there is none */
     const char *name;
     int shared_format; /* bytes of shared memory that the format wants for itself, a multiple of 16 */
-    int depth;         /* tiles that a warp holds in registers ahead */
+    int depth;         /* F::DEPTH */
+    int rows;          /* F::ROWS */
 } rq_gemv_kernel;
 
 /* A format of weights. The functions get descriptions whose sizes, n_tok and act have been checked. */

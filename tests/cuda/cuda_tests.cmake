@@ -177,9 +177,8 @@ if(RQ_GPUSIM AND RQ_BUILD_TESTS AND RQ_BUILD_BENCH)
 endif()
 
 # The table of what the kernels cost (table.py): machine code and ptxas' report of each source, for all its targets. Only of
-# sources that say "In table.json".
-function(rq_add_cubins out source)
-  get_filename_component(name ${source} NAME_WE)
+# sources that say "In table.json". A program of the library requite stands for the kernels of cuda/NAME*.cu.
+function(rq_add_cubins out source name)
   rq_cuda_targets(codes ${source})
   set(files)
   foreach(code ${codes})
@@ -188,6 +187,7 @@ function(rq_add_cubins out source)
     # Not VERBATIM: the shell is to see the redirection.
     add_custom_command(OUTPUT ${cubin}.cubin ${cubin}.log DEPENDS ${source} DEPFILE ${cubin}.d
                        COMMAND ${CMAKE_CUDA_COMPILER} -ccbin ${CMAKE_CUDA_HOST_COMPILER} -std=c++17 -O3 -lineinfo
+                               -I ${CMAKE_SOURCE_DIR}/host -I ${CMAKE_SOURCE_DIR}/cuda
                                -gencode arch=${arch},code=${code} -cubin -Xptxas -v -MD -MF ${cubin}.d -MT ${cubin}.cubin
                                -o ${cubin}.cubin ${source} >${cubin}.log 2>&1 || \( cat ${cubin}.log && false \)
                        COMMENT "Machine code of ${name} for ${code}")
@@ -199,8 +199,20 @@ if(RQ_GPUSIM AND RQ_BUILD_TESTS)
   foreach(source ${RQ_CUDA_TEST_SOURCES})
     file(STRINGS ${source} marked REGEX "In table.json" LIMIT_COUNT 1)
     if(marked)
-      rq_add_cubins(files ${source})
-      list(APPEND RQ_CUBINS ${files})
+      get_filename_component(name ${source} NAME_WE)
+      file(STRINGS ${source} of_library REGEX "Libraries: .*requite" LIMIT_COUNT 1)
+      if(of_library)
+        foreach(kernels ${RQ_KERNEL_SOURCES})
+          get_filename_component(part ${kernels} NAME_WE)
+          if(part MATCHES "^${name}(_|$)")
+            rq_add_cubins(files ${kernels} ${name}@${part})
+            list(APPEND RQ_CUBINS ${files})
+          endif()
+        endforeach()
+      else()
+        rq_add_cubins(files ${source} ${name})
+        list(APPEND RQ_CUBINS ${files})
+      endif()
     endif()
   endforeach()
   add_custom_target(cuda_cubins ALL DEPENDS ${RQ_CUBINS})

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """table.py BUILD [--write]: what CUDA kernels cost, against the committed table.json. It holds the kernels of the sources in
-this folder that say "In table.json"; none whose counts depend on the order of blocks, as in a wait for another block.
+this folder that say "In table.json"; none whose counts depend on the order of blocks, as in a wait for another block. A test of the
+library requite stands for the kernels of cuda/NAME*.cu: those that it launches with RQ_SMALL set; the rest must not spill either.
 
 One line a kernel:
   sm_80, sm_90a  from ptxas: registers, shared bytes, stack and spilled bytes; from nvdisasm: "loop", how often each kind of
-                 instruction stands in the main loop, the loop with most instructions of its own (null: there is none)
+                 instruction stands in the main loop, the one with most tensor-core instructions of its own, or else with
+                 most instructions (null: there is no loop)
   launches       from the simulator, per launch of the test with RQ_SMALL set: warp instructions; "ld" and "st": bytes asked of
                  global memory and 32-byte sectors touched; "bulk": bytes; "shared_ld" and "shared_st": wavefronts, and how
                  many there would be without bank conflicts; tensor-core instructions, barriers, divergent branches
@@ -73,7 +75,7 @@ def kind(opcode):
 
 
 def main_loop(lines):
-    """The kinds of instruction in the loop with most instructions of its own, of the text of one kernel."""
+    """The kinds of instruction in the main loop, of the text of one kernel."""
     code, label_at, branches = [], {}, []
     for line in lines:
         if m := re.match(r"\s*(\.L_x_\d+):", line): label_at[m.group(1)] = len(code)
@@ -89,10 +91,11 @@ def main_loop(lines):
     for start, end in loops.items():
         inner = [(s, e) for s, e in loops.items() if start <= s and e <= end and (s, e) != (start, end)]
         own = [code[i] for i in range(start, end + 1) if not any(s <= i <= e for s, e in inner)]
-        if best is None or len(own) > len(best): best = own
+        score = (sum("MMA" in opcode for opcode in own), len(own))
+        if best is None or score > best[0]: best = (score, own)
     if best is None: return None
     counts = {}
-    for opcode in best: counts[kind(opcode)] = counts.get(kind(opcode), 0) + 1
+    for opcode in best[1]: counts[kind(opcode)] = counts.get(kind(opcode), 0) + 1
     counts.pop("NOP", None)
     return dict(sorted(counts.items()))
 
@@ -134,20 +137,23 @@ def launches_of(program):
 
 def measure(build, cubins, nvdisasm):
     """{"source kernel": row}"""
-    table, mangled_of = {}, {}
+    table, mangled_of, of_library = {}, {}, set()
     for cubin in sorted(cubins):
-        source, arch = os.path.basename(cubin)[:-len(".cubin")].rsplit(".", 1)
+        name, arch = os.path.basename(cubin)[:-len(".cubin")].rsplit(".", 1)
+        source, _, library = name.partition("@")  # TEST, or TEST@FILE of cuda/
         with open(cubin[:-len(".cubin")] + ".log", encoding="utf-8") as f: rows = ptxas_rows(f.read())
-        loops = loops_of(nvdisasm, cubin) if nvdisasm else {}
+        loops = loops_of(nvdisasm, cubin) if nvdisasm and rows else {}  # a file may hold none
         for mangled, row in rows.items():
             if nvdisasm: row["loop"] = loops.get(mangled)
             key = mangled_of.setdefault((source, mangled), f"{source} {short_name(mangled)}")
             table.setdefault(key, {})[arch] = row
+            if library: of_library.add(key)
     for source in sorted({s for s, _ in mangled_of}):
         for mangled, row in launches_of(os.path.join(build, "bin", "sim", source)):
             key = mangled_of.get((source, mangled)) or f"{source} {short_name(mangled)}"
             table.setdefault(key, {}).setdefault("launches", []).append(row)
-    return table
+    return {key: row for key, row in table.items() if key not in of_library or "launches" in row or
+            any(row[arch]["stack"] or row[arch]["spill"] for arch in row)}
 
 
 def differences(old, new, path=""):
