@@ -100,6 +100,17 @@ def fakes():
         expect("file name", r["file"].startswith("x-1-20") and r["file"].endswith("-abc.json"), r["file"])
         expect("device", r["device"]["before_benches"]["driver_version"] == "500.1", r["device"])
 
+        # bench_gemv: the shapes with a goal first; the last runs may be cut short.
+        os.remove(os.path.join(b, "bin/gpu/bench_x"))
+        program(b, "bin/gpu/bench_gemv", """echo '[{"shapes":"'"$4"'","git":"'"$RQ_COMMIT"'"}]' >"$2"; case $4 in *llama*) ;; *) exec sleep 60;; esac""")
+        status, text, r = run(b, "--only", "bench", "--seconds", "14", env=path)
+        expect("bench_gemv", status == 0 and r["benches"]["bench_gemv"] == {"records": [{"shapes": "llama3-8b,llama3-70b", "git": "abc"}], "status": 0}, text)
+        expect("cut short", list(r["benches"])[-1] == "bench_gemv_models" and r["benches"]["bench_gemv_models"]["status"] == 124 and
+               "out of time in bench_gemv_models" in r["steps"]["bench"]["note"], r["benches"])
+        program(b, "bin/gpu/bench_gemv", "exit 1")
+        status, text, r = run(b, "--only", "bench", env=path)
+        expect("bench_gemv fails", status == 1 and r["benches"]["bench_gemv"]["status"] == 1, text)
+
         program(b, "bin/gpu/slow", "exec sleep 60")
         status, text, r = run(b, "--only", "test", env=path, kill_after=3)
         expect("stopped", status == 143 and r["complete"] is False and r["tests"]["device"]["right"]["status"] == 0, text)
@@ -119,7 +130,7 @@ def real(build):
     status, text, r = run(build, "--sim", "--only", "test,compare,bench", "--tests", "^(gemm_s8|mixed)$", "--seconds", "150",
                           env={"RQ_SMALL": "1"})
     expect("two tests", status == 0 and r["comparison"]["ok"] and r["comparison"]["files"] == 2, text)
-    expect("benches", r["benches"]["bench_ceilings"]["status"] == 0, text)
+    expect("benches", all(r["benches"][b]["status"] == 0 for b in ("bench_ceilings", "bench_gemv")), text)
 
 
 def main():
