@@ -140,7 +140,9 @@ static bool time_it(context &c, int shape, const gemv_row &r, gemv_run &run, dou
     if (c.o.check) return true;
     gemv_print_times(r, t, c.ceilings, cublas_us);
     gemv_record_times(record, r, t, c.ceilings, cublas_us);
-    record.integer("clock_sm_mhz", c.clocks->sm_mhz()).integer("temp", c.clocks->celsius());
+    const double unknown = std::nan(""); /* null */
+    const int mhz = c.clocks->sm_mhz(), celsius = c.clocks->celsius();
+    record.number("clock_sm_mhz", mhz < 0 ? unknown : mhz).number("temp", celsius < 0 ? unknown : celsius);
     add_to_step(c, shape, r, t.cold.med_us, cublas_us);
     return true;
 }
