@@ -9,7 +9,10 @@ const void *rq_gemv_grid_function_8(const rq_cuda_gemv_desc *d, int steps);
 
 /* A whole row counts as one long group. */
 static bool is_row(const rq_cuda_gemv_desc *d) { return d->group == d->n_in; }
-static int steps_of(const rq_cuda_gemv_desc *d) { return is_row(d) || d->group % RQ_TILE_COLS == 0 ? 4 : 1; }
+/* With zero points pairs of steps would cost more registers than there are. */
+static int steps_of(const rq_cuda_gemv_desc *d) {
+    return is_row(d) || d->group % RQ_TILE_COLS == 0 ? 4 : d->group % 64 == 0 && !d->zeros ? 2 : 1;
+}
 
 static const char *refuse(const rq_cuda_gemv_desc *d) {
     if (d->bits != 2 && d->bits != 3 && d->bits != 4 && d->bits != 8) return "grid codes have 2, 3, 4 or 8 bits";

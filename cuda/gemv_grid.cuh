@@ -37,16 +37,16 @@ __host__ __device__ constexpr int rq_gemv_grid_depth(int bits, bool zeros) {
     return bits == 8 ? 1 : bits >= 3 ? 2 : zeros ? 3 : 4;
 }
 
-/* STEPS: 32-column steps between two scales, 1 (any multiple of 32 columns) or 4 (of 128, and whole rows). */
+/* STEPS: 32-column steps between two scales, 1 (any multiple of 32 columns), 2 (of 64) or 4 (of 128, and whole rows). */
 template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tiles {
     static constexpr int BITS = BITS_, ACT = ACT_, STEPS = STEPS_, WORDS = BITS * 2;
     static constexpr int ROWS = 1;
     static constexpr bool EDITS_X = false, ZEROS = ZEROS_, BF16 = ACT_ == RQ_ACT_BF16;
     static constexpr int DEPTH = rq_gemv_grid_depth(BITS, ZEROS_);
     typedef rq_gemv_grid_args args;
-    /* Scales and zero points of rows 2 (l % 8), 2 (l % 8) + 1 in the (l / 8)-th run of STEPS steps: of a tile, when each step has its
-     * own; otherwise of all tiles of the batch, of which there are no more than STEPS. */
-    static constexpr bool SIDE_OF_TILE = STEPS == 1;
+    /* Scales and zero points of rows 2 (l % 8), 2 (l % 8) + 1 in the (l / 8)-th run of STEPS steps: of a tile, when it has several runs;
+     * otherwise of all tiles of the batch, which are no more than 4. */
+    static constexpr bool SIDE_OF_TILE = STEPS < 4;
     struct side {
         uint32_t scale, zero;
     };
@@ -58,7 +58,7 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
         const uint8_t *from;
         int rb, kb;
     };
-    static_assert(SIDE_OF_TILE || DEPTH <= STEPS, "one load brings the side data of four runs of steps");
+    static_assert(SIDE_OF_TILE || DEPTH <= 4, "one load brings the side data of four runs of steps");
 
     const rq_gemv_grid_args &a;
     const int quarter;      /* l / 8 */
@@ -92,7 +92,9 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
     }
     __device__ __forceinline__ void load_runs(side &to, int rb, int kb) const {
         const int lane = ptx_thread() % 32; /* rather than in a register through all of multiply */
-        const uint32_t step = kb * 4 + lane / 8 * STEPS;
+        /* Lanes of runs that there are not read with the last one: a sector more would be memory traffic. */
+        constexpr int runs = (SIDE_OF_TILE ? 4 : DEPTH * 4) / STEPS;
+        const uint32_t step = kb * 4 + min(lane / 8, runs - 1) * STEPS;
         /* Past the row's end, where nothing is used: the last group. */
         const int group = min((int)(a.reciprocal ? __umulhi(step, a.reciprocal) : step), a.n_group - 1);
         const size_t at = (size_t)(((uint32_t)rb * a.n_group + group) * 8 + lane % 8) * 4;
@@ -102,7 +104,7 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
 
     /* The fp16 bits, in the low half, of row lane / 4 + 8 * lower in step s of tile d. */
     __device__ __forceinline__ uint32_t side_of(uint32_t of_lane, int d, int s, int lower) const {
-        const int run = SIDE_OF_TILE ? s : (4 * d + s) / STEPS;
+        const int run = (SIDE_OF_TILE ? s : 4 * d + s) / STEPS;
         return ptx_prmt(__shfl_sync(0xffffffffu, of_lane, run * 8 + lower * 4 + quarter), 0, my_half);
     }
 
@@ -240,8 +242,9 @@ template <int BITS, int ACT, int STEPS> static const void *rq_gemv_grid_function
                  : rq_gemv_grid_function<BITS, ACT, STEPS, false>(two_halves);
 }
 template <int BITS, int ACT> static const void *rq_gemv_grid_function(bool two_halves, bool zeros, int steps) {
-    return steps == 4 ? rq_gemv_grid_function<BITS, ACT, 4>(two_halves, zeros)
-                      : rq_gemv_grid_function<BITS, ACT, 1>(two_halves, zeros);
+    return steps == 4   ? rq_gemv_grid_function<BITS, ACT, 4>(two_halves, zeros)
+           : steps == 2 ? rq_gemv_grid_function<BITS, ACT, 2, false>(two_halves)
+                        : rq_gemv_grid_function<BITS, ACT, 1>(two_halves, zeros);
 }
 template <int BITS> static const void *rq_gemv_grid_function(const rq_cuda_gemv_desc *d, int steps) {
     const bool two_halves = d->n_tok > 8;

@@ -103,7 +103,9 @@ static sharing share(const rq_tile_layout *t, int blocks, int most_kb, const rq_
             const int64_t turns = (groups + across - 1) / across;
             const int64_t tiles = (part_kb + warps * k->depth - 1) / (warps * k->depth) * k->depth * k->rows;
             const double parts = split > 1 ? cost_of_parts + cost_of_part * (double)split : 0.0;
-            const double cost = (double)turns * ((double)tiles + cost_of_group + parts) + (double)part_kb / 64;
+            const double cost =
+                (double)turns * ((double)tiles + cost_of_group + parts) + (double)part_kb / 64 +
+                1e-6 * (double)(across * split * part_kb); /* of equals, who brings less x to shared memory */
             if (cost < best.cost - 1e-9) {
                 best.log_warps = log_warps, best.part_kb = (int)part_kb, best.split = (int)split;
                 best.blocks = (int)(across * split), best.cost = cost;

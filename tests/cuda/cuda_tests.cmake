@@ -57,7 +57,7 @@ endif()
 if(RQ_CUDA)
   rq_add_kernels(requite_cuda)
   target_compile_options(requite_cuda PRIVATE
-                         "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-gencode arch=compute_80,code=sm_80;SHELL:-gencode arch=compute_90a,code=sm_90a;SHELL:-Xptxas --warn-on-spills>")
+                         "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-gencode arch=compute_80,code=sm_80;SHELL:-gencode arch=compute_90a,code=sm_90a;SHELL:-Xptxas --warn-on-spills,--warning-as-error>")
 endif()
 
 # The libraries that it names; `there` is false when one of them is not. What: sim or gpu.
@@ -161,6 +161,9 @@ if(RQ_BUILD_TESTS)
   if(RQ_GPUSIM)
     add_test(NAME sim_bad COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_bad.py ${CMAKE_BINARY_DIR}/bin/sim)
     add_test(NAME sim_same COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_same.py ${CMAKE_BINARY_DIR}/bin/sim)
+    add_test(NAME cuda_gemv_counts COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_gemv_counts.py
+                                           ${CMAKE_BINARY_DIR}/bin/sim)
+    set_tests_properties(cuda_gemv_counts PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
     set_tests_properties(sim_bad sim_same PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 300)
   endif()
 endif()

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""test_gemv_counts.py FOLDER_OF_PROGRAMS: what the GEMV kernels move, counted by the simulator in the tests' launches on 4096x4096
+weights with groups of 128, one token: 32-byte sectors of global memory, less what blocks read of x (which comes from the L2 cache after the
+first), at most 1.05 of the bytes of the format; no bank conflict, in these and in all other launches; a tensor-core instruction per 256
+weights, no more. The standard library only."""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+N, TILE_WEIGHTS = 4096, 16 * 128
+wrong = []
+
+
+def expect(what, condition, seen):
+    if not condition: wrong.append(f"{what}: {seen}")
+
+
+def main():
+    seen = set()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "counts")
+        subprocess.run([os.path.join(sys.argv[1], "gemv_grid")], check=True, stdout=subprocess.DEVNULL,
+                       env={**os.environ, "RQ_SMALL": "1", "GPUSIM_JSON": path})
+        with open(path, encoding="utf-8") as f: launches = [json.loads(line) for line in f]
+    for c in launches:
+        for kind in ("ld", "st"):
+            expect("bank conflicts", c[f"shared_{kind}_waves"] == c[f"shared_{kind}_ideal"], c)
+        if c["mma"] != N * N // 256: continue
+        blocks = c["grid"][0]
+        moved = 32 * (c["ld_sectors"] + c["st_sectors"]) - blocks * N * 2
+        bits = next(b for b in (8, 4, 3, 2) if moved >= N * N * b // 8)
+        of_format = N * N * bits // 8 + N * N // 128 * 2 + 2 * N * 2
+        print(f"{bits} bits: {moved} bytes moved, {moved / of_format:.4f} of the format's; x to shared memory {blocks * N * 2}")
+        expect(f"{bits} bits: bytes moved", moved <= 1.05 * of_format, f"{moved} of {of_format}")
+        seen.add(bits)
+    expect("widths", seen == {2, 3, 4, 8}, seen)
+    print("\n".join(wrong[:5]))
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
