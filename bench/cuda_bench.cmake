@@ -37,7 +37,7 @@ foreach(source ${RQ_CUDA_BENCH_SOURCES})
 endforeach()
 
 # bench_gemv: what it says, through bin/bench_gemv too where there is one.
-if(TARGET sim_bench_gemv AND RQ_BUILD_TESTS)
+if(TARGET sim_bench_gemv_cuda AND RQ_BUILD_TESTS)
   add_test(NAME sim_bench_gemv_records
            COMMAND Python3::Interpreter ${CMAKE_SOURCE_DIR}/tests/cuda/test_bench_gemv.py ${CMAKE_BINARY_DIR})
   set_tests_properties(sim_bench_gemv_records PROPERTIES LABELS gpusim TIMEOUT 300 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)

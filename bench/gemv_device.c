@@ -29,7 +29,7 @@ int gemv_hand_over(char **argv) {
     while (n > 0 && self[n - 1] != '/') --n;
     static const char *const folders[] = {"gpu", "sim"};
     for (int i = strcmp(device, "cuda") ? 1 : 0; i < 2; ++i) {
-        snprintf(path, sizeof path, "%.*s%s/bench_gemv", (int)n, self, folders[i]);
+        snprintf(path, sizeof path, "%.*s%s/bench_gemv_cuda", (int)n, self, folders[i]);
         if (access(path, X_OK)) continue;
         execv(path, argv);
         fprintf(stderr, "bench_gemv: %s does not start\n", path);

@@ -66,14 +66,19 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
     static_assert(DEPTH <= 4, "one load brings the scales of four tiles");
 
     const rq_gemv_ssvq_args &a;
+    const rq_gemv_job &job;
     const int lane;
     const uint32_t my_half; /* selects, of two rows' halves, that of row l / 4 */
     uint8_t *const front;
     const uint32_t table, copy; /* the table, and this lane's copy in an entry */
 
-    __device__ __forceinline__ rq_gemv_ssvq_tiles(const rq_gemv_ssvq_args &args_, const rq_gemv_job &, uint8_t *front_)
-        : a(args_), lane(threadIdx.x % 32), my_half(threadIdx.x / 4 % 2 ? 0x4432 : 0x4410), front(front_),
-          table(table_address(args_, front_)), copy(VEC == 8 ? threadIdx.x % 8 * 16 : threadIdx.x % 16 * 8) {}
+    __device__ __forceinline__ rq_gemv_ssvq_tiles(const rq_gemv_ssvq_args &args_, const rq_gemv_job &job_,
+                                                  uint8_t *front_)
+        : a(args_), job(job_), lane(threadIdx.x % 32), my_half(threadIdx.x / 4 % 2 ? 0x4432 : 0x4410), front(front_),
+          table(table_address(args_, front_)), copy(VEC == 8 ? threadIdx.x % 8 * 16 : threadIdx.x % 16 * 8) {
+        const int slot = threadIdx.x / 32 >> job.log_warps, slots = RQ_GEMV_WARPS >> job.log_warps;
+        fetch_ends((blockIdx.x / job.split * slots + slot) * ROWS);
+    }
     /* On sm_90 ptxas adds a base to a load's address for nothing when it is in a uniform register, and a kernel's parameter is;
      * on sm_80 it sees that of a constant, and not of a sum. */
     static __device__ __forceinline__ uint32_t table_address(const rq_gemv_ssvq_args &args, const uint8_t *front) {
@@ -115,7 +120,7 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
 
     /* What the codes of outlier columns say does not count: x is zero there, and kept aside. */
     __device__ __forceinline__ bool edits_x() const { return a.n_outlier != 0; }
-    __device__ __forceinline__ void edit_x(const rq_gemv_job &job, uint8_t *x, int kb0, int kb1) const {
+    __device__ __forceinline__ void edit_x(const rq_gemv_job &, uint8_t *x, int kb0, int kb1) const {
 #pragma unroll 1
         for (int i = threadIdx.x; i < a.n_outlier * job.n_tok; i += RQ_GEMV_THREADS) {
             const int o = i / job.n_tok, token = i % job.n_tok, col = __ldg(a.outlier_cols + o);
@@ -224,8 +229,20 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
         step<3>(acc, sum, t, of, d, x);
     }
 
+    /* What the end of a row block will need, to L2, one row block ahead: nothing else hides the time that it takes. */
+    __device__ __forceinline__ void fetch_ends(int rb) const {
+        if (rb >= a.n_rb) return;
+        const int bytes = a.n_outlier * RQ_TILE_ROWS, at = lane * 128;
+        if (at < ROWS * bytes && at < (a.n_rb - rb) * bytes) ptx_prefetch(a.outliers + (size_t)rb * bytes + at);
+        if (lane == 0) {
+            if (STEPS == 0) ptx_prefetch(a.scales + (size_t)rb * RQ_TILE_ROWS * 2);
+            ptx_prefetch(a.book_scales + (size_t)rb * a.n_book);
+            if (a.n_outlier) ptx_prefetch(a.outlier_scales + (size_t)rb * a.n_outlier);
+        }
+    }
     /* Several codebooks meet only in the sum of the parts. */
     template <int N> __device__ __forceinline__ void end_rows(float (&acc)[N][4], int rb) const {
+        fetch_ends(rb + job.rb_step);
         if (a.n_book == 1) return;
 #pragma unroll
         for (int h = 0; h < N; ++h) {
@@ -240,12 +257,17 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
         if (a.n_book == 1) sum *= __ldg(a.book_scales + rb);
         if (STEPS == 0)
             sum *= __half2float(__ldg(reinterpret_cast<const __half *>(a.scales) + (size_t)rb * RQ_TILE_ROWS + row));
-        const int8_t *codes =
-            reinterpret_cast<const int8_t *>(a.outliers) + (size_t)rb * a.n_outlier * RQ_TILE_ROWS + row;
-#pragma unroll 2
-        for (int o = 0; o < a.n_outlier; ++o) {
-            const float scale = __ldg(a.outlier_scales + (size_t)rb * a.n_outlier + o);
-            sum = fmaf(scale * (float)__ldg(codes + o * RQ_TILE_ROWS), outlier_x()[o * 16 + token], sum);
+        const uint8_t *codes = a.outliers + (size_t)rb * a.n_outlier * RQ_TILE_ROWS + row;
+        const float *scales = a.outlier_scales + (size_t)rb * a.n_outlier, *x = outlier_x() + token;
+#pragma unroll 1
+        for (int left = a.n_outlier; left > 0; left -= 8, codes += 8 * RQ_TILE_ROWS, scales += 8, x += 8 * 16) {
+            float weight[8]; /* all loads before the first use of one: each takes as long as all of them */
+#pragma unroll
+            for (int o = 0; o < 8; ++o)
+                if (o < left) weight[o] = __ldg(scales + o) * (float)(int8_t)__ldg(codes + o * RQ_TILE_ROWS);
+#pragma unroll
+            for (int o = 0; o < 8; ++o)
+                if (o < left) sum = fmaf(weight[o], x[o * 16], sum);
         }
         return sum;
     }

@@ -28,6 +28,9 @@ __device__ __forceinline__ uint32_t ptx_load_side4(const void *p) {
     return v;
 }
 
+/* The line of an address, to L2. */
+__device__ __forceinline__ void ptx_prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 /* ---- shared memory by its 32-bit address. Volatile: in order, so that the look-ups of a tile do not pile up in registers. */
 __device__ __forceinline__ uint32_t ptx_shared(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ uint4 ptx_load_shared16(uint32_t at) {

@@ -5,6 +5,7 @@
 
 #include "fmt_grid.h"
 #include "fmt_ssvq.h"
+#include "fmt_vq.h"
 #include "model.h"
 
 typedef enum rq_format {
@@ -21,6 +22,7 @@ typedef struct rq_packed {
     union {
         rq_grid grid;
         rq_ssvq ssvq;
+        rq_vq vq;
     } u;
     int64_t shared_bits; /* of data that several matrices use (a codebook): what of it is counted with this one */
     void *owned[12];     /* free()d by rq_packed_free */
@@ -60,7 +62,7 @@ typedef struct rq_grid_codes {
 
 /* The tensors that a packed matrix is on disk, ready for rq_safetensors_write. */
 typedef struct rq_packed_file {
-    rq_out_tensor tensor[10];
+    rq_out_tensor tensor[12];
     int n_tensors;
     void *memory[32]; /* names and data, free()d by rq_packed_file_free */
     int n_memory;
@@ -103,5 +105,26 @@ typedef struct rq_ssvq_codes {
 rq_status rq_ssvq_pack(rq_packed *p, const rq_ssvq_codes *q);
 /* The tensors of docs/formats.md; the book only where it is this matrix's. The entry of the metadata: free() it. */
 rq_status rq_ssvq_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_ssvq_codes *q);
+
+/* What a vq quantizer hands over (fmt_vq.h). Books are [ceil(n_in / book_cols)][n_codes][vec_len]. */
+typedef struct rq_vq_codes {
+    int64_t n_out, n_in;
+    int vec_len, n_stage;
+    bool vec_out;
+    int code_bits[2];
+    int64_t n_codes[2], book_cols, group;
+    const uint16_t *codes[2]; /* [n_line][n_code]: the vectors of a row, or with vec_out the columns of vec_len rows */
+    const rq_f16 *book[2];
+    const float *scale;                 /* [n_out][ceil(n_in / group)], exact in fp16; NULL: 1 */
+    const rq_f16 *col_scale, *col_bias; /* [n_in], both or neither */
+    int n_outlier;
+    const int32_t *outlier_col; /* [n_outlier], ascending */
+    const int8_t *outlier;      /* [n_out][n_outlier] */
+    const float *outlier_scale; /* [n_outlier] */
+    const char *book_name;      /* matrix under whose name the books are stored; NULL: this one */
+    int64_t book_users;         /* how many matrices name those books; 0 counts as 1 */
+} rq_vq_codes;
+rq_status rq_vq_pack(rq_packed *p, const rq_vq_codes *q);
+rq_status rq_vq_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_vq_codes *q);
 
 #endif

@@ -73,6 +73,39 @@ rq_status rq_pack_aligned(const void **data, rq_packed *p, const rq_tensor *t, s
     return RQ_OK;
 }
 
+rq_status rq_pack_load(const void **to, rq_packed *p, const rq_store *s, const char *name, const char *suffix,
+                       rq_dtype dtype, const int64_t shape[3]) {
+    const rq_tensor *t;
+    rq_status status = rq_pack_find(&t, s, name, suffix, dtype, shape);
+    return status == RQ_OK ? rq_pack_aligned(to, p, t, (size_t)rq_dtype_block_bytes(dtype)) : status;
+}
+
+rq_status rq_pack_copy(const void **to, rq_packed *p, const void *from, int64_t n_bytes) {
+    void *memory;
+    rq_status status = rq_alloc(&memory, n_bytes, 1);
+    if (status != RQ_OK) return status;
+    *to = memcpy(rq_pack_own(p, memory), from, (size_t)n_bytes);
+    return RQ_OK;
+}
+
+rq_status rq_pack_f16(const rq_f16 **to, rq_packed *p, const float *scale, int64_t n) {
+    rq_f16 *half;
+    rq_status status = RQ_NEW(half, n);
+    if (status != RQ_OK) return status;
+    *to = rq_pack_own(p, half);
+    for (int64_t i = 0; i < n; ++i) {
+        half[i] = rq_f16_of_f32(scale[i]);
+        if (rq_f32_of_f16(half[i]) != scale[i] || !isfinite(scale[i])) {
+            return rq_fail(RQ_ERR_NUMERIC, "scale %lld is %g, not a finite float16", (long long)i, (double)scale[i]);
+        }
+    }
+    return RQ_OK;
+}
+
+void rq_pack_share(rq_packed *p, int64_t bits, bool own, int64_t n_users) {
+    p->shared_bits = bits / n_users + (own ? bits % n_users : 0);
+}
+
 void rq_pack_count_scale(rq_pack_usage *u, float scale) {
     u->scale_min = u->n_scale && u->scale_min < scale ? u->scale_min : scale;
     u->scale_max = u->n_scale && u->scale_max > scale ? u->scale_max : scale;

@@ -19,6 +19,16 @@ rq_status rq_pack_find(const rq_tensor **t, const rq_store *s, const char *name,
 /* The tensor's data where it is, or a copy that p owns when it is not aligned for elements of `size` bytes. */
 rq_status rq_pack_aligned(const void **data, rq_packed *p, const rq_tensor *t, size_t size);
 
+/* The two together: *to is the data of NAME + suffix. */
+rq_status rq_pack_load(const void **to, rq_packed *p, const rq_store *s, const char *name, const char *suffix,
+                       rq_dtype dtype, const int64_t shape[3]);
+/* *to is a copy that p owns. */
+rq_status rq_pack_copy(const void **to, rq_packed *p, const void *from, int64_t n_bytes);
+/* scale[n] as fp16 that p owns; RQ_ERR_NUMERIC when one is not exact, finite fp16. */
+rq_status rq_pack_f16(const rq_f16 **to, rq_packed *p, const float *scale, int64_t n);
+/* Users of a shared codebook count equal parts of it; the one it is stored under (own) also what does not divide. */
+void rq_pack_share(rq_packed *p, int64_t bits, bool own, int64_t n_users);
+
 /* Or `v` in as element i of the stream that starts at word 0; consecutive words are `stride` apart. Words start zeroed. */
 static inline void rq_put_code(uint32_t *words, int64_t stride, int64_t i, int bits, uint32_t v) {
     int64_t p = i * bits, w = p >> 5;

@@ -38,12 +38,6 @@ static int64_t size_bits(const rq_packed *p) {
     return total + p->shared_bits;
 }
 
-/* Users count equal parts; the one that the book is stored under also counts what does not divide. */
-static void share_book(rq_packed *p, bool own, int64_t n_users) {
-    int64_t bits = book_bits(&p->u.ssvq);
-    p->shared_bits = bits / n_users + (own ? bits % n_users : 0);
-}
-
 /* ---- checks shared by packing and loading ----------------------------------------------------------------------------- */
 
 /* Sizes and parameters, before anything is allocated; fills the counts that follow from them. */
@@ -204,30 +198,7 @@ done:
     return status;
 }
 
-static rq_status copy(const void **to, rq_packed *p, const void *from, int64_t n_bytes) {
-    void *memory;
-    rq_status status = rq_alloc(&memory, n_bytes, 1);
-    if (status != RQ_OK) return status;
-    *to = memcpy(rq_pack_own(p, memory), from, (size_t)n_bytes);
-    return RQ_OK;
-}
-#define COPY(to, from, n) copy((const void **)&(to), p, (from), (n) * (int64_t)sizeof *(to))
-
-static rq_status pack_scales(rq_packed *p, const rq_ssvq_codes *q) {
-    rq_ssvq *s = &p->u.ssvq;
-    rq_f16 *scale;
-    rq_status status = RQ_NEW(scale, s->n_out * s->n_group);
-    if (status != RQ_OK) return status;
-    s->scale = rq_pack_own(p, scale);
-    for (int64_t i = 0; i < s->n_out * s->n_group; ++i) {
-        scale[i] = rq_f16_of_f32(q->scale[i]);
-        if (rq_f32_of_f16(scale[i]) != q->scale[i]) {
-            return rq_fail(RQ_ERR_NUMERIC, "scale %g of row %lld, group %lld is not a finite float16",
-                           (double)q->scale[i], (long long)(i / s->n_group), (long long)(i % s->n_group));
-        }
-    }
-    return RQ_OK;
-}
+#define COPY(to, from, n) rq_pack_copy((const void **)&(to), p, (from), (n) * (int64_t)sizeof *(to))
 
 rq_status rq_ssvq_pack(rq_packed *p, const rq_ssvq_codes *q) {
     rq_status status = RQ_OK;
@@ -250,7 +221,7 @@ rq_status rq_ssvq_pack(rq_packed *p, const rq_ssvq_codes *q) {
     rq_ssvq *s = &p->u.ssvq;
     int64_t n = s->n_book * s->n_codes * s->vec_len;
     RQ_TRY(pack_streams(p, q));
-    RQ_TRY(pack_scales(p, q));
+    RQ_TRY(rq_pack_f16(&s->scale, p, q->scale, s->n_out * s->n_group));
     if (q->book_u8) {
         RQ_TRY(COPY(s->book_u8, q->book_u8, n));
         RQ_TRY(COPY(s->book_scale, q->book_scale, s->n_book));
@@ -264,7 +235,7 @@ rq_status rq_ssvq_pack(rq_packed *p, const rq_ssvq_codes *q) {
         RQ_TRY(COPY(s->outlier_scale, q->outlier_scale, s->n_outlier));
     }
     RQ_TRY(check_contents(s, name, RQ_ERR_ARG));
-    share_book(p, !q->book, rq_max_i64(1, q->book_users));
+    rq_pack_share(p, book_bits(s), !q->book, rq_max_i64(1, q->book_users));
 done:
     if (status != RQ_OK) rq_packed_free(p);
     return status;
@@ -342,16 +313,10 @@ done:
 
 /* NAME + suffix, checked and aligned, as the member `to` of the matrix. */
 #define LOAD(to, from, suffix, dtype, ...)                                                                             \
-    do {                                                                                                               \
-        const void *data_;                                                                                             \
-        RQ_TRY(rq_pack_find(&t, s, (from), (suffix), (dtype), (int64_t[3])__VA_ARGS__));                               \
-        RQ_TRY(rq_pack_aligned(&data_, p, t, sizeof *(to)));                                                           \
-        (to) = data_;                                                                                                  \
-    } while (0)
+    RQ_TRY(rq_pack_load((const void **)&(to), p, s, (from), (suffix), (dtype), (int64_t[3])__VA_ARGS__))
 
 static rq_status load_tensors(rq_packed *p, const rq_store *s, const char *name, const char *book) {
     rq_status status = RQ_OK;
-    const rq_tensor *t;
     rq_ssvq *v = &p->u.ssvq;
     LOAD(v->codes, name, ".weight_codes", RQ_I32, {v->n_out, v->code_words});
     LOAD(v->signs, name, ".weight_signs", RQ_I32, {v->n_out, v->sign_words});
@@ -403,7 +368,7 @@ static rq_status load(rq_packed *p, const rq_store *s, const char *name, const v
     *p = describe(&v);
     RQ_TRY(load_tensors(p, s, name, book));
     RQ_TRY(check_contents(&p->u.ssvq, name, RQ_ERR_INPUT));
-    share_book(p, strcmp(book, name) == 0, users);
+    rq_pack_share(p, book_bits(&p->u.ssvq), strcmp(book, name) == 0, users);
 done:
     if (status != RQ_OK) rq_packed_free(p);
     return status;

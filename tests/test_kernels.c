@@ -108,6 +108,65 @@ static void make_ssvq(rq_packed *p, const ssvq_shape *h) {
     free(codes), free(negative), free(u8), free(f16), free(book_scale), free(scale);
 }
 
+enum { VQ_OUT = 1, VQ_TWO = 2, VQ_SCALES = 4, VQ_COLUMNS = 8 };
+
+/* A matrix of vq codes; book_cols 0: one book. The second stage has 256 codes. */
+typedef struct vq_shape {
+    int64_t n_out, n_in, group, book_cols;
+    int vec_len, code_bits, n_outlier, flags;
+} vq_shape;
+
+static rq_f16 half_noise(void) { return rq_f16_of_f32(noise()); }
+
+static void make_vq(rq_packed *p, const vq_shape *h) {
+    bool out = h->flags & VQ_OUT;
+    int64_t n_line = out ? rq_ceil_div(h->n_out, h->vec_len) : h->n_out;
+    int64_t n_code = out ? h->n_in : rq_ceil_div(h->n_in, h->vec_len), n_group = rq_ceil_div(h->n_in, h->group);
+    int64_t book_cols = h->book_cols ? h->book_cols : n_code * (out ? 1 : h->vec_len);
+    int64_t n_book = rq_ceil_div(h->n_in, book_cols), n_codes[2] = {1 << h->code_bits, 256};
+    uint16_t *codes[2];
+    rq_f16 *book[2], *columns = must_alloc(2 * h->n_in, sizeof *columns);
+    float *scale = random_f32(h->n_out * n_group), outlier_scale[RQ_VQ_MAX_OUTLIERS];
+    int32_t col[RQ_VQ_MAX_OUTLIERS];
+    int8_t outlier[RQ_VQ_MAX_OUTLIERS * 64];
+    for (int s = 0; s < 2; ++s) {
+        int64_t n = n_book * n_codes[s] * h->vec_len;
+        codes[s] = must_alloc(n_line * n_code, sizeof *codes[s]);
+        book[s] = must_alloc(n, sizeof *book[s]);
+        for (int64_t i = 0; i < n_line * n_code; ++i) codes[s][i] = (uint16_t)draw((uint32_t)n_codes[s]);
+        for (int64_t i = 0; i < n; ++i) book[s][i] = half_noise();
+    }
+    for (int64_t i = 0; i < 2 * h->n_in; ++i) columns[i] = half_noise();
+    for (int64_t i = 0; i < h->n_out * n_group; ++i) scale[i] = rq_f32_of_f16(rq_f16_of_f32(scale[i]));
+    for (int o = 0; o < h->n_outlier; ++o) {
+        col[o] = (int32_t)((o + 1) * h->n_in / h->n_outlier - 1);
+        outlier_scale[o] = noise();
+    }
+    assert_true(h->n_out * h->n_outlier <= (int64_t)sizeof outlier);
+    for (int64_t i = 0; i < h->n_out * h->n_outlier; ++i) outlier[i] = (int8_t)((int)draw(256) - 128);
+    rq_vq_codes q = {.n_out = h->n_out,
+                     .n_in = h->n_in,
+                     .vec_len = h->vec_len,
+                     .n_stage = h->flags & VQ_TWO ? 2 : 1,
+                     .vec_out = out,
+                     .code_bits = {h->code_bits, 8},
+                     .n_codes = {n_codes[0], n_codes[1]},
+                     .book_cols = book_cols,
+                     .group = h->group,
+                     .codes = {codes[0], codes[1]},
+                     .book = {book[0], book[1]},
+                     .scale = h->flags & VQ_SCALES ? scale : NULL,
+                     .col_scale = h->flags & VQ_COLUMNS ? columns : NULL,
+                     .col_bias = h->flags & VQ_COLUMNS ? columns + h->n_in : NULL,
+                     .n_outlier = h->n_outlier,
+                     .outlier_col = col,
+                     .outlier = outlier,
+                     .outlier_scale = outlier_scale};
+    assert_int_equal(rq_vq_pack(p, &q), RQ_OK);
+    for (int s = 0; s < 2; ++s) free(codes[s]), free(book[s]);
+    free(columns), free(scale);
+}
+
 /* ---- gemv ------------------------------------------------------------------------------------------------------------- */
 
 static void check_close(const float *y, const double *y64, const double *mag, int64_t n, int64_t n_in) {
@@ -212,6 +271,45 @@ static void sweep_gemv_ssvq(const rq_kernel *k) {
                *mag = must_alloc(RQ_GEMV_MAX_TOK * h->n_out, sizeof *mag);
         rq_packed p;
         make_ssvq(&p, h);
+        assert_int_equal(rq_gemv_define(y64, mag, &p, x, RQ_GEMV_MAX_TOK, 0, h->n_out), RQ_OK);
+        for (size_t t = 0; t < sizeof toks / sizeof *toks; ++t) {
+            check_gemv(k, &p.u, x, y64, mag, h->n_out, h->n_in, toks[t]);
+        }
+        rq_packed_free(&p);
+        free(x), free(y64), free(mag);
+    }
+}
+
+static const vq_shape vq_shapes[] = {
+    {1, 8, 8, 0, 8, 8, 0, 0},
+    {3, 1, 1, 0, 8, 8, 1, VQ_SCALES},
+    {5, 31, 31, 0, 4, 6, 0, VQ_TWO | VQ_SCALES},
+    {2, 33, 16, 16, 8, 8, 0, VQ_SCALES},
+    {7, 64, 32, 0, 8, 12, 3, VQ_TWO | VQ_SCALES},
+    {4, 100, 100, 0, 4, 4, 3, VQ_COLUMNS},
+    {3, 127, 32, 64, 8, 8, 0, VQ_SCALES | VQ_COLUMNS},
+    {9, 128, 128, 0, 8, 16, 16, VQ_TWO},
+    {3, 200, 40, 0, 8, 9, 0, VQ_SCALES},
+    {33, 576, 128, 0, 8, 8, 1, VQ_SCALES},
+    {6, 576, 576, 192, 4, 12, 8, VQ_TWO | VQ_SCALES | VQ_COLUMNS},
+    {5, 1000, 1000, 0, 6, 8, 0, VQ_SCALES},
+    {3, 1536, 64, 512, 8, 13, 2, VQ_SCALES},
+    {2, 9000, 9000, 0, 4, 16, 3, VQ_TWO},
+    {2, 8500, 32, 0, 8, 15, 0, VQ_SCALES | VQ_COLUMNS},
+    {4, 20000, 20000, 0, 8, 12, 16, VQ_SCALES},
+    {17, 100, 100, 0, 8, 8, 0, VQ_OUT},
+    {30, 65, 13, 30, 4, 12, 2, VQ_OUT | VQ_TWO | VQ_SCALES | VQ_COLUMNS},
+};
+
+static void sweep_gemv_vq(const rq_kernel *k) {
+    static const int64_t toks[] = {1, 2, 3, 4, 5, 8, 9, 16};
+    for (size_t s = 0; s < sizeof vq_shapes / sizeof *vq_shapes; ++s) {
+        const vq_shape *h = &vq_shapes[s];
+        float *x = random_f32(RQ_GEMV_MAX_TOK * h->n_in);
+        double *y64 = must_alloc(RQ_GEMV_MAX_TOK * h->n_out, sizeof *y64),
+               *mag = must_alloc(RQ_GEMV_MAX_TOK * h->n_out, sizeof *mag);
+        rq_packed p;
+        make_vq(&p, h);
         assert_int_equal(rq_gemv_define(y64, mag, &p, x, RQ_GEMV_MAX_TOK, 0, h->n_out), RQ_OK);
         for (size_t t = 0; t < sizeof toks / sizeof *toks; ++t) {
             check_gemv(k, &p.u, x, y64, mag, h->n_out, h->n_in, toks[t]);
@@ -340,6 +438,8 @@ static void test_every_row(void **state) {
             sweep_gemv_ssvq(k);
         else if (k->unpack && !strcmp(k->operand, "ssvq"))
             sweep_unpack_ssvq(k);
+        else if (k->gemv && !strcmp(k->operand, "vq"))
+            sweep_gemv_vq(k);
         else if (k->gemv && strstr(k->operand, "_rows"))
             sweep_gemv_dense(k);
         else

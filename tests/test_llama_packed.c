@@ -289,6 +289,113 @@ static void test_packed(void **state) {
     }
 }
 
+/* ---- sign-split vectors ------------------------------------------------------------------------------------------------ */
+
+/* Every vector of 8 gets the one magnitude nearest to its mean, and its signs; the dense copy gets what that means. The
+ * codebook is stored with the first matrix of those that share an input. Returns the matrix's entry of the metadata. */
+static char *weights_pack_ssvq(weights *packed, weights *dense, const char *linear, const char *book, int book_users) {
+    enum { N_CODES = 16 };
+    uint8_t magnitude[N_CODES * 8];
+    const float book_scale = 1.0f / 16;
+    char name[128], *entry;
+    snprintf(name, sizeof name, "%s.weight", linear);
+    int at = weights_find(dense, name);
+    int64_t n_out = dense->tensor[at].shape[0], n_in = dense->tensor[at].shape[1], n_vec = n_in / 8;
+    float *m = dense->tensor[at].arg, *scale = malloc((size_t)n_out * sizeof *scale);
+    uint16_t *codes = malloc((size_t)(n_out * n_vec) * sizeof *codes);
+    uint8_t *negative = malloc((size_t)(n_out * n_in));
+    assert_true(n_in % 8 == 0 && scale && codes && negative);
+    for (int i = 0; i < N_CODES * 8; ++i) magnitude[i] = (uint8_t)(i / 8 * 16 + 8);
+    for (int64_t i = 0; i < n_out; ++i) {
+        float top = 0;
+        for (int64_t j = 0; j < n_in; ++j) top = fmaxf(top, fabsf(m[i * n_in + j]));
+        scale[i] = rq_f32_of_f16(rq_f16_of_f32(top / 15.5f));
+        for (int64_t v = 0; v < n_vec; ++v) {
+            float mean = 0;
+            for (int64_t j = v * 8; j < v * 8 + 8; ++j) {
+                mean += fabsf(m[i * n_in + j]) / 8;
+                negative[i * n_in + j] = m[i * n_in + j] < 0;
+            }
+            codes[i * n_vec + v] = (uint16_t)fminf(15.0f, fmaxf(0.0f, rintf(mean / scale[i] - 0.5f)));
+        }
+    }
+    rq_ssvq_codes q = {.n_out = n_out,
+                       .n_in = n_in,
+                       .vec_len = 8,
+                       .code_bits = 4,
+                       .n_codes = N_CODES,
+                       .book_cols = n_in,
+                       .group = n_in,
+                       .codes = codes,
+                       .negative = negative,
+                       .book_u8 = magnitude,
+                       .book_scale = &book_scale,
+                       .scale = scale,
+                       .book = book,
+                       .book_users = book_users};
+    rq_packed p;
+    assert_ok(rq_ssvq_pack(&p, &q));
+    for (int64_t i = 0; i < n_out; ++i) rq_unpack_row(&p, i, m + i * n_in);
+    rq_packed_free(&p);
+    rq_packed_file *f = &packed->packed[packed->n_packed++];
+    assert_ok(rq_ssvq_pack_file(f, &entry, linear, &q));
+    weights_remove(packed, name);
+    assert_true(packed->n + f->n_tensors <= MAX_TENSORS);
+    for (int i = 0; i < f->n_tensors; ++i) packed->tensor[packed->n++] = f->tensor[i];
+    free(codes), free(negative), free(scale);
+    return entry;
+}
+
+static void test_ssvq(void **state) {
+    (void)state;
+    static float logits[N_TOK * N_VOCAB], expect[N_TOK * N_VOCAB];
+    static const int first[RQ_N_LINEARS] = {0, 0, 0, 3, 4, 4, 6}, users[RQ_N_LINEARS] = {3, 3, 3, 1, 2, 2, 1};
+    weights packed, dense;
+    rq_model *m;
+    char *description = malloc(1 << 14), name[96], book[96];
+    assert_non_null(description);
+    size_t n = (size_t)sprintf(description, "{\"version\":1,\"linears\":{");
+    weights_read(&packed);
+    weights_read(&dense);
+    for (int i = 0; i < 2 * RQ_N_LINEARS; ++i) {
+        int layer = i / RQ_N_LINEARS, l = i % RQ_N_LINEARS;
+        snprintf(name, sizeof name, "model.layers.%d.%s", layer, rq_linear_suffix[l]);
+        snprintf(book, sizeof book, "model.layers.%d.%s", layer, rq_linear_suffix[first[l]]);
+        char *entry = weights_pack_ssvq(&packed, &dense, name, book, users[l]);
+        n += (size_t)sprintf(description + n, "%s\"%s\":%s", i ? "," : "", name, entry);
+        free(entry);
+    }
+    sprintf(description + n, "}}");
+    assert_ok(write_and_open(&dense, NULL, &m));
+    run(m, expect);
+    rq_model_close(m);
+    assert_ok(write_and_open(&packed, description, &m));
+    run(m, logits);
+    double worst = worst_diff(logits, expect) / golden_scale;
+    print_message("ssvq: largest difference from the same weights dense %.2e, %.3f bits a weight\n", worst, m->bpw);
+    assert_true(worst < 1e-5);
+    assert_true(worst_diff(logits, golden_logits) > 0.001 * golden_scale);
+    assert_int_equal(m->n_packed, 14);
+    assert_true(m->bpw > 1.5 && m->bpw < 2.2); /* a code of 4 bits and 8 signs for 8 weights, and what goes with them */
+    rq_decode_state *d;                        /* and a token at a time: the gemv kernels */
+    float last[N_VOCAB];
+    assert_ok(rq_decode_new(&d, m, 8));
+    for (int t = 0; t < 8; ++t) assert_ok(rq_decode(d, ids + t, 1, last));
+    for (int v = 0; v < N_VOCAB; ++v) {
+        assert_true(fabs((double)last[v] - (double)expect[7 * N_VOCAB + v]) < 1e-5 * golden_scale);
+    }
+    rq_decode_free(d);
+    rq_model_close(m);
+    char *users_at = strstr(description, "\"book_users\":3");
+    assert_non_null(users_at);
+    users_at[13] = '9';
+    assert_int_equal(write_and_open(&packed, description, &m), RQ_ERR_INPUT);
+    assert_non_null(strstr(rq_last_error(), "codebook"));
+    free(description);
+    weights_free(&packed);
+    weights_free(&dense);
+}
+
 /* ---- refusals ----------------------------------------------------------------------------------------------------------- */
 
 static void refuse(const weights *w, const char *description, rq_status expect, const char *reason) {
@@ -367,6 +474,6 @@ static int tear_down(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_rotated), cmocka_unit_test(test_packed),
-                                       cmocka_unit_test(test_refusals)};
+                                       cmocka_unit_test(test_ssvq), cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """test_bench_gemv.py BUILD: bench_gemv --device cuda in the simulator: its records, the comparison with an earlier run, exit codes.
-Through BUILD/bin/bench_gemv where the whole of it was built, otherwise BUILD/bin/sim/bench_gemv."""
+Through BUILD/bin/bench_gemv where the whole of it was built, otherwise BUILD/bin/sim/bench_gemv_cuda."""
 import csv
 import json
 import os
@@ -109,7 +109,7 @@ def no_run(program):
 
 def main():
     whole = os.path.join(sys.argv[1], "bin", "bench_gemv")
-    program = [whole, "--device", "sim"] if os.path.exists(whole) else [os.path.join(sys.argv[1], "bin", "sim", "bench_gemv")]
+    program = [whole, "--device", "sim"] if os.path.exists(whole) else [os.path.join(sys.argv[1], "bin", "sim", "bench_gemv_cuda")]
     with tempfile.TemporaryDirectory() as folder:
         out, all_ = records(program, folder)
         comparison(program, folder, out, all_)

@@ -2,7 +2,8 @@
 """test_gemv_counts.py FOLDER_OF_PROGRAMS: what the GEMV kernels move, counted by the simulator in the tests' launches on 4096x4096
 weights with groups of 128, one token: 32-byte sectors of global memory, less what blocks read of x (which comes from the L2 cache after the
 first), at most 1.05 of the bytes of the format; no bank conflict, in these and in all other launches; a tensor-core instruction per 256
-weights, no more. The standard library only."""
+weights, no more. Of SSVQ: no bank conflict when the table of magnitudes, x and sums are read, whatever the codes; the sectors less those of x,
+and of what a block reads once more (the table, x and numbers of outlier columns), at most 1.05. The standard library only."""
 import json
 import os
 import subprocess
@@ -17,14 +18,37 @@ def expect(what, condition, seen):
     if not condition: wrong.append(f"{what}: {seen}")
 
 
-def main():
-    seen = set()
+def launches_of(program):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "counts")
-        subprocess.run([os.path.join(sys.argv[1], "gemv_grid")], check=True, stdout=subprocess.DEVNULL,
+        subprocess.run([os.path.join(sys.argv[1], program)], check=True, stdout=subprocess.DEVNULL,
                        env={**os.environ, "RQ_SMALL": "1", "GPUSIM_JSON": path})
-        with open(path, encoding="utf-8") as f: launches = [json.loads(line) for line in f]
-    for c in launches:
+        with open(path, encoding="utf-8") as f: return [json.loads(line) for line in f]
+
+
+def check_ssvq():
+    seen = set()
+    for c in launches_of("gemv_ssvq"):
+        expect("bank conflicts", c["shared_ld_waves"] == c["shared_ld_ideal"], c)
+        if c["mma"] != N * N // 256: continue
+        blocks, outliers = c["grid"][0], 16
+        bits = 2 if "tilesILi8E" in c["kernel"] else 3
+        # A block: x; each of 2,048 table slots from 8 or 4 bytes; of each outlier column x, its number. A row block: an outlier's
+        # scale and 16 bytes, a sector each, of which memory is asked for once.
+        block = N * 2 + 2048 // 32 * 32 + outliers * 32 + 2 * 32
+        row_block = outliers * (32 - 4 + 32 - 16)
+        moved = 32 * (c["ld_sectors"] + c["st_sectors"]) - blocks * block - N // 16 * row_block
+        of_format = N * N * bits // 8 + N * 2 + 256 * 4 * (4 - bits) + N * outliers + 2 * N * 2
+        print(f"ssvq {bits} bits: {moved} bytes moved, {moved / of_format:.4f} of the format's")
+        expect(f"ssvq {bits} bits: bytes moved", N * N * bits // 8 < moved <= 1.05 * of_format, f"{moved} of {of_format}")
+        seen.add(bits)
+    expect("ssvq widths", seen == {2, 3}, seen)
+
+
+def main():
+    seen = set()
+    check_ssvq()
+    for c in launches_of("gemv_grid"):
         for kind in ("ld", "st"):
             expect("bank conflicts", c[f"shared_{kind}_waves"] == c[f"shared_{kind}_ideal"], c)
         if c["mma"] != N * N // 256: continue

@@ -102,12 +102,12 @@ def fakes():
 
         # bench_gemv: the shapes with a goal first; the last runs may be cut short.
         os.remove(os.path.join(b, "bin/gpu/bench_x"))
-        program(b, "bin/gpu/bench_gemv", """echo '[{"shapes":"'"$4"'","git":"'"$RQ_COMMIT"'"}]' >"$2"; case $4 in *llama*) ;; *) exec sleep 60;; esac""")
+        program(b, "bin/gpu/bench_gemv_cuda", """echo '[{"shapes":"'"$4"'","git":"'"$RQ_COMMIT"'"}]' >"$2"; case $4 in *llama*) ;; *) exec sleep 60;; esac""")
         status, text, r = run(b, "--only", "bench", "--seconds", "14", env=path)
         expect("bench_gemv", status == 0 and r["benches"]["bench_gemv"] == {"records": [{"shapes": "llama3-8b,llama3-70b", "git": "abc"}], "status": 0}, text)
         expect("cut short", list(r["benches"])[-1] == "bench_gemv_models" and r["benches"]["bench_gemv_models"]["status"] == 124 and
                "out of time in bench_gemv_models" in r["steps"]["bench"]["note"], r["benches"])
-        program(b, "bin/gpu/bench_gemv", "exit 1")
+        program(b, "bin/gpu/bench_gemv_cuda", "exit 1")
         status, text, r = run(b, "--only", "bench", env=path)
         expect("bench_gemv fails", status == 1 and r["benches"]["bench_gemv"]["status"] == 1, text)
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* y = W x on the GPU for a few tokens: every kernel behind cuda/rq_cuda.h over the layers of real models. In a full build it is
- * what `bench_gemv --device cuda` runs; in a build of the kernels alone it stands by itself.
+ * what `bench_gemv --device cuda` runs; in a build of the kernels alone it stands by itself, as bench_gemv_cuda.
  *
  * A row is checked against sums in double and on one-hot inputs (gemv_cuda_check.h) before it is timed (gemv_cuda_times.h); a
  * failed check is exit code 1. In the simulator, known by the device's name, a row is checked and its accesses and
