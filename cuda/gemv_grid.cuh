@@ -197,7 +197,7 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
 
     template <int HALVES>
     __device__ __forceinline__ void multiply(float (&acc)[HALVES][4], const tile &t, const side &of_batch, int d,
-                                             const uint4 *const (&x)[HALVES]) const {
+                                             const rq_gemv_x (&x)[HALVES]) const {
         const side &of = SIDE_OF_TILE ? t.own : of_batch;
         float sum[HALVES][4];
         offsets o[2];
@@ -214,7 +214,7 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
             decode(w, t, s, o);
 #pragma unroll
             for (int h = 0; h < HALVES; ++h) {
-                const uint4 b = x[h][4 * s];
+                const uint4 b = x[h].template step<HALVES>(s);
                 rq_gemv_mma<ACT>(sum[h], w[0], b.x, b.y);
                 rq_gemv_mma<ACT>(sum[h], w[1], b.z, b.w);
             }

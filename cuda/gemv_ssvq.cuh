@@ -193,10 +193,10 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
 
     template <int S, int HALVES>
     __device__ __forceinline__ void step(float (&acc)[ROWS * HALVES][4], float (&sum)[ROWS * HALVES][4], const tile &t,
-                                         const side &of, int d, const uint4 *const (&x)[HALVES]) const {
+                                         const side &of, int d, const rq_gemv_x (&x)[HALVES]) const {
         uint4 b[HALVES];
 #pragma unroll
-        for (int h = 0; h < HALVES; ++h) b[h] = x[h][4 * S];
+        for (int h = 0; h < HALVES; ++h) b[h] = x[h].template step<HALVES>(S);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             uint32_t m[2][4];
@@ -220,7 +220,7 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
     }
     template <int HALVES>
     __device__ __forceinline__ void multiply(float (&acc)[ROWS * HALVES][4], const tile &t, const side &of_batch, int d,
-                                             const uint4 *const (&x)[HALVES]) const {
+                                             const rq_gemv_x (&x)[HALVES]) const {
         const side &of = STEPS == 1 ? t.own : of_batch;
         float sum[ROWS * HALVES][4] = {};
         step<0>(acc, sum, t, of, d, x);

@@ -15,7 +15,7 @@
  *   load_side(side, rb, kb) likewise, of the side data of all its tiles: of those that are there
  *   multiply(acc, tile, side, d, x)   adds the products of tile d to acc[half][4], accumulators of mma.m16n8k16 for tokens 8 half ..
  *                           (of ROWS row blocks: acc[r * halves + half]);
- *                           x[half][4 s] is the lane's 16 bytes of x in the tile's s-th step of 32 columns
+ *                           x[half].step(s) is the lane's 16 bytes of x in the tile's s-th step of 32 columns
  *   end_rows(acc, rb)       when all tiles of the warp in a row block are in acc: scales that hold for whole rows
  *   correct(sum, job, rb, row, token)   once an output: what does not go through the tiles
  *
@@ -52,6 +52,20 @@ __device__ __forceinline__ void rq_gemv_mma(float (&c)[4], const uint32_t (&a)[4
     else
         ptx_mma_bf16(c, a[0], a[1], a[2], a[3], b0, b1);
 }
+
+/* Where a lane finds x in shared memory: 16 bytes of its token for each step of 32 columns. */
+struct rq_gemv_x {
+    uint32_t at;
+    bool there; /* is there such a token? */
+    __device__ __forceinline__ rq_gemv_x tile(int n) const {
+        rq_gemv_x later = {at + n * (RQ_TILE_COLS * 2), there};
+        return later;
+    }
+    /* More than 8 tokens have no quarter of a warp to save, and no register for the question. */
+    template <int HALVES> __device__ __forceinline__ uint4 step(int s) const {
+        return HALVES == 1 ? ptx_load_shared16_where(there, at + s * 64) : ptx_load_shared16(at + s * 64);
+    }
+};
 
 /* Columns kb0 * 128 .. kb1 * 128 - 1 of all tokens to shared memory, zeros beyond n_in. Not by ld.global.nc: the kernel before may
  * have written x while this one was already there. Loops are hardly unrolled: the first weights are in registers already. */
@@ -180,12 +194,13 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
         __syncthreads();
     }
 
-    /* Column n of an mma is token n; lanes of tokens that are not there read the last one, and nobody reads their sums. */
-    const uint4 *x[HALVES];
+    /* Column n of an mma is token n; lanes of tokens that are not there read nothing, and nobody reads their sums. */
+    rq_gemv_x x[HALVES];
 #pragma unroll
     for (int h = 0; h < HALVES; ++h) {
-        const int token = min(h * 8 + (int)threadIdx.x % 32 / 4, job.n_tok - 1);
-        x[h] = reinterpret_cast<const uint4 *>(shared_x + token * job.x_pitch) + threadIdx.x % 4;
+        const int token = h * 8 + (int)threadIdx.x % 32 / 4;
+        x[h].at = ptx_shared(shared_x) + min(token, job.n_tok - 1) * job.x_pitch + threadIdx.x % 4 * 16;
+        x[h].there = token < job.n_tok;
     }
     for (; groups > 0; --groups) {
         float acc[F::ROWS * HALVES][4];
@@ -195,9 +210,9 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
             for (int i = 0; i < 4; ++i) acc[h][i] = 0.0f;
         int kb = first_kb;
         for (int round = job.rounds; round > 0; --round) {
-            const uint4 *here[HALVES];
+            rq_gemv_x here[HALVES];
 #pragma unroll
-            for (int h = 0; h < HALVES; ++h) here[h] = x[h] + (kb - kb0) * (RQ_TILE_COLS / 8);
+            for (int h = 0; h < HALVES; ++h) here[h] = x[h].tile(kb - kb0);
             const int next_rb = rb + (round == 1 ? job.rb_step : 0);
             kb = round == 1 ? first_kb : kb + job.batch_step;
             const int next_left = next_rb < job.n_rb ? kb1 - kb : 0;
@@ -207,9 +222,9 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
 #pragma unroll
             for (int d = 0; d < F::DEPTH; ++d) {
                 if (d < left) {
-                    const uint4 *x_of_tile[HALVES];
+                    rq_gemv_x x_of_tile[HALVES];
 #pragma unroll
-                    for (int h = 0; h < HALVES; ++h) x_of_tile[h] = here[h] + d * (RQ_TILE_COLS / 8);
+                    for (int h = 0; h < HALVES; ++h) x_of_tile[h] = here[h].tile(d);
                     format.multiply(acc, tiles[d], side, d, x_of_tile);
                 }
                 if (d < next_left) format.load(tiles[d], next, d);

@@ -38,6 +38,18 @@ __device__ __forceinline__ uint4 ptx_load_shared16(uint32_t at) {
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
     return v;
 }
+/* Lanes that are not `there` load nothing, and get anything: quarters of a warp that have nothing to load take no time. */
+__device__ __forceinline__ uint4 ptx_load_shared16_where(bool there, uint32_t at) {
+    uint4 v;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.u32 p, %5, 0;\n"
+                 "@p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 "}"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(at), "r"((uint32_t)there));
+    return v;
+}
 __device__ __forceinline__ uint2 ptx_load_shared8(uint32_t at) {
     uint2 v;
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at));
