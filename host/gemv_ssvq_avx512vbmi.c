@@ -3,10 +3,10 @@
  * permutes (VBMI). Other codebooks go to gemv_ssvq_avx512.c.
  *
  * A magnitude m is taken as m / 256, which bfloat16 holds exactly: two bytes. The codebook is kept as planes of bytes, each byte 2
- * or 3 of one element for all 256 codes, in four registers. Codes are looked up 64 at a time, in a block: two byte permutes and a
- * blend give a byte of element e of 64 vectors, for either plane; one instruction puts the sign bits into the upper byte; two
+ * or 3 of one element for all 256 codes, in four registers. Codes are looked up 64 at a time, in a block: two byte permutes
+ * under masks give a byte of element e of 64 vectors, for either plane; one instruction puts the sign bits into the upper byte; two
  * rounds of unpacking, with zeros below, make four registers of floats. These are the magnitudes themselves with their signs, so
- * nothing is rounded before the multiply-add. 64 weights take 18 instructions, and four rows share what is loaded.
+ * nothing is rounded before the multiply-add. 64 weights take 16 instructions, and four rows share what is loaded.
  *
  * Unpacking leaves vector 16 q + 4 g + i of a block in lane 4 q + i of register g. x is put in that order once per call:
  * xr[block][g][token][e][lane] is column V (64 block + 16 q + 4 g + i) + e, V = vec_len, zero in outlier columns and past the end.
@@ -98,11 +98,12 @@ INLINE __m512i load_signs(const uint8_t *row, int64_t row_bytes, int64_t j, int 
                            _mm512_and_si512(_mm512_slli_epi16(w, 8), _mm512_set1_epi16((short)0xf000)));
 }
 
-/* One byte of an element for 64 codes; high: those from 128 on. */
+/* One byte of an element for 64 codes; high: those from 128 on. They are replaced first, then the others: a lane that the mask
+ * leaves out keeps its code, or what was looked up for it. */
 INLINE __m512i look_up(const uint8_t plane[256], __m512i codes, __mmask64 high) {
-    __m512i a = _mm512_permutex2var_epi8(_mm512_load_si512(plane), codes, _mm512_load_si512(plane + 64));
-    __m512i b = _mm512_permutex2var_epi8(_mm512_load_si512(plane + 128), codes, _mm512_load_si512(plane + 192));
-    return _mm512_mask_blend_epi8(high, a, b);
+    __m512i v =
+        _mm512_mask2_permutex2var_epi8(_mm512_load_si512(plane + 128), codes, high, _mm512_load_si512(plane + 192));
+    return _mm512_mask2_permutex2var_epi8(_mm512_load_si512(plane), v, ~high, _mm512_load_si512(plane + 64));
 }
 
 /* ---- rows ------------------------------------------------------------------------------------------------------------- */
