@@ -260,16 +260,20 @@ static const rows_fn rows_table[2][3][PASS_TOK + 1] = {
 /* ---- x ---------------------------------------------------------------------------------------------------------------- */
 
 /* Columns [j0, j1) of n_tok tokens in the order above, zeros past j1 up to a whole block and in outlier columns. */
-static void reorder_x(float *xr, const rq_ssvq *w, const float *x, int64_t n_tok, int64_t j0, int64_t j1) {
-    const int64_t V = w->vec_len, run = RUN * V, block = CODES * V;
+INLINE void reorder_x(float *xr, const rq_ssvq *w, const float *x, int64_t n_tok, int64_t j0, int64_t j1, int V) {
+    const int64_t run = RUN * V, block = CODES * V;
     float *to = xr;
     for (int64_t j = j0; j < j1; j += block) {
         for (int64_t g = 0; g < 4; ++g) {
             for (int64_t t = 0; t < n_tok; ++t, to += run) {
+                const float *from = x + t * w->n_in + j + g * 4 * V;
                 __m512 v[8];
-                for (int64_t i = 0; i < V; ++i) { /* a quarter of them from every 16 vectors */
-                    int64_t at = j + i * 4 / V * run + g * 4 * V + i % (V / 4) * 16, left = j1 - at;
-                    v[i] = _mm512_maskz_loadu_ps(mask_left(left), x + t * w->n_in + (left > 0 ? at : 0));
+                UNROLL for (int i = 0; i < V; ++i) { /* a quarter of them from every 16 vectors */
+                    const int64_t at = i * 4 / V * run + i % (V / 4) * 16, left = j1 - j - g * 4 * V - at;
+                    if (left >= 16)
+                        v[i] = _mm512_loadu_ps(from + at);
+                    else
+                        v[i] = left > 0 ? _mm512_maskz_loadu_ps(mask_left(left), from + at) : _mm512_setzero_ps();
                 }
                 if (V == 8)
                     reorder_block(to, v);
@@ -296,7 +300,10 @@ static void all_tokens(part *p, float *y, const float *x, int64_t n_tok, float *
     for (int64_t t = 0, n; t < n_tok; t += n) {
         n = pass_tokens(n_tok - t);
         const float *xt = x + t * w->n_in;
-        reorder_x(xr, w, xt, n, p->j0, p->j0 + p->n);
+        if (w->vec_len == 8)
+            reorder_x(xr, w, xt, n, p->j0, p->j0 + p->n, 8);
+        else
+            reorder_x(xr, w, xt, n, p->j0, p->j0 + p->n, 4);
         for (int64_t i = 0; p->xo && i < n * 16; ++i) {
             int64_t o = i % 16;
             xo[i] = o < w->n_outlier ? w->outlier_scale[o] * xt[i / 16 * w->n_in + w->outlier_col[o]] : 0.0f;
