@@ -41,7 +41,7 @@ __host__ __device__ constexpr int rq_gemv_grid_depth(int bits, bool zeros) {
 template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tiles {
     static constexpr int BITS = BITS_, ACT = ACT_, STEPS = STEPS_, WORDS = BITS * 2;
     static constexpr int ROWS = 1;
-    static constexpr bool EDITS_X = false, ZEROS = ZEROS_, BF16 = ACT_ == RQ_ACT_BF16;
+    static constexpr bool EDITS_X = false, SAVES_X = false, ZEROS = ZEROS_, BF16 = ACT_ == RQ_ACT_BF16;
     static constexpr int DEPTH = rq_gemv_grid_depth(BITS, ZEROS_);
     typedef rq_gemv_grid_args args;
     /* Scales and zero points of rows 2 (l % 8), 2 (l % 8) + 1 in the (l / 8)-th run of STEPS steps: of a tile, when it has several runs;
@@ -198,9 +198,9 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
         }
     }
 
-    template <int HALVES>
+    template <int HALVES, class X>
     __device__ __forceinline__ void multiply(float (&acc)[HALVES][4], const tile &t, const side &of_batch, int d,
-                                             const rq_gemv_x (&x)[HALVES]) const {
+                                             const X (&x)[HALVES]) const {
         const side &of = SIDE_OF_TILE ? t.own : of_batch;
         float sum[HALVES][4];
         offsets o[2];
@@ -217,7 +217,7 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
             decode(w, t, s, o);
 #pragma unroll
             for (int h = 0; h < HALVES; ++h) {
-                const uint4 b = x[h].template step<HALVES>(s);
+                const uint4 b = x[h].step(s);
                 rq_gemv_mma<ACT>(sum[h], w[0], b.x, b.y);
                 rq_gemv_mma<ACT>(sum[h], w[1], b.z, b.w);
             }
