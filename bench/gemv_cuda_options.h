@@ -14,7 +14,7 @@
 struct gemv_options {
     std::string format = "all", json, csv, old_path, flags;
     std::vector<std::string> filter;
-    std::vector<int> bits = {2, 3, 4, 8}, tokens = {1};
+    std::vector<int> bits = {2, 3, 4, 8}, tokens;
     int64_t group = 128;
     int outliers = 8;
     bool sym = false, bf16 = false, book_f16 = false, cublas = true;
@@ -173,7 +173,7 @@ static inline gemv_options gemv_parse(int argc, char **argv) {
         exit(2);
     }
     if (o.check && !o.shapes.n) bench_add_shapes(&o.shapes, "48x256,33x520");
-    if (o.check && o.tokens.size() == 1) o.tokens = {1, 3, 16};
+    if (o.tokens.empty()) o.tokens = o.check ? std::vector<int>{1, 3, 16} : std::vector<int>{1};
     if (!o.shapes.n) bench_add_shapes(&o.shapes, "smollm2-135m");
     return o;
 }

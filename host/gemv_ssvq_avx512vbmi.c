@@ -3,10 +3,10 @@
  * permutes (VBMI). Other codebooks go to gemv_ssvq_avx512.c.
  *
  * A magnitude m is taken as m / 256, which bfloat16 holds exactly: two bytes. The codebook is kept as planes of bytes, each byte 2
- * or 3 of one element for all 256 codes, in four registers. Codes are looked up 64 at a time, in a block: two byte permutes and a
- * blend give a byte of element e of 64 vectors, for either plane; one instruction puts the sign bits into the upper byte; two
+ * or 3 of one element for all 256 codes, in four registers. Codes are looked up 64 at a time, in a block: two byte permutes
+ * under masks give a byte of element e of 64 vectors, for either plane; one instruction puts the sign bits into the upper byte; two
  * rounds of unpacking, with zeros below, make four registers of floats. These are the magnitudes themselves with their signs, so
- * nothing is rounded before the multiply-add. 64 weights take 18 instructions, and four rows share what is loaded.
+ * nothing is rounded before the multiply-add. 64 weights take 16 instructions, and four rows share what is loaded.
  *
  * Unpacking leaves vector 16 q + 4 g + i of a block in lane 4 q + i of register g. x is put in that order once per call:
  * xr[block][g][token][e][lane] is column V (64 block + 16 q + 4 g + i) + e, V = vec_len, zero in outlier columns and past the end.
@@ -33,32 +33,52 @@ typedef struct part { /* columns [j0, j0 + n) of one codebook */
     int64_t quarter_group[MAX_VEC / 16]; /* OF_QUARTER */
 } part;
 
+/* One byte of an element for 64 codes; high: those from 128 on. They are replaced first, then the others: a lane that the mask
+ * leaves out keeps its code, or what was looked up for it. */
+INLINE __m512i look_up(const uint8_t plane[256], __m512i codes, __mmask64 high) {
+    __m512i v =
+        _mm512_mask2_permutex2var_epi8(_mm512_load_si512(plane + 128), codes, high, _mm512_load_si512(plane + 192));
+    return _mm512_mask2_permutex2var_epi8(_mm512_load_si512(plane), v, ~high, _mm512_load_si512(plane + 64));
+}
+
 /* ---- the codebook ----------------------------------------------------------------------------------------------------- */
+
+/* The upper half of the float m / 256, m in 0 .. 255. */
+#define LOG2(m)                                                                                                        \
+    ((m) > 127 ? 7 : (m) > 63 ? 6 : (m) > 31 ? 5 : (m) > 15 ? 4 : (m) > 7 ? 3 : (m) > 3 ? 2 : (m) > 1 ? 1 : 0)
+#define HALF(m)     ((m) ? (119 + LOG2(m)) << 7 | (((m) << (7 - LOG2(m))) & 127) : 0)
+#define LO(m)       (uint8_t)(HALF(m) & 255)
+#define HI(m)       (uint8_t)(HALF(m) >> 8)
+#define ROW4(f, m)  f(m), f((m) + 1), f((m) + 2), f((m) + 3)
+#define ROW16(f, m) ROW4(f, m), ROW4(f, (m) + 4), ROW4(f, (m) + 8), ROW4(f, (m) + 12)
+#define ROW64(f, m) ROW16(f, m), ROW16(f, (m) + 16), ROW16(f, (m) + 32), ROW16(f, (m) + 48)
+#define ALL(f)      ROW64(f, 0), ROW64(f, 64), ROW64(f, 128), ROW64(f, 192)
+static const uint8_t half_lo[256] __attribute__((aligned(64))) = {ALL(LO)};
+static const uint8_t half_hi[256] __attribute__((aligned(64))) = {ALL(HI)};
 
 /* Codes that the book does not have stand for zeros: the padding of a row may name them. */
 static void make_planes(planes *p, const rq_ssvq *w, int64_t book) {
     uint8_t raw[256 * 8] __attribute__((aligned(64))) = {0};
-    const int V = w->vec_len;
+    const int V = w->vec_len, per_pair = 128 / V; /* vectors in two registers */
+    const __m512i lane =
+        _mm512_set_epi8(63, 62, 61, 60, 59, 58, 57, 56, 55, 54, 53, 52, 51, 50, 49, 48, 47, 46, 45, 44, 43, 42, 41, 40,
+                        39, 38, 37, 36, 35, 34, 33, 32, 31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16,
+                        15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    /* The first element of vector lane (modulo per_pair): byte V * lane of the pair. */
+    const __m512i first = _mm512_and_si512(_mm512_slli_epi16(lane, V == 8 ? 3 : 2), _mm512_set1_epi8((char)(128 - V)));
     memcpy(raw, w->book_u8 + book * w->n_codes * V, (size_t)(w->n_codes * V));
     for (int e = 0; e < V; ++e) {
-        uint8_t *one = p->lo[e];
-        const __m128i by = _mm_cvtsi32_si128(8 * e);
-        if (V == 8) {
-            for (int c = 0; c < 256; c += 8) {
-                __m512i v = _mm512_srl_epi64(_mm512_load_si512(raw + 8 * c), by);
-                _mm_storel_epi64((__m128i *)(one + c), _mm512_cvtepi64_epi8(v));
+        const __m512i pick = _mm512_or_si512(first, _mm512_set1_epi8((char)e));
+        for (int c = 0; c < 256; c += CODES) {
+            __m512i v = _mm512_setzero_si512();
+            for (int i = 0; i < CODES; i += per_pair) {
+                const uint8_t *pair = raw + (c + i) * V;
+                __m512i some = _mm512_permutex2var_epi8(_mm512_load_si512(pair), pick, _mm512_load_si512(pair + 64));
+                v = _mm512_mask_mov_epi8(v, (~0ull >> (64 - per_pair)) << i, some);
             }
-        } else {
-            for (int c = 0; c < 256; c += 16) {
-                __m512i v = _mm512_srl_epi32(_mm512_load_si512(raw + 4 * c), by);
-                _mm_storeu_si128((__m128i *)(one + c), _mm512_cvtepi32_epi8(v));
-            }
-        }
-        for (int c = 0; c < 256; c += 16) {
-            __m512 f = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(one + c))));
-            __m512i bits = _mm512_castps_si512(_mm512_mul_ps(f, _mm512_set1_ps(0x1p-8f)));
-            _mm_storeu_si128((__m128i *)(one + c), _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, 16)));
-            _mm_storeu_si128((__m128i *)(p->hi[e] + c), _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, 24)));
+            const __mmask64 high = _mm512_movepi8_mask(v);
+            _mm512_store_si512(p->lo[e] + c, look_up(half_lo, v, high));
+            _mm512_store_si512(p->hi[e] + c, look_up(half_hi, v, high));
         }
     }
 }
@@ -96,13 +116,6 @@ INLINE __m512i load_signs(const uint8_t *row, int64_t row_bytes, int64_t j, int 
     __m512i w = _mm512_cvtepu8_epi16(s);
     return _mm512_or_si512(_mm512_and_si512(_mm512_slli_epi16(w, 4), _mm512_set1_epi16(0x00f0)),
                            _mm512_and_si512(_mm512_slli_epi16(w, 8), _mm512_set1_epi16((short)0xf000)));
-}
-
-/* One byte of an element for 64 codes; high: those from 128 on. */
-INLINE __m512i look_up(const uint8_t plane[256], __m512i codes, __mmask64 high) {
-    __m512i a = _mm512_permutex2var_epi8(_mm512_load_si512(plane), codes, _mm512_load_si512(plane + 64));
-    __m512i b = _mm512_permutex2var_epi8(_mm512_load_si512(plane + 128), codes, _mm512_load_si512(plane + 192));
-    return _mm512_mask_blend_epi8(high, a, b);
 }
 
 /* ---- rows ------------------------------------------------------------------------------------------------------------- */
@@ -247,16 +260,20 @@ static const rows_fn rows_table[2][3][PASS_TOK + 1] = {
 /* ---- x ---------------------------------------------------------------------------------------------------------------- */
 
 /* Columns [j0, j1) of n_tok tokens in the order above, zeros past j1 up to a whole block and in outlier columns. */
-static void reorder_x(float *xr, const rq_ssvq *w, const float *x, int64_t n_tok, int64_t j0, int64_t j1) {
-    const int64_t V = w->vec_len, run = RUN * V, block = CODES * V;
+INLINE void reorder_x(float *xr, const rq_ssvq *w, const float *x, int64_t n_tok, int64_t j0, int64_t j1, int V) {
+    const int64_t run = RUN * V, block = CODES * V;
     float *to = xr;
     for (int64_t j = j0; j < j1; j += block) {
         for (int64_t g = 0; g < 4; ++g) {
             for (int64_t t = 0; t < n_tok; ++t, to += run) {
+                const float *from = x + t * w->n_in + j + g * 4 * V;
                 __m512 v[8];
-                for (int64_t i = 0; i < V; ++i) { /* a quarter of them from every 16 vectors */
-                    int64_t at = j + i * 4 / V * run + g * 4 * V + i % (V / 4) * 16, left = j1 - at;
-                    v[i] = _mm512_maskz_loadu_ps(mask_left(left), x + t * w->n_in + (left > 0 ? at : 0));
+                UNROLL for (int i = 0; i < V; ++i) { /* a quarter of them from every 16 vectors */
+                    const int64_t at = i * 4 / V * run + i % (V / 4) * 16, left = j1 - j - g * 4 * V - at;
+                    if (left >= 16)
+                        v[i] = _mm512_loadu_ps(from + at);
+                    else
+                        v[i] = left > 0 ? _mm512_maskz_loadu_ps(mask_left(left), from + at) : _mm512_setzero_ps();
                 }
                 if (V == 8)
                     reorder_block(to, v);
@@ -283,7 +300,10 @@ static void all_tokens(part *p, float *y, const float *x, int64_t n_tok, float *
     for (int64_t t = 0, n; t < n_tok; t += n) {
         n = pass_tokens(n_tok - t);
         const float *xt = x + t * w->n_in;
-        reorder_x(xr, w, xt, n, p->j0, p->j0 + p->n);
+        if (w->vec_len == 8)
+            reorder_x(xr, w, xt, n, p->j0, p->j0 + p->n, 8);
+        else
+            reorder_x(xr, w, xt, n, p->j0, p->j0 + p->n, 4);
         for (int64_t i = 0; p->xo && i < n * 16; ++i) {
             int64_t o = i % 16;
             xo[i] = o < w->n_outlier ? w->outlier_scale[o] * xt[i / 16 * w->n_in + w->outlier_col[o]] : 0.0f;
