@@ -41,7 +41,7 @@ __host__ __device__ constexpr int rq_gemv_grid_depth(int bits, bool zeros) {
 template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tiles {
     static constexpr int BITS = BITS_, ACT = ACT_, STEPS = STEPS_, WORDS = BITS * 2;
     static constexpr int ROWS = 1;
-    static constexpr bool EDITS_X = false, ZEROS = ZEROS_, BF16 = ACT_ == RQ_ACT_BF16;
+    static constexpr bool EDITS_X = false, SAVES_X = false, ZEROS = ZEROS_, BF16 = ACT_ == RQ_ACT_BF16;
     static constexpr int DEPTH = rq_gemv_grid_depth(BITS, ZEROS_);
     typedef rq_gemv_grid_args args;
     /* Scales and zero points of rows 2 (l % 8), 2 (l % 8) + 1 in the (l / 8)-th run of STEPS steps: of a tile, when it has several runs;
@@ -130,19 +130,15 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
         return o;
     }
 
-    /* j of pair c of a row, below. The further up codes may stay, the fewer shifts there are; fp16 has 10 bits of room, bfloat16 7. With
-     * zero points each j has offsets of its own in two registers, and few are better than few shifts. */
+    /* j of pair c of a row, below, for 2 and 4 bits. The further up codes may stay, the fewer shifts there are; fp16 has 10 bits of room,
+     * bfloat16 7. With zero points each j has offsets of its own in two registers, and few are better than few shifts. */
     static __device__ __forceinline__ constexpr int place_of(int c) {
         if (BITS == 4) return BF16 || ZEROS ? 0 : c % 2 * 2;
         return ZEROS ? c % 2 : BF16 && c == 3 ? 0 : c;
     }
-    /* q - zero of two codes whose lowest bits are 2 j bits above the lowest of each half of `bits`. MASK is of codes at 0. `more`, for 3
-     * bits, has their highest bits in the right place already. */
-    template <uint32_t MASK>
-    static __device__ __forceinline__ uint32_t pair(uint32_t bits, int j, uint32_t offset, uint32_t more) {
-        const uint32_t magic = BF16 ? 0x43004300u : 0x64006400u;
-        uint32_t v = ptx_lop3<0xea>(bits, MASK << 2 * j, magic);
-        if (BITS == 3) v = ptx_lop3<0xea>(more, 0x00040004u << 2 * j, v);
+    /* q - zero of two codes whose lowest bits are 2 j bits above the lowest of each half of `bits`. MASK is of codes at 0. */
+    template <uint32_t MASK> static __device__ __forceinline__ uint32_t pair(uint32_t bits, int j, uint32_t offset) {
+        const uint32_t v = ptx_lop3<0xea>(bits, MASK << 2 * j, BF16 ? 0x43004300u : 0x64006400u);
         if (BF16) return ptx_fma_bf16x2(v, (uint32_t)(127 - 2 * j) * 0x00800080u, offset);
         return j == 0 ? ptx_add_f16x2(v, offset) : ptx_fma_f16x2(v, (uint32_t)(15 - 2 * j) * 0x04000400u, offset);
     }
@@ -156,7 +152,7 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
                     const int j = place_of(c);
-                    a[c / 2][c % 2 * 2 + r] = pair<0x000f000fu>(w >> (4 * c - 2 * j), j, o[r].c[j], 0);
+                    a[c / 2][c % 2 * 2 + r] = pair<0x000f000fu>(w >> (4 * c - 2 * j), j, o[r].c[j]);
                 }
             }
         } else if (BITS == 8) {
@@ -176,28 +172,35 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
                         v = ptx_add_f16x2(ptx_prmt(w, 0x64646464u, c % 2 ? 0x4342 : 0x4140), o[r].c[0]);
                     a[c / 2][c % 2 * 2 + r] = v;
                 }
+        } else if (BITS == 3) {
+            /* The high bits of even columns to the low half, of odd ones to the other, as the low bits lie. Then one select joins
+             * the bits of every second pair, four bits apart: from there on they are like 4-bit codes. */
+            const uint32_t both = t.w[WORDS - 2 + s / 2];
+            const uint32_t high = s % 2 ? ptx_prmt(both, both >> 1, 0x7632) : ptx_prmt(both, both << 15, 0x7610);
+            const uint32_t even = ptx_lop3<0xca>(0x33333333u, t.w[s], high << 2);
+            const uint32_t odd = ptx_lop3<0xca>(0x33333333u, t.w[s] >> 2, high);
+#pragma unroll
+            for (int r = 0; r < 2; ++r)
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    const int j = BF16 && ZEROS ? 0 : c / 2 * 2, down = 8 * r + 2 * (c / 2 * 2 - j);
+                    a[c / 2][c % 2 * 2 + r] = pair<0x00070007u>((c % 2 ? odd : even) >> down, j, o[r].c[j]);
+                }
         } else {
-            /* The high bits of 3-bit codes: those of even columns to the low half, of odd ones to the other, as the low bits lie. */
-            uint32_t high = 0;
-            if (BITS == 3) {
-                const uint32_t both = t.w[WORDS - 2 + s / 2];
-                high = s % 2 ? ptx_prmt(both, both >> 1, 0x7632) : ptx_prmt(both, both << 15, 0x7610);
-            }
 #pragma unroll
             for (int r = 0; r < 2; ++r)
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
                     /* Shifted down by 8 for the second row, or as far as leaves the code within the bits below M. */
                     const int j = place_of(c), down = 8 * r + 2 * (c - j);
-                    const uint32_t more = down >= 2 ? high >> (down - 2) : high << 2;
-                    a[c / 2][c % 2 * 2 + r] = pair<0x00030003u>(t.w[s] >> down, j, o[r].c[j], more);
+                    a[c / 2][c % 2 * 2 + r] = pair<0x00030003u>(t.w[s] >> down, j, o[r].c[j]);
                 }
         }
     }
 
-    template <int HALVES>
+    template <int HALVES, class X>
     __device__ __forceinline__ void multiply(float (&acc)[HALVES][4], const tile &t, const side &of_batch, int d,
-                                             const rq_gemv_x (&x)[HALVES]) const {
+                                             const X (&x)[HALVES]) const {
         const side &of = SIDE_OF_TILE ? t.own : of_batch;
         float sum[HALVES][4];
         offsets o[2];
@@ -214,7 +217,7 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
             decode(w, t, s, o);
 #pragma unroll
             for (int h = 0; h < HALVES; ++h) {
-                const uint4 b = x[h].template step<HALVES>(s);
+                const uint4 b = x[h].step(s);
                 rq_gemv_mma<ACT>(sum[h], w[0], b.x, b.y);
                 rq_gemv_mma<ACT>(sum[h], w[1], b.z, b.w);
             }

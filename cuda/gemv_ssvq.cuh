@@ -46,7 +46,7 @@ template <int ACT> __device__ __forceinline__ uint32_t rq_ssvq_pair_of_bytes(uin
 template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
     static constexpr int VEC = VEC_, ACT = ACT_, STEPS = STEPS_, DEPTH = rq_gemv_ssvq_depth(STEPS_);
     static constexpr int TILE_BYTES = VEC == 8 ? 512 : 768;
-    static constexpr bool EDITS_X = true;
+    static constexpr bool EDITS_X = true, SAVES_X = true;
     static constexpr int ROWS = RQ_SSVQ_ROWS;
     typedef rq_gemv_ssvq_args args;
     /* Scales, as in rq_gemv_grid_tiles: of rows 2 (l % 8), 2 (l % 8) + 1 in the (l / 8)-th step of a tile (STEPS 1) or tile of a batch. */
@@ -191,12 +191,12 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
         return ptx_float_of_f16(ptx_prmt(pair, 0, my_half));
     }
 
-    template <int S, int HALVES>
+    template <int S, int HALVES, class X>
     __device__ __forceinline__ void step(float (&acc)[ROWS * HALVES][4], float (&sum)[ROWS * HALVES][4], const tile &t,
-                                         const side &of, int d, const rq_gemv_x (&x)[HALVES]) const {
+                                         const side &of, int d, const X (&x)[HALVES]) const {
         uint4 b[HALVES];
 #pragma unroll
-        for (int h = 0; h < HALVES; ++h) b[h] = x[h].template step<HALVES>(S);
+        for (int h = 0; h < HALVES; ++h) b[h] = x[h].step(S);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             uint32_t m[2][4];
@@ -218,9 +218,9 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
                 }
         }
     }
-    template <int HALVES>
+    template <int HALVES, class X>
     __device__ __forceinline__ void multiply(float (&acc)[ROWS * HALVES][4], const tile &t, const side &of_batch, int d,
-                                             const rq_gemv_x (&x)[HALVES]) const {
+                                             const X (&x)[HALVES]) const {
         const side &of = STEPS == 1 ? t.own : of_batch;
         float sum[ROWS * HALVES][4] = {};
         step<0>(acc, sum, t, of, d, x);

@@ -10,6 +10,7 @@
  *   F(args, job, front)     front: shared memory of the format's own, job.shared_format bytes
  *   stage(kb0, kb1)         fills it, once, by all threads, for tile columns kb0 .. kb1 - 1; a barrier follows
  *   F::EDITS_X, edits_x(), edit_x(job, x, kb0, kb1)   where both are true, by all threads, when x is in shared memory
+ *   F::SAVES_X              lanes of tokens that are not there load no x: where shared memory is what there is least of
  *   place(rb, kb)           where the batch that begins with tile (rb, kb) is; it may lie outside, then nothing is loaded
  *   load(tile, place, d)    starts the loads of the batch's tile d
  *   load_side(side, rb, kb) likewise, of the side data of all its tiles: of those that are there
@@ -53,18 +54,25 @@ __device__ __forceinline__ void rq_gemv_mma(float (&c)[4], const uint32_t (&a)[4
         ptx_mma_bf16(c, a[0], a[1], a[2], a[3], b0, b1);
 }
 
-/* Where a lane finds x in shared memory: 16 bytes of its token for each step of 32 columns. */
-struct rq_gemv_x {
+/* Where a lane finds x in shared memory: 16 bytes of its token for each step of 32 columns. SAVES: lanes of tokens that are not there
+ * load nothing, and get anything; otherwise they load some other token. The sums of neither are read. */
+template <bool SAVES> struct rq_gemv_x {
+    const uint4 *at;
+    __device__ __forceinline__ void set(const uint8_t *x, int pitch, int token, int n_tok) {
+        at = reinterpret_cast<const uint4 *>(x + min(token, n_tok - 1) * pitch) + threadIdx.x % 4;
+    }
+    __device__ __forceinline__ rq_gemv_x tile(int n) const { return {at + n * (RQ_TILE_COLS / 8)}; }
+    __device__ __forceinline__ uint4 step(int s) const { return at[4 * s]; }
+};
+template <> struct rq_gemv_x<true> {
     uint32_t at;
-    bool there; /* is there such a token? */
-    __device__ __forceinline__ rq_gemv_x tile(int n) const {
-        rq_gemv_x later = {at + n * (RQ_TILE_COLS * 2), there};
-        return later;
+    bool there;
+    __device__ __forceinline__ void set(const uint8_t *x, int pitch, int token, int n_tok) {
+        at = ptx_shared(x) + min(token, n_tok - 1) * pitch + threadIdx.x % 4 * 16;
+        there = token < n_tok;
     }
-    /* More than 8 tokens have no quarter of a warp to save, and no register for the question. */
-    template <int HALVES> __device__ __forceinline__ uint4 step(int s) const {
-        return HALVES == 1 ? ptx_load_shared16_where(there, at + s * 64) : ptx_load_shared16(at + s * 64);
-    }
+    __device__ __forceinline__ rq_gemv_x tile(int n) const { return {at + n * (RQ_TILE_COLS * 2), there}; }
+    __device__ __forceinline__ uint4 step(int s) const { return ptx_load_shared16_where(there, at + s * 64); }
 };
 
 /* Columns kb0 * 128 .. kb1 * 128 - 1 of all tokens to shared memory, zeros beyond n_in. Not by ld.global.nc: the kernel before may
@@ -194,14 +202,11 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
         __syncthreads();
     }
 
-    /* Column n of an mma is token n; lanes of tokens that are not there read nothing, and nobody reads their sums. */
-    rq_gemv_x x[HALVES];
+    /* Column n of an mma is token n. More than 8 tokens have no quarter of a warp to save, and no register for the question. */
+    typedef rq_gemv_x<F::SAVES_X && HALVES == 1> x_type;
+    x_type x[HALVES];
 #pragma unroll
-    for (int h = 0; h < HALVES; ++h) {
-        const int token = h * 8 + (int)threadIdx.x % 32 / 4;
-        x[h].at = ptx_shared(shared_x) + min(token, job.n_tok - 1) * job.x_pitch + threadIdx.x % 4 * 16;
-        x[h].there = token < job.n_tok;
-    }
+    for (int h = 0; h < HALVES; ++h) x[h].set(shared_x, job.x_pitch, h * 8 + (int)threadIdx.x % 32 / 4, job.n_tok);
     for (; groups > 0; --groups) {
         float acc[F::ROWS * HALVES][4];
 #pragma unroll
@@ -210,7 +215,7 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
             for (int i = 0; i < 4; ++i) acc[h][i] = 0.0f;
         int kb = first_kb;
         for (int round = job.rounds; round > 0; --round) {
-            rq_gemv_x here[HALVES];
+            x_type here[HALVES];
 #pragma unroll
             for (int h = 0; h < HALVES; ++h) here[h] = x[h].tile(kb - kb0);
             const int next_rb = rb + (round == 1 ? job.rb_step : 0);
@@ -222,7 +227,7 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
 #pragma unroll
             for (int d = 0; d < F::DEPTH; ++d) {
                 if (d < left) {
-                    rq_gemv_x x_of_tile[HALVES];
+                    x_type x_of_tile[HALVES];
 #pragma unroll
                     for (int h = 0; h < HALVES; ++h) x_of_tile[h] = here[h].tile(d);
                     format.multiply(acc, tiles[d], side, d, x_of_tile);

@@ -65,7 +65,7 @@ __device__ __forceinline__ int ptx_thread() {
     return v;
 }
 
-/* Bit i of the result is bit (a_i b_i c_i) of the table. 0xea: (a & b) | c. 0x6a: (a & b) ^ c. */
+/* Bit i of the result is bit (a_i b_i c_i) of the table. 0xea: (a & b) | c. 0x6a: (a & b) ^ c. 0xca: a ? b : c. */
 template <int TABLE> __device__ __forceinline__ uint32_t ptx_lop3(uint32_t a, uint32_t b, uint32_t c) {
     uint32_t d;
     asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(TABLE));

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CUDA GEMV on grid codes (cuda/gemv_grid.cuh) against sums in double of its definition, over shapes chosen for their edges.
- * Libraries: requite. Targets: sm_80 sm_90a. */
+ * Libraries: requite. Targets: sm_80 sm_90a. In table.json. */
 #include "cudatest.h"
 #include "fmt_grid.h"
 #include "repack.h"
