@@ -124,7 +124,7 @@ typedef struct rq_vq_codes {
     const char *book_name;      /* matrix under whose name the books are stored; NULL: this one */
     int64_t book_users;         /* how many matrices name those books; 0 counts as 1 */
 } rq_vq_codes;
-rq_status rq_vq_pack(rq_packed *p, const rq_vq_codes *q);
-rq_status rq_vq_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_vq_codes *q);
+rq_status rq_vq_pack(rq_packed *p, const rq_vq_codes *c);
+rq_status rq_vq_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_vq_codes *c);
 
 #endif

@@ -9,7 +9,7 @@
  * up to 4 chains for few tokens) and one tree per group of a cut. */
 #include "simd_avx2.h"
 
-enum { ROWS = 2, MAX_VEC = XR_FLOATS / 4, UNIT = 8 /* bytes that an offset counts */ };
+enum { ROWS = 2, MAX_VEC = XR_FLOATS / 4, UNIT = 2 /* floats that an offset counts */ };
 
 typedef struct part { /* columns [j0, j1) of one codebook */
     float *y;         /* of the first token of this pass, row 0 */
@@ -52,15 +52,13 @@ static void offsets(uint16_t *to, const rq_ssvq *w, int64_t row, int64_t j0, int
 
 /* The weights of 8 columns, without their scale. */
 INLINE __m256 look_up(const float *table, const uint16_t *at, uint8_t negative, int V) {
-    const char *base = (const char *)table;
     const __m256i to_top = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
     __m256 v;
     if (V == 8) {
-        v = _mm256_loadu_ps((const float *)(base + (int64_t)at[0] * UNIT));
+        v = _mm256_loadu_ps(table + (int64_t)at[0] * UNIT);
     } else {
-        __m128 a = _mm_loadu_ps((const float *)(base + (int64_t)at[0] * UNIT));
-        v = _mm256_insertf128_ps(_mm256_castps128_ps256(a), _mm_loadu_ps((const float *)(base + (int64_t)at[1] * UNIT)),
-                                 1);
+        __m128 a = _mm_loadu_ps(table + (int64_t)at[0] * UNIT);
+        v = _mm256_insertf128_ps(_mm256_castps128_ps256(a), _mm_loadu_ps(table + (int64_t)at[1] * UNIT), 1);
     }
     __m256i sign = _mm256_sllv_epi32(_mm256_set1_epi32(negative), to_top);
     return _mm256_xor_ps(v, _mm256_and_ps(_mm256_castsi256_ps(sign), _mm256_set1_ps(-0.0f)));

@@ -11,7 +11,7 @@
  * tree per cut of the columns. */
 #include "simd_avx512.h"
 
-enum { ROWS = 4, MAX_VEC = XR_FLOATS / 4, UNIT = 8 /* bytes that an offset counts */ };
+enum { ROWS = 4, MAX_VEC = XR_FLOATS / 4, UNIT = 2 /* floats that an offset counts */ };
 
 typedef struct part { /* columns [j0, j1) of one codebook */
     float *y;         /* of the first token of this pass, row 0 */
@@ -64,16 +64,15 @@ static void offsets(uint16_t *to, const rq_ssvq *w, int64_t row, int64_t j0, int
 
 /* The float vectors of 16 columns. */
 INLINE __m512 look_up(const float *table, const uint16_t *at, int V) {
-    const char *base = (const char *)table;
     if (V == 8) {
-        __m256 a = _mm256_loadu_ps((const float *)(base + (int64_t)at[0] * UNIT));
-        __m256 b = _mm256_loadu_ps((const float *)(base + (int64_t)at[1] * UNIT));
+        __m256 a = _mm256_loadu_ps(table + (int64_t)at[0] * UNIT);
+        __m256 b = _mm256_loadu_ps(table + (int64_t)at[1] * UNIT);
         return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1);
     }
-    __m128 a = _mm_loadu_ps((const float *)(base + (int64_t)at[0] * UNIT));
-    __m128 b = _mm_loadu_ps((const float *)(base + (int64_t)at[1] * UNIT));
-    __m128 c = _mm_loadu_ps((const float *)(base + (int64_t)at[2] * UNIT));
-    __m128 d = _mm_loadu_ps((const float *)(base + (int64_t)at[3] * UNIT));
+    __m128 a = _mm_loadu_ps(table + (int64_t)at[0] * UNIT);
+    __m128 b = _mm_loadu_ps(table + (int64_t)at[1] * UNIT);
+    __m128 c = _mm_loadu_ps(table + (int64_t)at[2] * UNIT);
+    __m128 d = _mm_loadu_ps(table + (int64_t)at[3] * UNIT);
     __m256 ab = _mm256_insertf128_ps(_mm256_castps128_ps256(a), b, 1);
     __m256 cd = _mm256_insertf128_ps(_mm256_castps128_ps256(c), d, 1);
     return _mm512_insertf32x8(_mm512_castps256_ps512(ab), cd, 1);
@@ -215,7 +214,7 @@ RQ_OP_gemv(rq_gemv_ssvq_avx512, rq_ssvq) {
 
 /* Columns [j0, j1), all of one codebook. */
 INLINE void unpack_part(float *dst, const rq_ssvq *w, const float *table, int64_t row, int64_t j0, int64_t j1, int V) {
-    uint16_t at[MAX_VEC + 16];
+    uint16_t at[MAX_VEC + 16] = {0};
     const uint8_t *signs = (const uint8_t *)(w->signs + row * w->sign_words);
     offsets(at, w, row, j0, j1);
     for (int64_t j = j0; j < j1;) {

@@ -179,8 +179,9 @@ INLINE void some_rows(const part *p, int64_t r, int n_rows, int V, int n_tok, en
     UNROLL for (int i = 0; i < n_rows; ++i) {
         code_row[i] = (const uint8_t *)(w->codes + (r + i) * w->code_words);
         sign_row[i] = (const uint8_t *)(w->signs + (r + i) * w->sign_words);
-        if (scaling == OF_VECTOR) spread_scales(scales[i], p, r + i);
     }
+    if (scaling == OF_VECTOR)
+        for (int i = 0; i < n_rows; ++i) spread_scales(scales[i], p, r + i);
     UNROLL for (int i = 0; i < n_rows * n_tok * chains; ++i) sum[i] = total[i] = _mm512_setzero_ps();
     for (int64_t j = 0; j < p->n; j += CODES * V) {
         const int64_t v = (p->j0 + j) / V;

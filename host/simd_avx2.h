@@ -40,7 +40,7 @@ INLINE void finish(float *y, const __m256 *sum, int chains, bool add) {
     __m128 q = _mm_add_ps(_mm256_castps256_ps128(total), _mm256_extractf128_ps(total, 1));
     q = _mm_add_ps(q, _mm_movehl_ps(q, q));
     float value = _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
-    *y = add ? *y + value : value;
+    *y = add ? *y + value : value; // cppcheck-suppress uninitvar ; read only when it was written before
 }
 
 /* Columns [j0, j1) of n_tok tokens as xr[j / 8][token][8], zeros past j1: a pass reads one stream. */
