@@ -128,7 +128,7 @@ static rq_status check_finite(const rq_f16 *v, int64_t n, const char *name, cons
 
 static rq_status check_contents(const rq_vq *q, const char *name, rq_status code) {
     rq_status status = RQ_OK;
-    for (int s = 0; s < q->n_stage; ++s) {
+    for (int s = 0; s < q->n_stage && s < 2; ++s) {
         RQ_TRY(check_finite(q->book[s], q->n_book * q->n_codes[s] * q->vec_len, name, book_name[s], code));
         RQ_TRY(check_range(q, s, name, code));
     }
@@ -302,7 +302,7 @@ static rq_status load_tensors(rq_packed *p, const rq_store *s, const char *name,
                               bool columns) {
     rq_status status = RQ_OK;
     rq_vq *q = &p->u.vq;
-    for (int k = 0; k < q->n_stage; ++k) {
+    for (int k = 0; k < q->n_stage && k < 2; ++k) {
         LOAD(q->codes[k], name, codes_name[k], RQ_I32, {q->n_line, q->code_words[k]});
         LOAD(q->book[k], book, book_name[k], RQ_F16, {q->n_book, q->n_codes[k], q->vec_len});
     }
