@@ -4,7 +4,7 @@
 
 #include "gemv_variants.h"
 
-static const rq_gemv_format *const formats[] = {&rq_gemv_grid, &rq_gemv_ssvq};
+static const rq_gemv_format *const formats[] = {&rq_gemv_grid, &rq_gemv_ssvq, &rq_gemv_vq};
 
 static thread_local char last_error[256] = "";
 const char *rq_cuda_last_error(void) { return last_error; }
@@ -122,7 +122,9 @@ static int64_t counter_bytes(const rq_tile_layout *t, int64_t n_tok) { return ro
 /* Columns of all tokens in shared memory: 64 bytes more than a multiple of 128, so that two tokens' 64 bytes, which eight lanes read
  * at once, lie in different banks. */
 static int64_t x_pitch(int64_t part_kb) { return part_kb * RQ_TILE_COLS * 2 + 64; }
-static int64_t sum_bytes(int64_t n_tok, int rows) { return 2 * rows * n_tok * RQ_GEMV_SUM_PITCH * 4; }
+static int64_t sum_bytes(int64_t n_tok, const rq_gemv_kernel *k) {
+    return 2 * k->rows * n_tok * (k->x_is_a ? RQ_GEMV_SUM_PITCH_X_IS_A : RQ_GEMV_SUM_PITCH) * 4;
+}
 
 rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d) {
     const char *text = plan ? refuse(d) : "there is no plan to fill";
@@ -139,7 +141,7 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     const int per_sm = rq_gemv_blocks_per_sm((d->n_tok > 8 ? 2 : 1) * k.rows);
     int64_t shared = info.shared_of_multiprocessor / per_sm - 1024;
     if (shared > info.shared_of_block) shared = info.shared_of_block;
-    const int64_t for_x = (shared - k.shared_format - sum_bytes(d->n_tok, k.rows)) / d->n_tok - 64;
+    const int64_t for_x = (shared - k.shared_format - sum_bytes(d->n_tok, &k)) / d->n_tok - 64;
     if (for_x < RQ_TILE_COLS * 2)
         return fail(RQ_ERR_UNSUPPORTED, "a block's shared memory is too small for so many tokens");
     const sharing s = share(&t, info.multiprocessors * per_sm, (int)(for_x / (RQ_TILE_COLS * 2)), &k);
@@ -149,7 +151,7 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     memset(plan, 0, sizeof *plan);
     plan->blocks = s.blocks, plan->threads = RQ_GEMV_THREADS, plan->split = s.split;
     plan->log_warps = s.log_warps, plan->part_kb = s.part_kb;
-    plan->shared_bytes = (size_t)(k.shared_format + d->n_tok * x_pitch(s.part_kb) + sum_bytes(d->n_tok, k.rows));
+    plan->shared_bytes = (size_t)(k.shared_format + d->n_tok * x_pitch(s.part_kb) + sum_bytes(d->n_tok, &k));
     if (s.split > 1)
         plan->workspace_bytes = (size_t)(counter_bytes(&t, d->n_tok) + t.n_rb * d->n_tok * s.split * RQ_TILE_ROWS * 4);
     plan->bytes = (double)t.bytes + 2.0 * (double)d->n_tok * (double)(d->n_in + d->n_out * (d->residual ? 2 : 1)) +
@@ -186,7 +188,7 @@ rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     job.y = a->y, job.x = a->x, job.bias = a->bias, job.residual = a->residual, job.perm = a->perm;
     job.counters = static_cast<unsigned *>(a->workspace);
     job.parts = reinterpret_cast<float *>(static_cast<uint8_t *>(a->workspace) + counter_bytes(&t, d->n_tok));
-    job.n_out = (int)d->n_out, job.n_in = (int)d->n_in, job.n_tok = (int)d->n_tok;
+    job.n_out = (int)d->n_out, job.n_in = (int)d->n_in, job.n_tok = (int)d->n_tok, job.act = d->act;
     job.n_rb = (int)t.n_rb, job.n_kb = (int)t.n_kb;
     job.split = plan->split, job.part_kb = plan->part_kb, job.log_warps = plan->log_warps;
     job.rb_step = plan->blocks / plan->split * (RQ_GEMV_WARPS >> plan->log_warps) * k.rows;
