@@ -9,6 +9,13 @@
 #include "simd_avx512.h"
 
 #ifdef RQ_KMEANS_X86
+/* Loops over features: clang unrolls those of constant length by itself, and warns when it is told to unroll the other one. */
+#ifdef __clang__
+#define FEATURES
+#else
+#define FEATURES UNROLL
+#endif
+
 enum { L = RQ_KMEANS_LANES };
 
 enum { KEPT = 16 }; /* most features that stay in registers; more are read from cache again and again */
@@ -20,7 +27,7 @@ INLINE void groups(uint16_t *best, const float *u, int n_vec, bool keep, int n_f
     __m512 x[RQ_KMEANS_TILE / L][KEPT], least[RQ_KMEANS_TILE / L];
     __m512i block[RQ_KMEANS_TILE / L];
     UNROLL for (int q = 0; q < n_vec; ++q) {
-        UNROLL for (int r = 0; keep && r < n_feat; ++r) x[q][r] = _mm512_loadu_ps(u + (q * n_feat + r) * L);
+        FEATURES for (int r = 0; keep && r < n_feat; ++r) x[q][r] = _mm512_loadu_ps(u + (q * n_feat + r) * L);
         least[q] = _mm512_set1_ps(INFINITY);
         block[q] = _mm512_setzero_si512();
     }
@@ -33,7 +40,7 @@ INLINE void groups(uint16_t *best, const float *u, int n_vec, bool keep, int n_f
             UNROLL for (int i = 0; i < 4 / n_vec; ++i) {
                 UNROLL for (int q = 0; q < n_vec; ++q) s[i][q] = _mm512_set1_ps(v[j + i]);
             }
-            UNROLL for (int r = 0; r < n_feat; ++r) {
+            FEATURES for (int r = 0; r < n_feat; ++r) {
                 UNROLL for (int i = 0; i < 4 / n_vec; ++i) {
                     __m512 c = _mm512_set1_ps(v[(1 + r) * L + j + i]);
                     UNROLL for (int q = 0; q < n_vec; ++q) {
@@ -60,7 +67,7 @@ INLINE void groups(uint16_t *best, const float *u, int n_vec, bool keep, int n_f
         for (int l = 0; l < L; ++l) {
             const float *from = table + at[l] * block_floats, *xl = u + q * n_feat * L + l;
             __m512 s = _mm512_loadu_ps(from);
-            UNROLL for (int r = 0; r < n_feat; ++r) {
+            FEATURES for (int r = 0; r < n_feat; ++r) {
                 s = _mm512_fmadd_ps(_mm512_set1_ps(xl[r * L]), _mm512_loadu_ps(from + (1 + r) * L), s);
             }
             __mmask16 equal = _mm512_cmp_ps_mask(s, _mm512_set1_ps(score[l]), _CMP_EQ_OQ);
