@@ -131,7 +131,7 @@ static void check_tiles(const matrix *m, const rq_tile_layout *t, const uint8_t 
         }
     for (int64_t i = 0; i < n_rb * 16; ++i)
         for (int64_t k = 0; k < t->n_group; ++k) {
-            int64_t at = (((first + i) / 16 * t->n_group + k) * 16 + i % 16) * 2;
+            int64_t at = (((first + i) / 16 * t->n_group + k) * 16 + i % 8 * 2 + i % 16 / 8) * 2;
             rq_f16 scale, zero;
             memcpy(&scale, packed + t->scales + at, 2);
             assert_int_equal(scale.bits, i < g->n_out ? m->scale[i * g->n_group + k].bits : 0);

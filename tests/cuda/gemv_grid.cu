@@ -20,8 +20,9 @@ typedef struct matrix {
     rq_f16 *scale;
     uint8_t *zero;
     int32_t *perm;
-    int stride; /* every so many rows are checked */
-    double *w;  /* [n_out][n_in], stored order, of the rows that are */
+    int stride;   /* every so many rows are checked */
+    double *w;    /* [n_out][n_in], stored order, of the rows that are */
+    double *size; /* |w|; of 2-bit codes with zero points what is added for it, scale (|code - 2| + |2 - zero|) */
     rq_tile_layout layout;
     uint8_t *packed;
 } matrix;
@@ -53,10 +54,15 @@ static matrix make_matrix(const problem *p, rq_rng *rng) {
     g->words = m.words, g->scale_f16 = m.scale, g->zero = m.zero, g->perm = m.perm;
     m.stride = p->n_out > 1000 ? 97 : 1;
     m.w = (double *)rq_host_alloc((size_t)(g->n_out * g->n_in) * 8);
+    m.size = (double *)rq_host_alloc((size_t)(g->n_out * g->n_in) * 8);
     for (int64_t i = 0; i < g->n_out; i += m.stride)
-        for (int64_t j = 0; j < g->n_in; ++j)
-            m.w[i * g->n_in + j] = (double)rq_grid_scale(g, i, j / g->group) *
-                                   ((int)rq_grid_code(g, i, j) - rq_grid_zero(g, i, j / g->group));
+        for (int64_t j = 0; j < g->n_in; ++j) {
+            const double scale = rq_grid_scale(g, i, j / g->group);
+            const int code = (int)rq_grid_code(g, i, j), zero = rq_grid_zero(g, i, j / g->group);
+            m.w[i * g->n_in + j] = scale * (code - zero);
+            m.size[i * g->n_in + j] =
+                scale * (g->bits == 2 && p->zeros ? abs(code - 2) + abs(2 - zero) : abs(code - zero));
+        }
     /* As several matrices that share x: their first rows are multiples of 16, the last takes what is left. */
     rq_grid parts[4];
     for (int i = 0, first = 0; i < p->stack; ++i) {
@@ -73,7 +79,7 @@ static matrix make_matrix(const problem *p, rq_rng *rng) {
     return m;
 }
 static void free_matrix(matrix *m) {
-    free(m->words), free(m->scale), free(m->zero), free(m->perm), free(m->w), free(m->packed);
+    free(m->words), free(m->scale), free(m->zero), free(m->perm), free(m->w), free(m->size), free(m->packed);
 }
 
 static uint16_t bits_of(bool bf16, float v) { return bf16 ? rq_bf16_bits(v) : rq_half_bits(v); }
@@ -140,9 +146,8 @@ static void test_problem(const problem *p) {
         for (int i = 0; i < p->n_out; i += m.stride) {
             double want = 0, size = 0;
             for (int j = 0; j < p->n_in; ++j) {
-                const double term = m.w[(size_t)i * p->n_in + j] *
-                                    value_of(p->bf16, x[(size_t)t * p->n_in + (p->perm ? m.perm[j] : j)]);
-                want += term, size += fabs(term);
+                const double v = value_of(p->bf16, x[(size_t)t * p->n_in + (p->perm ? m.perm[j] : j)]);
+                want += m.w[(size_t)i * p->n_in + j] * v, size += m.size[(size_t)i * p->n_in + j] * fabs(v);
             }
             const size_t at = (size_t)t * p->n_out + i;
             if (p->bias) want += value_of(p->bf16, bias[i]), size += 1;
@@ -262,6 +267,8 @@ int main(void) {
         for (int bf16 = 0; bf16 < 2; ++bf16) {
             test_decode(19, 160, bits, 32, true, bf16);
             test_decode(16, 256, bits, 128, false, bf16);
+            test_decode(33, 320, bits, 64, true, bf16);
+            test_decode(16, 384, bits, 128, true, bf16);
         }
         const problem problems[] = {
             /* what      n_out n_in      bits  group    n_tok zeros  bf16   perm   bias   residual early stack */
@@ -273,6 +280,8 @@ int main(void) {
             {"odd", 51, 333, bits, 96, 5, false, false, false, true, true, false, 1},
             {"long", 40, 4096 + 32, bits, 128, 1, false, false, false, false, false, false, 1},
             {"long", 40, 4096 + 32, bits, 64, 16, true, true, false, true, true, true, 1},
+            {"zeros", 100, 2000, bits, 128, 1, true, false, false, false, false, true, 1},
+            {"zeros", 50, 1000, bits, 64, 7, true, false, false, false, false, false, 1},
             {"rowwise", 70, 2050, bits, 2050, 4, true, false, false, false, false, false, 1},
             {"qkv", 85, 333, bits, 96, 3, true, false, true, true, false, false, 3},
             {"gate_up", 160, 416, bits, 128, 11, false, true, false, false, false, true, 2},
@@ -282,6 +291,8 @@ int main(void) {
         /* The shape whose counts docs/kernels.md has. */
         const problem layer = {"layer", 4096, 4096, bits, 128, 1, false, false, false, false, false, true, 1};
         test_problem(&layer);
+        const problem with_zeros = {"layer", 4096, 4096, 2, 128, 1, true, false, false, false, false, true, 1};
+        if (bits == 2) test_problem(&with_zeros);
     }
     return rq_done(__FILE__);
 }
