@@ -108,7 +108,7 @@ static const char *const identity[] = {"device", "n_out", "n_in",   "format", "b
                                        "sym",    "n_tok", "kernel", "cpu",    "threads", "clock"};
 
 static void print_head(const context *c) {
-    printf("%-16s %-8s %6s %6s  %-10s %4s %5s %3s %-10s %7s", "model", "layer", "n_out", "n_in", "format", "bits",
+    printf("%-16s %-8s %6s %6s  %-12s %4s %5s %3s %-10s %7s", "model", "layer", "n_out", "n_in", "format", "bits",
            "group", "tok", "kernel", "bits/w");
     if (c->o.dry_run) {
         printf(" %10s %12s\n", "bytes MB", "floor us");
@@ -126,7 +126,8 @@ static int64_t model_bytes(const bench_subject *s, int64_t n_tok) {
 /* Columns that share a scale; 0: the operand has no such thing. */
 static int64_t group_of(const bench_subject *s) {
     if (!strcmp(s->operand, "grid")) return s->packed.u.grid.group;
-    return !strcmp(s->operand, "ssvq") ? s->packed.u.ssvq.group : 0;
+    if (!strcmp(s->operand, "ssvq")) return s->packed.u.ssvq.group;
+    return !strcmp(s->operand, "vq") && s->packed.u.vq.scale ? s->packed.u.vq.group : 0;
 }
 
 static json_t *describe(const context *c, int shape, const bench_subject *s, int64_t n_tok, const char *kernel) {
@@ -153,7 +154,7 @@ static json_t *describe(const context *c, int shape, const bench_subject *s, int
 static void print_start(const context *c, int shape, const bench_subject *s, int64_t n_tok, const char *kernel) {
     char group[24] = "-";
     if (group_of(s)) snprintf(group, sizeof group, "%lld", (long long)group_of(s));
-    printf("%-16s %-8s %6lld %6lld  %-10s %4d %5s %3lld %-10s %7.3f", c->o.shapes.at[shape].model,
+    printf("%-16s %-8s %6lld %6lld  %-12s %4d %5s %3lld %-10s %7.3f", c->o.shapes.at[shape].model,
            c->o.shapes.at[shape].shape.layer, (long long)s->n_out, (long long)s->n_in, s->variant, s->bits, group,
            (long long)n_tok, kernel, (double)s->size_bits / (double)(s->n_out * s->n_in));
 }
@@ -287,6 +288,11 @@ static rq_status sweep_shape(context *c, int shape, int64_t n_tok) {
                                c->o.f16_magnitudes));
         RQ_TRY(lines_of_subject(c, shape, &s, x, y, n_tok, false));
     }
+    for (int b = 0; b < c->o.books.n && wanted(&c->o, "vq"); ++b) {
+        bench_subject s = {.n_out = n_out, .n_in = n_in};
+        RQ_TRY(bench_make_vq(&s, &c->o.books.at[b], c->o.group < 0 ? 0 : c->o.group, (int)c->o.n_outlier));
+        RQ_TRY(lines_of_subject(c, shape, &s, x, y, n_tok, false));
+    }
     for (int d = 0; d < 4; ++d) {
         if (!wanted(&c->o, dense[d]) || (d == 3 && n_in % 32)) continue;
         bench_subject s = {.n_out = n_out, .n_in = n_in};
@@ -325,7 +331,7 @@ static void print_models(const context *c) {
         }
         int n_layer = n_layer_of(&c->o.shapes, model);
         if (!n_layer) continue;
-        printf("%-16s %-10s %lld bits, %lld tokens, %s: linear layers of a step %.2f ms\n", model,
+        printf("%-16s %-12s %lld bits, %lld tokens, %s: linear layers of a step %.2f ms\n", model,
                json_string_value(json_object_get(r, "format")),
                (long long)json_integer_value(json_object_get(r, "bits")),
                (long long)json_integer_value(json_object_get(r, "n_tok")),

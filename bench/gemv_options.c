@@ -5,29 +5,33 @@
 #include <getopt.h>
 
 static void usage(FILE *f) {
-    fputs("bench_gemv: y = W x for 1 .. 16 tokens, checked, then timed\n"
-          "  --format NAME|all       grid (default), ssvq, f32, f16, bf16, q8_0, or all\n"
-          "  --bits 2,3,4,8          of grid; of ssvq 2 (vectors of 8) and 3 (of 4); default all\n"
-          "  --group N               columns that share a scale (default 128, ssvq a whole row; 0: a whole row)\n"
-          "  --sym                   no zero points (default: with them)\n"
-          "  --scales f16|f32        default f16\n"
-          "  --outliers N            of ssvq: 8-bit outlier columns (default 8)\n"
-          "  --magnitudes u8|f16     of ssvq (default u8)\n"
-          "  --shapes LIST           presets, PRESET/tpN and NxK, comma-separated (default smollm2-135m); see --list\n"
-          "  --tokens 1,2,4,8,16     default 1\n"
-          "  --filter TEXT           only rows with TEXT in \"model layer NxK format bits t=N kernel\"\n"
-          "  --impl NAME|all         c, avx2, avx512, avx512vbmi or all (default: the one that is picked here)\n"
-          "  --threads N             default: one per core\n"
-          "  --clock wall|cpu        cpu: time given to this process, for --threads 1 on a machine that others use\n"
-          "  --device cpu|cuda|sim   cuda: the GPU's kernels, in the simulator where there is only that; the flags are "
-          "the same\n"
-          "  --baseline sgemv|FILE   time OpenBLAS's fp32 sgemv too, or compare with the --json of an earlier run\n"
-          "  --fail-if-slower P%     exit code 1 when a row is slower than in that run by more than P percent\n"
-          "  --seconds S             sampling per row (default 0.4)\n"
-          "  --json FILE, --csv FILE a record per row\n"
-          "  --dry-run               bytes and the time they take at the measured read bandwidth; nothing is run\n"
-          "  --list                  kernels, and whether this machine runs them; shapes\n",
-          f);
+    fputs(
+        "bench_gemv: y = W x for 1 .. 16 tokens, checked, then timed\n"
+        "  --format NAME|all       grid (default), ssvq, vq, f32, f16, bf16, q8_0, or all\n"
+        "  --bits 2,3,4,8          of grid; of ssvq 2 (vectors of 8) and 3 (of 4); default all\n"
+        "  --group N               columns that share a scale (default 128, ssvq and vq a whole row; 0: a whole row)\n"
+        "  --sym                   no zero points (default: with them)\n"
+        "  --scales f16|f32        default f16\n"
+        "  --outliers N            of ssvq and vq: 8-bit outlier columns (default 8)\n"
+        "  --magnitudes u8|f16     of ssvq (default u8)\n"
+        "  --books LIST            of vq: vector length x entries, + entries of a second stage, \"out\": down the "
+        "outputs\n"
+        "                          (default " BENCH_DEFAULT_BOOKS ")\n"
+        "  --shapes LIST           presets, PRESET/tpN and NxK, comma-separated (default smollm2-135m); see --list\n"
+        "  --tokens 1,2,4,8,16     default 1\n"
+        "  --filter TEXT           only rows with TEXT in \"model layer NxK format bits t=N kernel\"\n"
+        "  --impl NAME|all         c, avx2, avx512, avx512vbmi or all (default: the one that is picked here)\n"
+        "  --threads N             default: one per core\n"
+        "  --clock wall|cpu        cpu: time given to this process, for --threads 1 on a machine that others use\n"
+        "  --device cpu|cuda|sim   cuda: the GPU's kernels, in the simulator where there is only that; the flags are "
+        "the same\n"
+        "  --baseline sgemv|FILE   time OpenBLAS's fp32 sgemv too, or compare with the --json of an earlier run\n"
+        "  --fail-if-slower P%     exit code 1 when a row is slower than in that run by more than P percent\n"
+        "  --seconds S             sampling per row (default 0.4)\n"
+        "  --json FILE, --csv FILE a record per row\n"
+        "  --dry-run               bytes and the time they take at the measured read bandwidth; nothing is run\n"
+        "  --list                  kernels, and whether this machine runs them; shapes\n",
+        f);
 }
 
 static int list(void) {
@@ -43,11 +47,11 @@ static int list(void) {
 }
 
 static bool known_format(const char *name) {
-    static const char *const names[] = {"all", "grid", "ssvq", "f32", "f16", "bf16", "q8_0"};
+    static const char *const names[] = {"all", "grid", "ssvq", "vq", "f32", "f16", "bf16", "q8_0"};
     for (size_t i = 0; i < sizeof names / sizeof *names; ++i) {
         if (!strcmp(name, names[i])) return true;
     }
-    fprintf(stderr, "bench_gemv: no format \"%s\": grid, ssvq, f32, f16, bf16, q8_0 or all\n", name);
+    fprintf(stderr, "bench_gemv: no format \"%s\": grid, ssvq, vq, f32, f16, bf16, q8_0 or all\n", name);
     return false;
 }
 
@@ -74,6 +78,7 @@ enum {
     O_SCALES,
     O_OUTLIERS,
     O_MAGNITUDES,
+    O_BOOKS,
     O_SHAPES,
     O_TOKENS,
     O_FILTER,
@@ -97,6 +102,7 @@ static const struct option long_options[] = {{"format", 1, NULL, O_FORMAT},
                                              {"scales", 1, NULL, O_SCALES},
                                              {"outliers", 1, NULL, O_OUTLIERS},
                                              {"magnitudes", 1, NULL, O_MAGNITUDES},
+                                             {"books", 1, NULL, O_BOOKS},
                                              {"shapes", 1, NULL, O_SHAPES},
                                              {"tokens", 1, NULL, O_TOKENS},
                                              {"filter", 1, NULL, O_FILTER},
@@ -129,6 +135,7 @@ static int take_option(gemv_options *o, int id, const char *arg) {
     case O_SCALES: o->f32_scales = !strcmp(arg, "f32"), ok = o->f32_scales || !strcmp(arg, "f16"); break;
     case O_OUTLIERS: ok = bench_parse_ints(arg, 0, RQ_SSVQ_MAX_OUTLIERS, &o->n_outlier, 1) == 1; break;
     case O_MAGNITUDES: o->f16_magnitudes = !strcmp(arg, "f16"), ok = o->f16_magnitudes || !strcmp(arg, "u8"); break;
+    case O_BOOKS: ok = bench_parse_books(&o->books, arg); break;
     case O_SHAPES: ok = bench_add_shapes(&o->shapes, arg); break;
     case O_TOKENS: ok = (o->n_tokens = bench_parse_ints(arg, 1, RQ_GEMV_MAX_TOK, o->tokens, 16)) > 0; break;
     case O_FILTER: o->filter = arg; break;
@@ -168,6 +175,7 @@ int gemv_parse(gemv_options *o, int argc, char **argv) {
                         .n_outlier = 8,
                         .seconds = 0.4,
                         .fail_if_slower = -1};
+    bench_parse_books(&o->books, BENCH_DEFAULT_BOOKS);
     bench_join_flags(o->flags, sizeof o->flags, argc, argv);
     int id, code;
     while ((id = getopt_long(argc, argv, "h", long_options, NULL)) != -1) {

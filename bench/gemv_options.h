@@ -5,6 +5,7 @@
 
 #include "harness_operand.h"
 #include "shapes.h"
+#include "vq_books.h"
 
 typedef struct gemv_options {
     const char *format, *impl, *filter, *json_path, *csv_path, *baseline_path;
@@ -13,6 +14,7 @@ typedef struct gemv_options {
     bool sym, f32_scales, f16_magnitudes, sgemv, dry_run, cpu_clock;
     double seconds, fail_if_slower; /* fraction; negative: off */
     bench_shapes shapes;
+    bench_books books;
     char flags[512];
 } gemv_options;
 

@@ -50,6 +50,30 @@ done:
     return status;
 }
 
+/* 8-bit outlier columns, spread over the matrix. */
+enum { MAX_OUTLIERS = RQ_SSVQ_MAX_OUTLIERS };
+struct outliers {
+    int n;
+    float scale[MAX_OUTLIERS];
+    int32_t col[MAX_OUTLIERS];
+    int8_t value[];
+};
+
+static rq_status make_outliers(void **side, const bench_subject *s, int n) {
+    rq_status status = RQ_OK;
+    struct outliers *o;
+    RQ_TRY(rq_alloc((void **)&o, (int64_t)sizeof *o + s->n_out * MAX_OUTLIERS, 1));
+    *side = o;
+    o->n = (int)rq_min_i64(n, s->n_in);
+    for (int i = 0; i < o->n; ++i) {
+        o->scale[i] = 0.001f + 0.0005f * bench_noise();
+        o->col[i] = (int32_t)(i * s->n_in / o->n);
+    }
+    for (int64_t i = 0; i < s->n_out * MAX_OUTLIERS; ++i) o->value[i] = (int8_t)(draw() >> 56);
+done:
+    return status;
+}
+
 rq_status bench_make_ssvq(bench_subject *s, int vec_len, int64_t group, int n_outlier, bool f16) {
     rq_status status = RQ_OK;
     const int64_t n_vec = rq_ssvq_n_vec(s->n_in, vec_len), n_book = 256 * vec_len;
@@ -68,24 +92,16 @@ rq_status bench_make_ssvq(bench_subject *s, int vec_len, int64_t group, int n_ou
     q->n_group = rq_ceil_div(s->n_in, group);
     q->code_words = rq_ssvq_code_words(s->n_in, vec_len, 8);
     q->sign_words = rq_ssvq_sign_words(s->n_in, vec_len);
-    q->n_outlier = (int)rq_min_i64(n_outlier, s->n_in);
     s->copy_bytes = s->n_out * (q->code_words + q->sign_words) * 4;
     rq_f16 *scale, *book_f16;
     uint8_t *book_u8;
-    float *floats; /* the book's scale, then those of the outlier columns */
-    struct outliers {
-        int32_t col[RQ_SSVQ_MAX_OUTLIERS];
-        int8_t value[];
-    } * outliers;
+    float *book_scale;
     RQ_TRY(RQ_NEW(scale, s->n_out * q->n_group));
     q->scale = s->side[0] = scale;
     for (int64_t i = 0; i < s->n_out * q->n_group; ++i) scale[i] = rq_f16_of_f32(0.01f + 0.005f * bench_noise());
-    RQ_TRY(RQ_NEW(floats, 1 + RQ_SSVQ_MAX_OUTLIERS));
-    s->side[1] = floats;
-    q->book_scale = floats;
-    q->outlier_scale = floats + 1;
-    floats[0] = f16 ? 1.0f : 0.01f;
-    for (int o = 0; o < RQ_SSVQ_MAX_OUTLIERS; ++o) floats[1 + o] = 0.001f + 0.0005f * bench_noise();
+    RQ_TRY(RQ_NEW(book_scale, 1));
+    q->book_scale = s->side[1] = book_scale;
+    *book_scale = f16 ? 1.0f : 0.01f;
     RQ_TRY(RQ_NEW(book_f16, n_book));
     s->side[2] = book_f16;
     RQ_TRY(RQ_NEW(book_u8, n_book));
@@ -96,13 +112,69 @@ rq_status bench_make_ssvq(bench_subject *s, int vec_len, int64_t group, int n_ou
     }
     q->book_u8 = f16 ? NULL : book_u8;
     q->book_f16 = f16 ? book_f16 : NULL;
-    RQ_TRY(rq_alloc((void **)&outliers, (int64_t)sizeof *outliers + s->n_out * RQ_SSVQ_MAX_OUTLIERS, 1));
-    s->side[4] = outliers;
+    RQ_TRY(make_outliers(&s->side[4], s, n_outlier));
+    const struct outliers *outliers = s->side[4];
+    q->n_outlier = outliers->n;
+    q->outlier_scale = outliers->scale;
     q->outlier_col = outliers->col;
     q->outlier = outliers->value;
-    for (int o = 0; o < q->n_outlier; ++o) outliers->col[o] = (int32_t)(o * s->n_in / q->n_outlier);
-    for (int64_t i = 0; i < s->n_out * RQ_SSVQ_MAX_OUTLIERS; ++i) outliers->value[i] = (int8_t)(draw() >> 56);
     s->packed.shared_bits = f16 ? n_book * 16 : n_book * 8 + 32;
+    s->size_bits = rq_packed_size_bits(&s->packed);
+done:
+    return status;
+}
+
+/* n halves around a mean, no zeros. */
+static rq_status random_halves(const rq_f16 **p, void **side, int64_t n, float mean, float spread) {
+    rq_status status = RQ_OK;
+    rq_f16 *v;
+    RQ_TRY(RQ_NEW(v, n));
+    *p = *side = v;
+    for (int64_t i = 0; i < n; ++i) v[i] = rq_f16_of_f32(mean + spread * bench_noise());
+done:
+    return status;
+}
+
+rq_status bench_make_vq(bench_subject *s, const bench_book *book, int64_t group, int n_outlier) {
+    rq_status status = RQ_OK;
+    const int64_t V = book->vec_len;
+    if (group == 0 || group > s->n_in) group = s->n_in;
+    if (!book->vec_out && group % V && group != s->n_in) {
+        RQ_FAIL(RQ_ERR_ARG, "groups of %lld columns do not fit vectors of %d", (long long)group, book->vec_len);
+    }
+    s->operand = "vq";
+    s->variant = book->name;
+    s->bits = (book->code_bits[0] + book->code_bits[1] + book->vec_len - 1) / book->vec_len;
+    s->packed = (rq_packed){.format = RQ_FORMAT_VQ, .n_out = s->n_out, .n_in = s->n_in};
+    rq_vq *q = &s->packed.u.vq;
+    *q = (rq_vq){.n_out = s->n_out, .n_in = s->n_in, .vec_len = book->vec_len, .vec_out = book->vec_out};
+    q->n_stage = book->n_stage;
+    q->n_line = q->vec_out ? rq_ceil_div(s->n_out, V) : s->n_out;
+    q->n_code = q->vec_out ? s->n_in : rq_ceil_div(s->n_in, V);
+    q->n_book = 1;
+    q->book_cols = q->n_code * (q->vec_out ? 1 : V);
+    q->group = group;
+    q->n_group = rq_ceil_div(s->n_in, group);
+    for (int i = 0; i < q->n_stage; ++i) {
+        q->code_bits[i] = book->code_bits[i];
+        q->n_codes[i] = (int64_t)1 << book->code_bits[i];
+        q->code_words[i] = rq_ceil_div(q->n_code * q->code_bits[i], 32);
+        s->copy_bytes += q->n_line * q->code_words[i] * 4;
+        s->packed.shared_bits += q->n_codes[i] * V * 16;
+        RQ_TRY(random_halves(&q->book[i], &s->side[i], q->n_codes[i] * V, 0.0f, i ? 0.2f : 1.0f));
+    }
+    if (q->vec_out) {
+        RQ_TRY(random_halves(&q->col_scale, &s->side[2], s->n_in, 0.01f, 0.005f));
+        RQ_TRY(random_halves(&q->col_bias, &s->side[3], s->n_in, 0.0f, 0.001f));
+    } else {
+        RQ_TRY(random_halves(&q->scale, &s->side[2], s->n_out * q->n_group, 0.01f, 0.005f));
+    }
+    RQ_TRY(make_outliers(&s->side[4], s, n_outlier));
+    const struct outliers *outliers = s->side[4];
+    q->n_outlier = outliers->n;
+    q->outlier_scale = outliers->scale;
+    q->outlier_col = outliers->col;
+    q->outlier = outliers->value;
     s->size_bits = rq_packed_size_bits(&s->packed);
 done:
     return status;
@@ -146,6 +218,9 @@ void bench_copy_at(rq_packed *p, rq_dense *d, const bench_subject *s, const unsi
     if (!is_packed(s)) return;
     if (p->format == RQ_FORMAT_GRID) {
         p->u.grid.words = words;
+    } else if (p->format == RQ_FORMAT_VQ) {
+        p->u.vq.codes[0] = words;
+        p->u.vq.codes[1] = words + p->u.vq.n_line * p->u.vq.code_words[0];
     } else {
         p->u.ssvq.codes = words;
         p->u.ssvq.signs = words + s->n_out * p->u.ssvq.code_words;

@@ -5,18 +5,20 @@
 
 #include "harness.h"
 #include "kernels.h"
+#include "vq_books.h"
 
 /* One matrix: n_copies times the same rows at different addresses. n_out and n_in are set by the caller. */
 typedef struct bench_subject {
     const char *operand; /* of kernels.def */
-    const char *variant; /* of it: "ssvq-f16" has fp16 magnitudes; as the operand where there is one only */
-    int bits;
+    const char *
+        variant; /* of it: "ssvq-f16" has fp16 magnitudes, "vq8x256" 256 vectors of 8; as the operand where there is one only */
+    int bits; /* of a weight's code, rounded up */
     int64_t n_out, n_in, size_bits, n_copies;
     rq_packed packed; /* copy 0 of a packed matrix; its codes point into `copies` */
     rq_dense dense;
     unsigned char *copies;
     int64_t copy_bytes;
-    void *side[5];
+    void *side[6];
 } bench_subject;
 
 float bench_noise(void); /* uniform in [-1, 1), the same sequence every run */
@@ -25,6 +27,8 @@ float bench_noise(void); /* uniform in [-1, 1), the same sequence every run */
 rq_status bench_make_grid(bench_subject *s, int bits, int64_t group, bool sym, bool f32_scales);
 /* vec_len 8 or 4, 256 codes, one codebook; group 0 or beyond n_in means whole rows. RQ_ERR_ARG when it does not fit vec_len. */
 rq_status bench_make_ssvq(bench_subject *s, int vec_len, int64_t group, int n_outlier, bool f16);
+/* Codebooks of 2^code_bits; group 0 or beyond n_in means whole rows. RQ_ERR_ARG when it does not fit vec_len. `book` must outlive s. */
+rq_status bench_make_vq(bench_subject *s, const bench_book *book, int64_t group, int n_outlier);
 /* operand: f32_rows, f16_rows, bf16_rows or q8_0_rows */
 void bench_make_dense(bench_subject *s, const char *operand);
 /* Random contents, copied until they exceed four last-level caches. */

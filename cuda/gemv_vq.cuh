@@ -57,6 +57,7 @@ template <int VEC, class FIRST, class SECOND, int STEPS> struct rq_gemv_vq_tiles
     static constexpr int DEPTH = STEPS || WORDS > 4 ? 1 : 2;
     static constexpr int TILE_BYTES = WORDS * 4 * 32, FIRST_PART = WORDS >= 4 ? 16 : 8;
     static constexpr bool EDITS_X = true, SAVES_X = true;
+    static constexpr int SUMS = 0;
     typedef rq_gemv_vq_args args;
     /* Scales, as in rq_gemv_grid_tiles: of rows 2 (l % 8), 2 (l % 8) + 1 in the (l / 8)-th step of a tile. */
     struct side {};

@@ -21,11 +21,11 @@
  *   GRID 4 bits   parts 0, 1 (16 B each): part p holds steps 2p and 2p+1, two words a step: row g, then row g + 8. Nibble i < 4 is
  *                 column 2i, nibble 4 + i column 2i + 1.
  *   GRID 8 bits   parts 0..3: part p is step p; words 0, 1: row g, columns 0..3 and 4..7, a byte each; words 2, 3: row g + 8.
- *   SSVQ 8        (vec_len 8, 256 codes) part 0: word s is step s: code of row g in bits 7..14, of row g + 8 in bits 23..30; the signs
- *                 of columns (2j, 2j+1) of row g + 8r at bits (p, p + 16), p = {15, 5, 3, 1}[j] for r = 0 and {6, 4, 2, 0}[j] for r = 1.
+ *   SSVQ 8        (vec_len 8, 256 codes) part 0: word s / 2 holds the codes of step s, of row g + 8r in byte 2 (s % 2) + r; word
+ *                 2 + s / 2 its signs: of columns (2j, 2j+1) of row g + 8r at bits (p, p + 16), p = 15 - 4 (s % 2) - 2 r - j / 2 - 8 (j % 2).
+ *                 So what a shift left by k brings to the top of the four bytes of a word are the signs of 4 columns.
  *   SSVQ 4        (vec_len 4, 256 codes, 3 bits a weight) part 0: word s is step s: codes of row g (columns 0..3, 4..7) in bytes 0, 1,
- *                 of row g + 8 in bytes 2, 3; part 1 (8 B): the signs of step s in word s / 2: columns (2j, 2j+1) of row g + 8r at
- *                 bits (p, p + 16), p = 15 - 8 (s % 2) - 4 r - j.
+ *                 of row g + 8 in bytes 2, 3; part 1 (8 B): word s / 2 holds the signs of step s, as above.
  *   VQ            a lane's codes of a tile: those of the first stage, then those of the second, each an LSB-first stream of 8, 12 or 16 bits a
  *                 code (n_codes up to 256, 4096, 65536) in 32-bit words. The words go to parts of 16 B, then one of 8 B, one of 4 B.
  *                 vec_len 8: code 2 s + r is that of step s, row g + 8 r, columns 8 q .. 8 q + 7.
@@ -34,8 +34,8 @@
  *                 c = 8 q + 2 p + e. ldmatrix.trans then gives each lane its 8 columns of its row, as above.
  *
  * Side data, each array from the next multiple of 256 bytes (rq_tile_layout has the offsets):
- *   scales      [n_rb][n_group][16] fp16; VQ: where there are any
- *   zeros       GRID with zero points: [n_rb][n_group][16] fp16, the zero point itself (an integer)
+ *   scales      GRID: [n_rb][n_group][8][2] fp16: rows 0, 8, 1, 9, ... 7, 15 (rq_tile_grid_row); SSVQ, VQ (where there are any): [n_rb][n_group][16] fp16
+ *   zeros       GRID with zero points: [n_rb][n_group][8][2] fp16, the zero point itself (an integer)
  *   book        SSVQ: [n_book][256][vec_len] fp16 or uint8, then [n_rb][n_book] float scales
  *               VQ: [n_book][n_codes][vec_len] fp16 of the first stage, then (book_2) of the second
  *   columns     VQ, where there are any: [n_in] fp16 scales, then [n_in] fp16 biases
@@ -73,6 +73,9 @@ typedef struct rq_tile_layout { /* offsets in bytes from the start of the repack
 static inline int64_t rq_tile_round(int64_t bytes) {
     return (bytes + RQ_TILE_ALIGN - 1) / RQ_TILE_ALIGN * RQ_TILE_ALIGN;
 }
+
+/* Where row r of a row block is among its 16 scales and zero points of grid codes: the two rows of a lane are neighbours. */
+static inline int64_t rq_tile_grid_row(int64_t r) { return r % 8 * 2 + r / 8; }
 
 /* Bits of a code of VQ in a tile. */
 static inline int rq_tile_code_bits(int64_t n_codes) { return n_codes <= 256 ? 8 : n_codes <= 4096 ? 12 : 16; }

@@ -54,13 +54,27 @@ def records_and_comparison(program, folder):
     expect("nothing to compare", status == 1 and "nothing was compared" in text, text)
 
 
+def vector_codes(program, folder):
+    out = os.path.join(folder, "vq.json")
+    books = ["4x16", "8x256+1024", "6x64", "8x512out"]
+    status, text = run(program, "--format", "vq", "--shapes", "20x200", "--books", ",".join(books), "--json", out)
+    expect("vq", status == 0, text)
+    records = load(out)
+    expect("vq names", [r["format"] for r in records] == ["vq" + b for b in books], records)
+    expect("vq bits", [r["bits"] for r in records] == [1, 3, 1, 2], records)
+    # codes of 200 columns in words, book, a scale a row, 8 outlier columns, shape; vectors down the outputs: 3 lines, columns
+    want = [20 * 7 * 32 + 4 * 16 * 16 + 20 * 16, 20 * (7 + 8) * 32 + 8 * (256 + 1024) * 16 + 20 * 16,
+            20 * 7 * 32 + 6 * 64 * 16 + 20 * 16, 3 * 57 * 32 + 8 * 512 * 16 + 200 * 32]
+    expect("vq sizes", all(abs(r["bpw"] * 4000 - w - 128 - 8 * (20 * 8 + 64)) < 1e-6 for r, w in zip(records, want)), records)
+
+
 def usage(program, folder):
     broken = os.path.join(folder, "broken.json")
     with open(broken, "w", encoding="utf-8") as f: f.write("{")
     status, text = run(program, "--shapes", "8x8", "--baseline", broken)
     expect("a broken baseline", status == 4, text)
     for args in (["--shapes", "llama3-8b/tp3"], ["--shapes", "no-such"], ["--fail-if-slower", "5"], ["--device", "tpu"],
-                 ["--tokens", "17"], ["--bits", "5"], ["--format", "zip"]):
+                 ["--tokens", "17"], ["--bits", "5"], ["--format", "zip"], ["--books", "8x300"], ["--books", "17x256"], ["--books", "8x256+"], ["--books", "8x256,"]):
         status, text = run(program, *args)
         expect(f"usage {args}", status == 2 and text, text)
     status, text = run(program, "--list")
@@ -73,6 +87,7 @@ def usage(program, folder):
 def main():
     with tempfile.TemporaryDirectory() as folder:
         records_and_comparison(sys.argv[1], folder)
+        vector_codes(sys.argv[1], folder)
         usage(sys.argv[1], folder)
     for line in wrong: print(line)
     print(f"test_bench: {len(wrong)} wrong")
