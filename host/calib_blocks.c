@@ -46,14 +46,6 @@ static rq_matrix_plan *plan_of(const calib *c, int64_t layer, int which) {
     return &c->z->plan[layer * RQ_N_LINEARS + which];
 }
 
-bool rq_quant_wants_h(const rq_quant_opt *o) {
-    return rq_comp_get(o->comp)->propagates || (o->clip == RQ_CLIP_MSE && o->clip_weights == RQ_CLIP_HDIAG);
-}
-
-bool rq_quant_wants_cross(const rq_quant_opt *o) {
-    return rq_comp_get(o->comp)->uses_cross && (o->alpha != 0 || o->alpha2 != 0 || o->rho != 0);
-}
-
 static void calib_free(calib *c) {
     for (int i = 0; i < N_STREAMS; ++i) {
         stream *s = &c->s[i];

@@ -86,9 +86,7 @@ typedef struct rq_quantizer {
 rq_status rq_rotated_matrix(const rq_quantizer *z, int64_t layer, int which, float *w);
 rq_status rq_rotated_bias(const rq_quantizer *z, int64_t layer, int which, float *bias);
 
-/* What a matrix's options need from calibration. */
-bool rq_quant_wants_h(const rq_quant_opt *o);
-bool rq_quant_wants_cross(const rq_quant_opt *o);
+/* Whether anything in the plan needs calibration. */
 bool rq_plan_needs_calibration(const rq_quantizer *z);
 
 /* Forward work per token of what the pass of a stage applies (stage 4: the down projection), for one stream. */
