@@ -116,18 +116,13 @@ class gemv_weights {
         return (double)code - (t.zeros ? half_at(t.zero_points + 2 * k) : (double)(1 << (t.bits - 1)));
     }
     double ssvq(const place &p, int64_t rb, int64_t j) const {
-        static const int eight[2][4] = {{15, 5, 3, 1}, {6, 4, 2, 0}};
-        const uint32_t codes = word(p.tile + p.lane * 16 + 4 * p.step);
-        uint32_t signs = codes, code;
-        int sign_bit;
-        if (t.vec_len == 8) {
-            code = codes >> (7 + 16 * p.upper) & 255u;
-            sign_bit = eight[p.upper][p.e / 2];
-        } else {
-            code = codes >> (16 * p.upper + 8 * (p.e / 4)) & 255u;
-            signs = word(p.tile + 512 + p.lane * 8 + p.step / 2 * 4);
-            sign_bit = 15 - 8 * (p.step % 2) - 4 * p.upper - p.e / 2;
-        }
+        const bool eight = t.vec_len == 8;
+        const uint8_t *lane = p.tile + p.lane * 16;
+        const uint32_t codes = word(lane + 4 * (eight ? p.step / 2 : p.step));
+        const uint32_t signs = word((eight ? lane + 8 : p.tile + 512 + p.lane * 8) + p.step / 2 * 4);
+        const int code_byte = eight ? 2 * (p.step % 2) + p.upper : 2 * p.upper + p.e / 4;
+        const uint32_t code = codes >> 8 * code_byte & 255u;
+        const int pair = p.e / 2, sign_bit = 15 - 4 * (p.step % 2) - 2 * p.upper - pair / 2 - 8 * (pair % 2);
         const int64_t book = j / t.book_cols, k = (book * 256 + code) * t.vec_len + p.e % t.vec_len;
         const double size = (t.book_u8 ? (double)at<uint8_t>(t.book + k) : half_at(t.book + 2 * k)) *
                             at<float>(t.book_scales + 4 * (rb * t.n_book + book));

@@ -21,11 +21,11 @@
  *   GRID 4 bits   parts 0, 1 (16 B each): part p holds steps 2p and 2p+1, two words a step: row g, then row g + 8. Nibble i < 4 is
  *                 column 2i, nibble 4 + i column 2i + 1.
  *   GRID 8 bits   parts 0..3: part p is step p; words 0, 1: row g, columns 0..3 and 4..7, a byte each; words 2, 3: row g + 8.
- *   SSVQ 8        (vec_len 8, 256 codes) part 0: word s is step s: code of row g in bits 7..14, of row g + 8 in bits 23..30; the signs
- *                 of columns (2j, 2j+1) of row g + 8r at bits (p, p + 16), p = {15, 5, 3, 1}[j] for r = 0 and {6, 4, 2, 0}[j] for r = 1.
+ *   SSVQ 8        (vec_len 8, 256 codes) part 0: word s / 2 holds the codes of step s, of row g + 8r in byte 2 (s % 2) + r; word
+ *                 2 + s / 2 its signs: of columns (2j, 2j+1) of row g + 8r at bits (p, p + 16), p = 15 - 4 (s % 2) - 2 r - j / 2 - 8 (j % 2).
+ *                 So what a shift left by k brings to the top of the four bytes of a word are the signs of 4 columns.
  *   SSVQ 4        (vec_len 4, 256 codes, 3 bits a weight) part 0: word s is step s: codes of row g (columns 0..3, 4..7) in bytes 0, 1,
- *                 of row g + 8 in bytes 2, 3; part 1 (8 B): the signs of step s in word s / 2: columns (2j, 2j+1) of row g + 8r at
- *                 bits (p, p + 16), p = 15 - 8 (s % 2) - 4 r - j.
+ *                 of row g + 8 in bytes 2, 3; part 1 (8 B): word s / 2 holds the signs of step s, as above.
  *
  * Side data, each array from the next multiple of 256 bytes (rq_tile_layout has the offsets):
  *   scales      GRID: [n_rb][n_group][16] fp16; SSVQ: [n_rb][n_group][16] fp16
