@@ -273,7 +273,8 @@ rq_status cmd_quant_options(rq_quant_opt *o, cmd_args *a) {
     if (!preset || strcmp(preset, "best") == 0 || strcmp(preset, "default") == 0) {
         rq_quant_default_round(o, comp, round);
     } else if (strcmp(preset, "reference") == 0) {
-        if (rq_round_is_book(round)) RQ_FAIL(RQ_ERR_ARG, "--preset reference is of the grid; --round %s has none", round_name);
+        if (rq_round_is_book(round))
+            RQ_FAIL(RQ_ERR_ARG, "--preset reference is of the grid; --round %s has none", round_name);
         rq_quant_reference(o, comp);
     } else {
         RQ_FAIL(RQ_ERR_ARG, "--preset %s: it is reference, default or best", preset);

@@ -129,19 +129,19 @@ typedef struct rq_span {
  * perm[c]. "stored" order, that of hd, is sweep order with dynamic act-order groups and the natural order otherwise. */
 typedef struct rq_prep {
     int64_t n;
-    int32_t *perm;      /* [n] */
-    bool *dead;         /* [n] natural order: H[j][j] was 0 */
-    float *hdiag;       /* [n] natural order, before damping; times unit for a codebook */
-    float *u;           /* [n][n] sweep order, upper; NULL for rtn */
-    float *t;           /* [n][n] sweep order, strictly upper; NULL when not needed */
-    float *m;           /* [n][n] natural order: D (H + damping)^-1; NULL when not needed */
-    float *hd;          /* [n][n] stored order, damped; NULL when no refinement is asked for */
+    int32_t *perm; /* [n] */
+    bool *dead;    /* [n] natural order: H[j][j] was 0 */
+    float *hdiag;  /* [n] natural order, before damping; times unit for a codebook */
+    float *u;      /* [n][n] sweep order, upper; NULL for rtn */
+    float *t;      /* [n][n] sweep order, strictly upper; NULL when not needed */
+    float *m;      /* [n][n] natural order: D (H + damping)^-1; NULL when not needed */
+    float *hd;     /* [n][n] stored order, damped; NULL when no refinement is asked for */
     /* Codebook rounders: */
-    rq_span *span;        /* [n_span] in sweep order: outlier columns first; NULL for the grid */
+    rq_span *span; /* [n_span] in sweep order: outlier columns first; NULL for the grid */
     int64_t n_span;
     int32_t *outlier_col; /* [n_outlier] ascending */
     int n_outlier;
-    double unit;          /* u, t, m, hd are those of unit * H and unit * D: a power of two, 1 for the grid */
+    double unit;        /* u, t, m, hd are those of unit * H and unit * D: a power of two, 1 for the grid */
     double damp_used;   /* what was added to the diagonal */
     int n_retries;      /* damping raised so many times */
     bool diagonal_only; /* the last rung: off-diagonal dropped */
@@ -160,6 +160,7 @@ void rq_prep_free(rq_prep *p);
 
 typedef struct rq_quant_result {
     rq_format format; /* which of the three the matrix became; they point into the arrays below */
+    int n_owned;
     rq_grid_codes grid;
     rq_ssvq_codes ssvq;
     rq_vq_codes vq;
@@ -169,7 +170,6 @@ typedef struct rq_quant_result {
     int32_t *g_idx;
     float *q; /* [n_out][n_in] what the codes stand for, natural order */
     void *owned[16];
-    int n_owned;
 } rq_quant_result;
 void rq_quant_result_free(rq_quant_result *r);
 /* The run-time form, and the tensors on disk with the entry of the metadata (free() it), whatever the format. */

@@ -8,9 +8,8 @@
 #include "random.h"
 
 void rq_invert_spd(double *inv, const double *a, int64_t n) {
-    double l[RQ_VEC_MAX * RQ_VEC_MAX], m[RQ_VEC_MAX * RQ_VEC_MAX]; /* a = l l^T, m = l^-1 */
+    double l[RQ_VEC_MAX * RQ_VEC_MAX] = {0}, m[RQ_VEC_MAX * RQ_VEC_MAX] = {0}; /* a = l l^T, m = l^-1 */
     memset(inv, 0, (size_t)(n * n) * sizeof *inv);
-    memset(m, 0, sizeof m);
     for (int64_t i = 0; i < n; ++i) {
         for (int64_t j = 0; j <= i; ++j) {
             double sum = a[i * n + j];
@@ -51,6 +50,20 @@ void rq_book_expand(const rq_book *b, int64_t vec, const rq_vec_code *c, float *
     for (int r = 0; r < b->d; ++r) v[r] += second[r];
 }
 
+void rq_book_row(const rq_book_task *t, int64_t row, float *q) {
+    const rq_prep *p = t->prep;
+    float v[RQ_VEC_MAX] = {0};
+    for (int64_t b = 0; b < t->n_vec; ++b) {
+        float s = t->scale[row * t->n_group + b * t->d / t->group];
+        rq_book_expand(&t->book, b, &t->code[row * t->n_vec + b], v);
+        for (int64_t j = b * t->d; j < rq_min_i64(t->n, (b + 1) * t->d); ++j) q[j] = s * v[j - b * t->d];
+    }
+    for (int o = 0; o < p->n_outlier; ++o) {
+        q[p->outlier_col[o]] =
+            t->outlier_step[t->matrix[row] * p->n_outlier + o] * (float)t->outlier[row * p->n_outlier + o];
+    }
+}
+
 int64_t rq_book_scratch(const rq_book *b) { return b->k_pad[0] + b->k_pad[1]; }
 
 void rq_book_free(rq_book *b) {
@@ -72,8 +85,9 @@ static rq_status book_new(rq_book *b, const rq_book_task *t) {
     b->vec_per_book = cols / t->d;
     b->n_book = rq_ceil_div(t->n_vec, b->vec_per_book);
     b->n_table = t->vec->n_table(b->d);
-    for (int i = 0; i < b->n_stage; ++i) {
-        int64_t n = b->n_book * b->k[i] * b->d;
+    const int64_t k[2] = {o->codes, o->codes2};
+    for (int i = 0; i < 2 && k[i] > 0; ++i) {
+        int64_t n = b->n_book * k[i] * b->d;
         b->k_pad[i] = rq_ceil_div(b->k[i], RQ_SEARCH_PAD) * RQ_SEARCH_PAD;
         RQ_TRY(RQ_NEW_ZERO(b->value[i], n));
         RQ_TRY(RQ_NEW(b->table[i], b->n_book * b->n_table * b->k_pad[i]));
@@ -202,7 +216,8 @@ rq_status rq_book_sweep_metric(float **metric, const rq_book_task *t) {
         for (int64_t r = 0; r < k; ++r) {
             for (int64_t c = 0; p->u && c < k; ++c) {
                 for (int64_t e = 0; e <= rq_min_i64(r, c); ++e)
-                    a[r * k + c] += (double)p->u[(s->pos + e) * n + s->pos + r] * (double)p->u[(s->pos + e) * n + s->pos + c];
+                    a[r * k + c] +=
+                        (double)p->u[(s->pos + e) * n + s->pos + r] * (double)p->u[(s->pos + e) * n + s->pos + c];
             }
         }
         if (p->u) {
@@ -321,8 +336,8 @@ static rq_status search_metric(run *z, const float *exact) {
         bool on = i / d % d == i % d;
         bool plain = t->opt->assign == RQ_ASSIGN_EUCLID;
         z->search_metric[i] = !on && t->opt->assign != RQ_ASSIGN_MAHALANOBIS ? 0
-                              : on && plain                                    ? (exact[i] > 0 ? 1.0f : 0)
-                                                                               : exact[i];
+                              : on && plain                                  ? (exact[i] > 0 ? 1.0f : 0)
+                                                                             : exact[i];
     }
     return status;
 }
@@ -387,18 +402,43 @@ static rq_status emit(rq_quant_result *r, const run *z, const rq_quant_matrix *m
     const char *book = which == 0 ? NULL : m[0].name;
     r->format = t->vec->format;
     if (r->format == RQ_FORMAT_SSVQ) {
-        r->ssvq = (rq_ssvq_codes){.n_out = n_out, .n_in = n, .vec_len = t->d, .code_bits = bits_of(b->k[0]),
-                                  .n_codes = b->k[0], .book_cols = b->vec_per_book * d, .group = t->group,
-                                  .codes = code[0], .negative = negative, .book_f16 = f16[0], .book_u8 = u8,
-                                  .book_scale = book_scale, .scale = scale, .n_outlier = p->n_outlier,
-                                  .outlier_col = cols, .outlier = outlier, .outlier_scale = step, .book = book,
+        r->ssvq = (rq_ssvq_codes){.n_out = n_out,
+                                  .n_in = n,
+                                  .vec_len = t->d,
+                                  .code_bits = bits_of(b->k[0]),
+                                  .n_codes = b->k[0],
+                                  .book_cols = b->vec_per_book * d,
+                                  .group = t->group,
+                                  .codes = code[0],
+                                  .negative = negative,
+                                  .book_f16 = f16[0],
+                                  .book_u8 = u8,
+                                  .book_scale = book_scale,
+                                  .scale = scale,
+                                  .n_outlier = p->n_outlier,
+                                  .outlier_col = cols,
+                                  .outlier = outlier,
+                                  .outlier_scale = step,
+                                  .book = book,
                                   .book_users = users};
     } else {
-        r->vq = (rq_vq_codes){.n_out = n_out, .n_in = n, .vec_len = t->d, .n_stage = b->n_stage,
-                              .code_bits = {bits_of(b->k[0]), bits_of(b->k[1])}, .n_codes = {b->k[0], b->k[1]},
-                              .book_cols = b->vec_per_book * d, .group = t->group, .codes = {code[0], code[1]},
-                              .book = {f16[0], f16[1]}, .scale = scale, .n_outlier = p->n_outlier, .outlier_col = cols,
-                              .outlier = outlier, .outlier_scale = step, .book_name = book, .book_users = users};
+        r->vq = (rq_vq_codes){.n_out = n_out,
+                              .n_in = n,
+                              .vec_len = t->d,
+                              .n_stage = b->n_stage,
+                              .code_bits = {bits_of(b->k[0]), bits_of(b->k[1])},
+                              .n_codes = {b->k[0], b->k[1]},
+                              .book_cols = b->vec_per_book * d,
+                              .group = t->group,
+                              .codes = {code[0], code[1]},
+                              .book = {f16[0], f16[1]},
+                              .scale = scale,
+                              .n_outlier = p->n_outlier,
+                              .outlier_col = cols,
+                              .outlier = outlier,
+                              .outlier_scale = step,
+                              .book_name = book,
+                              .book_users = users};
     }
     /* The later layers are calibrated on what a reader of the format will see: let the format say it. */
     RQ_TRY(RQ_NEW(r->q, n_out * n));
@@ -414,7 +454,8 @@ rq_status rq_quantize_books(rq_quant_result *r, const rq_quant_matrix *m, int n_
     rq_status status = RQ_OK;
     float *exact = NULL;
     int64_t row = 0, d = o->vec_len, n_vec = rq_ceil_div(p->n, d), group = o->group ? o->group : p->n;
-    run z = {.t = {.prep = p, .opt = o, .vec = rq_round_get(o->round)->vec, .n = p->n, .d = o->vec_len, .n_vec = n_vec}};
+    run z = {
+        .t = {.prep = p, .opt = o, .vec = rq_round_get(o->round)->vec, .n = p->n, .d = o->vec_len, .n_vec = n_vec}};
     rq_book_task *t = &z.t;
     for (int i = 0; i < n_matrices; ++i) t->n_out += m[i].n_out;
     t->group = group < p->n ? group : p->n;

@@ -55,14 +55,14 @@ typedef struct rq_book_task {
     const rq_vec_rounder *vec;
     int64_t n_out, n, n_vec, group, n_group;
     int d;
-    const float *start;      /* [n_out][n] natural order: where the sweep starts, and W0 of ResComp's term */
-    const float *goal;       /* [n_out][n]: what the refinement aims at */
-    float *scale;            /* [n_out][n_group] */
-    float scale_unit;        /* a power of two: scale * scale_unit is exact in fp16 */
-    rq_vec_code *code;       /* [n_out][n_vec] */
-    int8_t *outlier;         /* [n_out][n_outlier] */
-    float *outlier_step;     /* [n_matrices][n_outlier] */
-    const int32_t *matrix;   /* [n_out] of the set */
+    const float *start;    /* [n_out][n] natural order: where the sweep starts, and W0 of ResComp's term */
+    const float *goal;     /* [n_out][n]: what the refinement aims at */
+    float *scale;          /* [n_out][n_group] */
+    float scale_unit;      /* a power of two: scale * scale_unit is exact in fp16 */
+    rq_vec_code *code;     /* [n_out][n_vec] */
+    int8_t *outlier;       /* [n_out][n_outlier] */
+    float *outlier_step;   /* [n_matrices][n_outlier] */
+    const int32_t *matrix; /* [n_out] of the set */
     rq_book book;
 } rq_book_task;
 

@@ -22,7 +22,7 @@ typedef struct gather_arg {
     const rq_prep *p;
     const double *src;
     void *dst;
-    double keep, add; /* off-diagonal factor, diagonal term */
+    double keep, add;  /* off-diagonal factor, diagonal term */
     double unit, dead; /* factor of everything, diagonal of a dead feature */
     bool zero_dead_rows;
 } gather_arg;
@@ -34,7 +34,8 @@ static void gather_h_row(void *arg, int64_t r) {
     int64_t n = p->n, j = p->perm[r];
     const double *src = a->src + j * n;
     double *dst = (double *)a->dst + r * n;
-    for (int64_t c = 0; c < n; ++c) dst[c] = p->dead[j] || p->dead[p->perm[c]] ? 0 : a->unit * a->keep * src[p->perm[c]];
+    for (int64_t c = 0; c < n; ++c)
+        dst[c] = p->dead[j] || p->dead[p->perm[c]] ? 0 : a->unit * a->keep * src[p->perm[c]];
     dst[r] = a->unit * ((p->dead[j] ? a->dead : src[j]) + a->add);
 }
 
@@ -196,7 +197,8 @@ static rq_status triangular_term(rq_prep *p, const double *d) {
     gather_arg a = {p, d, dp, 1, 0, p->unit, 1, true};
     rq_parallel_for(n, gather_d_row, &a);
     rq_sgemm_du(du, dp, p->u, n);
-    for (int64_t b = 0; b < p->n_span; ++b) { /* columns of a vector are finished together: nothing is owed among them */
+    for (int64_t b = 0; b < p->n_span;
+         ++b) { /* columns of a vector are finished together: nothing is owed among them */
         const rq_span *s = &p->span[b];
         for (int64_t r = s->pos; r < s->pos + s->width; ++r)
             memset(du + r * n + s->pos, 0, (size_t)s->width * sizeof *du);

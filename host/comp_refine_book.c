@@ -20,7 +20,6 @@ typedef struct refine_shared {
     rq_book_task *t;
     float *metric;  /* [n_vec][d][d]: H_bb over its largest entry, zeros in lanes that are not the vector's */
     float *inverse; /* [n_vec][d][d]: H_bb^-1, zeros likewise */
-    float *plain;   /* [d][d] the identity */
     int32_t *kept;  /* [n]: which outlier column it is, or -1 */
     _Atomic int failed;
 } refine_shared;
@@ -98,6 +97,7 @@ static void choose_tile(void *arg, int64_t tile) {
     const rq_prep *p = t->prep;
     int64_t n = t->n, d = t->d, row0 = tile * RQ_BOOK_TILE, n_rows = rq_min_i64(RQ_BOOK_TILE, t->n_out - row0);
     double loss[RQ_BOOK_TILE];
+    float plain[RQ_VEC_MAX * RQ_VEC_MAX] = {0}; /* ones for the vector's own lanes */
     refine_scratch b;
     if (!scratch_new(&b, t)) {
         s->failed = 1;
@@ -108,11 +108,12 @@ static void choose_tile(void *arg, int64_t tile) {
     for (int64_t v = 0; v < t->n_vec; ++v) {
         int64_t c0 = v * d, c1 = rq_min_i64(n, c0 + d);
         memset(b.target, 0, (size_t)(n_rows * d) * sizeof *b.target);
+        for (int64_t j = 0; j < d; ++j) plain[j * d + j] = c0 + j < n && s->kept[c0 + j] < 0 ? 1 : 0;
         for (int64_t r = 0; r < n_rows; ++r) {
             for (int64_t j = c0; j < c1; ++j)
                 b.target[r * d + j - c0] = s->kept[j] < 0 ? t->goal[(row0 + r) * n + j] : 0;
         }
-        pick_vector(t, &b, v, s->plain, true, row0, n_rows);
+        pick_vector(t, &b, v, plain, true, row0, n_rows);
         for (int64_t r = 0; r < n_rows; ++r) {
             b.nearest[r * t->n_vec + v] = b.code[r];
             memcpy(b.q + r * n + c0, b.now + r * d, (size_t)(c1 - c0) * sizeof(float));
@@ -253,7 +254,7 @@ static void scale_tile(void *arg, int64_t tile) {
     refine_shared *s = arg;
     rq_book_task *t = s->t;
     int64_t n = t->n, row0 = tile * RQ_BOOK_TILE, n_rows = rq_min_i64(RQ_BOOK_TILE, t->n_out - row0);
-    float v[RQ_VEC_MAX];
+    float v[RQ_VEC_MAX] = {0};
     refine_scratch b;
     if (!scratch_new(&b, t)) {
         s->failed = 1;
@@ -281,8 +282,8 @@ done:
 /* H_bb of one vector without its outlier columns: over its largest entry, and inverted. */
 static void block_metric(const refine_shared *s, int64_t v) {
     const rq_book_task *t = s->t;
-    int64_t n = t->n, d = t->d, lane[RQ_VEC_MAX], k = 0;
-    double a[RQ_VEC_MAX * RQ_VEC_MAX], inv[RQ_VEC_MAX * RQ_VEC_MAX], top = 0;
+    int64_t n = t->n, d = t->d, lane[RQ_VEC_MAX] = {0}, k = 0;
+    double a[RQ_VEC_MAX * RQ_VEC_MAX] = {0}, inv[RQ_VEC_MAX * RQ_VEC_MAX], top = 0;
     for (int64_t j = 0; j < rq_min_i64(d, n - v * d); ++j) {
         if (s->kept[v * d + j] < 0) lane[k++] = j;
     }
@@ -306,9 +307,7 @@ rq_status rq_refine_book(rq_book_task *t) {
     if (!t->prep->hd) return RQ_OK;
     RQ_TRY(RQ_NEW_ZERO(s.metric, t->n_vec * d * d));
     RQ_TRY(RQ_NEW_ZERO(s.inverse, t->n_vec * d * d));
-    RQ_TRY(RQ_NEW_ZERO(s.plain, d * d));
     RQ_TRY(RQ_NEW(s.kept, t->n));
-    for (int64_t r = 0; r < d; ++r) s.plain[r * d + r] = 1;
     for (int64_t j = 0; j < t->n; ++j) s.kept[j] = -1;
     for (int o = 0; o < t->prep->n_outlier; ++o) s.kept[t->prep->outlier_col[o]] = o;
     for (int64_t v = 0; v < t->n_vec; ++v) block_metric(&s, v);
@@ -324,7 +323,6 @@ rq_status rq_refine_book(rq_book_task *t) {
 done:
     free(s.metric);
     free(s.inverse);
-    free(s.plain);
     free(s.kept);
     return status;
 }

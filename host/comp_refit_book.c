@@ -13,15 +13,17 @@ enum { N_STEPS = 8, N_CHUNKS = 8 };
 
 typedef struct refit {
     rq_book_task *t;
-    int64_t n_entry;  /* numbers in the codebooks of both stages */
-    float *q, *h;     /* [n_out][n]: S v, (S v) H */
-    double *sum;      /* [N_CHUNKS][n_entry] */
-    const double *v;  /* what expand() spreads */
-    bool *kept;       /* [n] outlier columns */
-    bool squares;     /* scatter() sums s^2 H_jj instead of s g */
+    int64_t n_entry; /* numbers in the codebooks of both stages */
+    float *q, *h;    /* [n_out][n]: S v, (S v) H */
+    double *sum;     /* [N_CHUNKS][n_entry] */
+    const double *v; /* what expand() spreads */
+    bool *kept;      /* [n] outlier columns */
+    bool squares;    /* scatter() sums s^2 H_jj instead of s g */
 } refit;
 
-static int64_t stage_offset(const rq_book_task *t, int stage) { return stage ? t->book.n_book * t->book.k[0] * t->d : 0; }
+static int64_t stage_offset(const rq_book_task *t, int stage) {
+    return stage ? t->book.n_book * t->book.k[0] * t->d : 0;
+}
 
 /* Where in a codebook vector i of a row has its entry of a stage. */
 static int64_t entry_of(const rq_book_task *t, int stage, int64_t i, const rq_vec_code *c) {
@@ -68,9 +70,9 @@ static void scatter(void *arg, int64_t chunk) {
             double s = (double)t->scale[r * t->n_group + i * t->d / t->group];
             for (int64_t j = i * t->d; j < rq_min_i64(n, (i + 1) * t->d); ++j) {
                 if (f->kept[j]) continue;
-                double v = f->squares                             ? s * s * (double)t->prep->hd[j * n + j]
+                double v = f->squares                          ? s * s * (double)t->prep->hd[j * n + j]
                            : c->negative >> (j - i * t->d) & 1 ? -s * (double)f->h[r * n + j]
-                                                                  : s * (double)f->h[r * n + j];
+                                                               : s * (double)f->h[r * n + j];
                 for (int stage = 0; stage < t->book.n_stage; ++stage) sum[entry_of(t, stage, i, c) + j - i * t->d] += v;
             }
         }

@@ -17,7 +17,8 @@ typedef struct least {
     lanes_i index;
 } least;
 
-static inline __attribute__((always_inline)) void keep_least(least *l, lanes score, int64_t first, int64_t k) {
+static inline __attribute__((always_inline)) void keep_least(least *l, const lanes *scores, int64_t first, int64_t k) {
+    const lanes score = *scores; /* by address: as an argument it would need an instruction set of its own */
     const lanes_i step = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     lanes_i index = step + (int32_t)first;
     lanes_i better = (score < l->score) & (index < (int32_t)k);
@@ -47,10 +48,10 @@ RQ_CLONES static int64_t best_code(const float *a, const float *ca, int64_t na, 
             s2 += c * row[2];
             s3 += c * row[3];
         }
-        keep_least(&l, s0, j, k);
-        keep_least(&l, s1, j + N_LANES, k);
-        keep_least(&l, s2, j + 2 * N_LANES, k);
-        keep_least(&l, s3, j + 3 * N_LANES, k);
+        keep_least(&l, &s0, j, k);
+        keep_least(&l, &s1, j + N_LANES, k);
+        keep_least(&l, &s2, j + 2 * N_LANES, k);
+        keep_least(&l, &s3, j + 3 * N_LANES, k);
     }
     float best = INFINITY;
     int64_t at = 0;

@@ -53,7 +53,8 @@ static void pick(const rq_pick *p) {
     const rq_book *b = p->book;
     int d = b->d;
     float *norm[2] = {p->scratch, p->scratch + b->k_pad[0]};
-    for (int stage = 0; stage < b->n_stage; ++stage) norms(p, stage, norm[stage]);
+    norms(p, 0, norm[0]);
+    if (b->n_stage > 1) norms(p, 1, norm[1]);
     for (int64_t i = 0; i < p->n; ++i) {
         const float *t = p->t + i * d;
         float s = p->s[i], *q = p->q + i * d, rest[RQ_VEC_MAX];
