@@ -25,7 +25,7 @@ template <int ACT> __device__ __forceinline__ uint32_t rq_unpack_pair(float low,
     return *reinterpret_cast<const uint32_t *>(&b);
 }
 
-template <class F, int ACT> __global__ void __launch_bounds__(RQ_UNPACK_THREADS) rq_unpack(const rq_unpack_job job) {
+template <class F, int ACT> __global__ void __launch_bounds__(RQ_UNPACK_THREADS, 4) rq_unpack(const rq_unpack_job job) {
     const uint32_t tile = blockIdx.x * (RQ_UNPACK_THREADS / 32) + threadIdx.x / 32;
     const uint32_t n_kb = (uint32_t)job.t.n_kb, rb = tile / n_kb, kb = tile - rb * n_kb;
     const int lane = threadIdx.x % 32;
