@@ -73,4 +73,11 @@ typedef struct rq_gemv_format {
 
 extern const rq_gemv_format rq_gemv_grid, rq_gemv_ssvq, rq_gemv_vq;
 
+/* Of gemv_launch.cu, for what else runs on these formats: the format (NULL: there is none), the sentence of what cannot be done on any
+ * device (or NULL), and rq_cuda_last_error's sentence. */
+const rq_gemv_format *rq_gemv_format_of(rq_tile_kind kind);
+const char *rq_gemv_refuse(const rq_cuda_gemv_desc *d);
+rq_status rq_gemv_fail(rq_status status, const char *text);
+rq_status rq_gemv_fail_cuda(const char *what, cudaError_t e);
+
 #endif

@@ -34,7 +34,8 @@
  *                 c = 8 q + 2 p + e. ldmatrix.trans then gives each lane its 8 columns of its row, as above.
  *
  * Side data, each array from the next multiple of 256 bytes (rq_tile_layout has the offsets):
- *   scales      GRID: [n_rb][n_group][8][2] fp16: rows 0, 8, 1, 9, ... 7, 15 (rq_tile_grid_row); SSVQ, VQ (where there are any): [n_rb][n_group][16] fp16
+ *   scales      GRID: [n_rb][n_group][8][2] fp16: rows 0, 8, 1, 9, ... 7, 15 (rq_tile_grid_place); SSVQ: [n_rb][n_group][16] fp16; VQ the
+ *               same, where there are any
  *   zeros       GRID with zero points: [n_rb][n_group][8][2] fp16, the zero point itself (an integer)
  *   book        SSVQ: [n_book][256][vec_len] fp16 or uint8, then [n_rb][n_book] float scales
  *               VQ: [n_book][n_codes][vec_len] fp16 of the first stage, then (book_2) of the second
@@ -75,7 +76,7 @@ static inline int64_t rq_tile_round(int64_t bytes) {
 }
 
 /* Where row r of a row block is among its 16 scales and zero points of grid codes: the two rows of a lane are neighbours. */
-static inline int64_t rq_tile_grid_row(int64_t r) { return r % 8 * 2 + r / 8; }
+static inline int64_t rq_tile_grid_place(int64_t r) { return r % 8 * 2 + r / 8; }
 
 /* Bits of a code of VQ in a tile. */
 static inline int rq_tile_code_bits(int64_t n_codes) { return n_codes <= 256 ? 8 : n_codes <= 4096 ? 12 : 16; }
