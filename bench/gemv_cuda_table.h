@@ -125,10 +125,7 @@ static inline bench_record gemv_record(const gemv_row &r, const bench_device &de
     o.text("git", git).text("flags", flags).text("device", simulated ? "sim" : "cuda");
     o.text("model", r.model).text("layer", r.layer).integer("n_out", d.n_out).integer("n_in", d.n_in);
     o.text("format", grid ? "grid" : vq ? "vq" : "ssvq").text("variant", r.format);
-    if (vq)
-        o.none("bits");
-    else
-        o.integer("bits", r.t.bits);
+    o.number("bits", 8.0 * (double)r.t.tile_bytes / (RQ_TILE_ROWS * RQ_TILE_COLS));
     o.integer("group", d.group).integer("n_tok", d.n_tok).text("act", d.act == RQ_ACT_F16 ? "f16" : "bf16");
     if (grid)
         o.truth("sym", !d.zeros).none("vec_len").none("codebook").none("outliers");
