@@ -24,6 +24,7 @@ __host__ __device__
 typedef struct rq_gemv_job {
     void *y;
     const void *x, *bias, *residual;
+    const float *x_scale; /* of x in bytes */
     const int32_t *perm;
     unsigned *counters; /* [n_rb][n_tok], zero between launches */
     float *parts;       /* [n_rb][n_tok][split][16], likewise */
@@ -57,6 +58,10 @@ typedef struct rq_gemv_format {
     /* The kernel's second parameter, at most RQ_GEMV_ARGS bytes, of these weights on the device. */
     void (*fill)(void *args, const rq_cuda_gemv_desc *d, const void *weights);
 } rq_gemv_format;
+
+/* The status, and the sentence that rq_cuda_last_error() will return. */
+rq_status rq_cuda_fail(rq_status status, const char *text);
+rq_status rq_cuda_fail_cuda(const char *what, cudaError_t e);
 
 extern const rq_gemv_format rq_gemv_grid, rq_gemv_ssvq;
 
