@@ -76,7 +76,8 @@ class gemv_weights {
                        at<float>(t.outlier_scales + 4 * (rb * t.n_outlier + o));
         const place p = {tiles.data() + j / RQ_TILE_COLS * t.tile_bytes, (int)(j % RQ_TILE_COLS / 32),
                          r % 8 * 4 + (int)(j % 32 / 8), r / 8, (int)(j % 8)};
-        const int64_t k = (rb * t.n_group + j / t.group) * RQ_TILE_ROWS + r;
+        const int64_t in_block = t.kind == RQ_TILE_GRID ? r % 8 * 2 + r / 8 : r; /* its side data's place */
+        const int64_t k = (rb * t.n_group + j / t.group) * RQ_TILE_ROWS + in_block;
         return half_at(t.scales + 2 * k) * (t.kind == RQ_TILE_GRID ? grid(p, k) : ssvq(p, rb, j));
     }
 
@@ -134,7 +135,8 @@ class gemv_weights {
         gemv_random random = {seed};
         side_.assign((size_t)(t.bytes - t.scales), 0);
         for (int64_t k = 0; k < t.n_rb * t.n_group * RQ_TILE_ROWS; ++k) {
-            const int64_t row = k / (t.n_group * RQ_TILE_ROWS) * RQ_TILE_ROWS + k % RQ_TILE_ROWS;
+            const int64_t i = k % RQ_TILE_ROWS, r = t.kind == RQ_TILE_GRID ? i / 2 + i % 2 * 8 : i;
+            const int64_t row = k / (t.n_group * RQ_TILE_ROWS) * RQ_TILE_ROWS + r;
             const float scale = 0.02f + 0.01f * random.unit();
             if (row < t.n_out) put(t.scales + 2 * k, rq_f16_of_f32(scale));
             if (t.zeros) put(t.zero_points + 2 * k, rq_f16_of_f32((float)(random.next() >> (32 - t.bits))));

@@ -130,6 +130,10 @@ static int64_t x_pad(const rq_cuda_gemv_desc *d) { return d->x_s8 ? 32 : 64; }
 static int64_t x_pitch(const rq_cuda_gemv_desc *d, int64_t part_kb) {
     return part_kb * RQ_TILE_COLS * x_bytes(d) + x_pad(d);
 }
+/* Sums of x, of a tile column: rq_gemv_sums. */
+static int64_t x_sum_bytes(const rq_gemv_kernel *k, int64_t n_tok) {
+    return k->sums * rq_gemv_sums_pitch(n_tok > 8 ? 2 : 1) * 4;
+}
 static int64_t sum_bytes(int64_t n_tok, int rows) { return 2 * rows * n_tok * RQ_GEMV_SUM_PITCH * 4; }
 
 rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d) {
@@ -147,17 +151,19 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     const int per_sm = rq_gemv_blocks_per_sm((d->n_tok > 8 ? 2 : 1) * k.rows);
     int64_t shared = info.shared_of_multiprocessor / per_sm - 1024;
     if (shared > info.shared_of_block) shared = info.shared_of_block;
-    const int64_t for_x = (shared - k.shared_format - sum_bytes(d->n_tok, k.rows)) / d->n_tok - x_pad(d);
-    if (for_x < RQ_TILE_COLS * x_bytes(d))
+    const int64_t for_x = shared - k.shared_format - sum_bytes(d->n_tok, k.rows) - d->n_tok * x_pad(d);
+    const int64_t most_kb = for_x / (d->n_tok * RQ_TILE_COLS * x_bytes(d) + x_sum_bytes(&k, d->n_tok));
+    if (for_x < 0 || most_kb < 1)
         return fail(RQ_ERR_UNSUPPORTED, "a block's shared memory is too small for so many tokens");
-    const sharing s = share(&t, info.multiprocessors * per_sm, (int)(for_x / (RQ_TILE_COLS * x_bytes(d))), &k);
+    const sharing s = share(&t, info.multiprocessors * per_sm, (int)most_kb, &k);
     if (s.split == 0)
         return fail(RQ_ERR_UNSUPPORTED, "n_in is too large for this device's shared memory, or has too many codebooks");
 
     memset(plan, 0, sizeof *plan);
     plan->blocks = s.blocks, plan->threads = RQ_GEMV_THREADS, plan->split = s.split;
     plan->log_warps = s.log_warps, plan->part_kb = s.part_kb;
-    plan->shared_bytes = (size_t)(k.shared_format + d->n_tok * x_pitch(d, s.part_kb) + sum_bytes(d->n_tok, k.rows));
+    plan->shared_bytes = (size_t)(k.shared_format + s.part_kb * x_sum_bytes(&k, d->n_tok) +
+                                  d->n_tok * x_pitch(d, s.part_kb) + sum_bytes(d->n_tok, k.rows));
     if (s.split > 1)
         plan->workspace_bytes = (size_t)(counter_bytes(&t, d->n_tok) + t.n_rb * d->n_tok * s.split * RQ_TILE_ROWS * 4);
     plan->bytes = (double)t.bytes +
@@ -203,7 +209,8 @@ rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     job.rb_step = plan->blocks / plan->split * (RQ_GEMV_WARPS >> plan->log_warps) * k.rows;
     job.batch_step = k.depth << plan->log_warps;
     job.rounds = (plan->part_kb + job.batch_step - 1) / job.batch_step;
-    job.x_pitch = (int)x_pitch(d, plan->part_kb), job.shared_format = k.shared_format;
+    job.x_pitch = (int)x_pitch(d, plan->part_kb);
+    job.shared_format = k.shared_format + (int)(plan->part_kb * x_sum_bytes(&k, d->n_tok));
     alignas(16) uint8_t format_args[RQ_GEMV_ARGS] = {};
     f->fill(format_args, d, a->weights);
 

@@ -8,9 +8,11 @@ const void *rq_gemv_ssvq_s8_function_4(const rq_cuda_gemv_desc *d, int steps);
 const void *rq_gemv_ssvq_s8_function_8(const rq_cuda_gemv_desc *d, int steps);
 
 static bool is_row(const rq_cuda_gemv_desc *d) { return d->group == d->n_in; }
-/* Integer sums of several codebooks cannot be added: a row is a group then. */
+/* Of int8 x: integer sums of several codebooks cannot be added, a row is a group then; and groups of more than 8 tokens, whose sums take
+ * the registers of a tile, are ended at each step. */
 static int steps_of(const rq_cuda_gemv_desc *d) {
     if (is_row(d) && !(d->x_s8 && d->n_book > 1)) return 0;
+    if (d->x_s8 && d->n_tok > 8) return 1;
     return is_row(d) || d->group % RQ_TILE_COLS == 0 ? 4 : 1;
 }
 

@@ -50,6 +50,7 @@ template <int VEC_, int ACT_, int STEPS_, bool BYTES_> struct rq_gemv_ssvq_tiles
     static constexpr bool BYTES = BYTES_;
     static constexpr int TILE_BYTES = VEC == 8 ? 512 : 768, ENTRY = VEC * (BYTES ? 1 : 2);
     static constexpr bool EDITS_X = true, SAVES_X = true;
+    static constexpr int SUMS = 0;
     static constexpr int ROWS = RQ_SSVQ_ROWS;
     typedef rq_gemv_ssvq_args args;
     /* Scales, as in rq_gemv_grid_tiles: of rows 2 (l % 8), 2 (l % 8) + 1 in the (l / 8)-th step of a tile (STEPS 1) or tile of a batch. */

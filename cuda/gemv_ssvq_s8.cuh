@@ -38,7 +38,11 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_s8_tiles : rq_gemv
         all[2 + H] = u.y, minus[2 + H] = u.y & ptx_prmt(w << (LEFT + 1), 0, 0xa8b9);
     }
 
-    template <int S, int HALVES>
+    static __device__ __forceinline__ void take(int (&all)[4], int (&minus)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) all[i] -= 2 * minus[i], minus[i] = 0;
+    }
+    template <int S, bool AT_ONCE, int HALVES>
     __device__ __forceinline__ void step(int (&all)[ROWS * HALVES][4], int (&minus)[ROWS * HALVES][4], const tile &t,
                                          const rq_gemv_x_bytes (&x)[HALVES]) const {
         uint2 b[HALVES];
@@ -50,13 +54,15 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_s8_tiles : rq_gemv
             row<S, 0>(m, n, t, r);
             row<S, 1>(m, n, t, r);
 #pragma unroll
-            for (int h = 0; h < HALVES; ++h) {
-                ptx_mma_u8s8(all[r * HALVES + h], m[0], m[1], m[2], m[3], b[h].x, b[h].y);
-                ptx_mma_u8s8(minus[r * HALVES + h], n[0], n[1], n[2], n[3], b[h].x, b[h].y);
+            for (int h = r * HALVES; h < (r + 1) * HALVES; ++h) {
+                const uint2 v = b[h - r * HALVES];
+                ptx_mma_u8s8(all[h], m[0], m[1], m[2], m[3], v.x, v.y);
+                ptx_mma_u8s8(minus[h], n[0], n[1], n[2], n[3], v.x, v.y);
+                if (AT_ONCE) take(all[h], minus[h]);
             }
         }
     }
-    /* The sums of steps .. S, at the end of a group's part of the tile: acc += scale * sums, and new ones begin. */
+    /* At the end of a group's part of the tile, which step S is: acc += scale * sums, and new ones begin. */
     template <int S, int HALVES>
     __device__ __forceinline__ void end_steps(float (&acc)[ROWS * HALVES][4], int (&all)[ROWS * HALVES][4],
                                               int (&minus)[ROWS * HALVES][4], const side &of, int d) const {
@@ -64,38 +70,41 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_s8_tiles : rq_gemv
         for (int r = 0; r < ROWS; ++r) {
             const float upper = base::scale(of, r, d, S, 0), lower = base::scale(of, r, d, S, 1);
 #pragma unroll
-            for (int h = r * HALVES; h < (r + 1) * HALVES; ++h)
+            for (int h = r * HALVES; h < (r + 1) * HALVES; ++h) {
+                take(all[h], minus[h]);
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    acc[h][i] = fmaf(i < 2 ? upper : lower, (float)(all[h][i] - 2 * minus[h][i]), acc[h][i]);
-                    all[h][i] = minus[h][i] = 0;
-                }
+                for (int i = 0; i < 4; ++i)
+                    acc[h][i] = fmaf(i < 2 ? upper : lower, (float)all[h][i], acc[h][i]), all[h][i] = 0;
+            }
         }
     }
 
     template <int HALVES>
     __device__ __forceinline__ void multiply(float (&acc)[ROWS * HALVES][4], const tile &t, const side &of_batch, int d,
                                              const rq_gemv_x_bytes (&x)[HALVES]) const {
+        /* What is negative is taken away once a tile, or after each mma where there are no registers to wait. */
+        constexpr bool AT_ONCE = HALVES == 2 && VEC_ == 4;
         const side &of = STEPS == 1 ? t.own : of_batch;
         int all[ROWS * HALVES][4] = {}, minus[ROWS * HALVES][4] = {};
-        if (STEPS == 0)
 #pragma unroll
-            for (int h = 0; h < ROWS * HALVES; ++h)
+        for (int h = 0; h < ROWS * HALVES; ++h)
 #pragma unroll
-                for (int i = 0; i < 4; ++i) all[h][i] = __float_as_int(acc[h][i]);
-        step<0>(all, minus, t, x);
+            for (int i = 0; i < 4; ++i)
+                if (STEPS == 0) all[h][i] = __float_as_int(acc[h][i]);
+        step<0, AT_ONCE>(all, minus, t, x);
         if (STEPS == 1) end_steps<0, HALVES>(acc, all, minus, of, d);
-        step<1>(all, minus, t, x);
+        step<1, AT_ONCE>(all, minus, t, x);
         if (STEPS == 1) end_steps<1, HALVES>(acc, all, minus, of, d);
-        step<2>(all, minus, t, x);
+        step<2, AT_ONCE>(all, minus, t, x);
         if (STEPS == 1) end_steps<2, HALVES>(acc, all, minus, of, d);
-        step<3>(all, minus, t, x);
+        step<3, AT_ONCE>(all, minus, t, x);
         if (STEPS) end_steps<3, HALVES>(acc, all, minus, of, d);
-        if (STEPS == 0)
 #pragma unroll
-            for (int h = 0; h < ROWS * HALVES; ++h)
+        for (int h = 0; STEPS == 0 && h < ROWS * HALVES; ++h) {
+            take(all[h], minus[h]);
 #pragma unroll
-                for (int i = 0; i < 4; ++i) acc[h][i] = __int_as_float(all[h][i] - 2 * minus[h][i]);
+            for (int i = 0; i < 4; ++i) acc[h][i] = __int_as_float(all[h][i]);
+        }
     }
 
     template <int N> __device__ __forceinline__ void end_rows(float (&acc)[N][4], int rb) const {
@@ -115,18 +124,14 @@ template <int VEC, int ACT, int STEPS, int HALVES> struct rq_gemv_x_of<rq_gemv_s
     typedef rq_gemv_x_bytes type;
 };
 
-/* The kernel of a description. */
+/* The kernel of a description; steps 4 is for up to 8 tokens. */
 template <int VEC, int ACT> static const void *rq_gemv_ssvq_s8_function(bool two_halves, int steps) {
     typedef rq_gemv_ssvq_s8_tiles<VEC, ACT, 0> row;
     typedef rq_gemv_ssvq_s8_tiles<VEC, ACT, 4> tiles;
     typedef rq_gemv_ssvq_s8_tiles<VEC, ACT, 1> each;
-    if (two_halves)
-        return steps == 0   ? (const void *)rq_gemv<row, 2>
-               : steps == 4 ? (const void *)rq_gemv<tiles, 2>
-                            : (const void *)rq_gemv<each, 2>;
-    return steps == 0   ? (const void *)rq_gemv<row, 1>
-           : steps == 4 ? (const void *)rq_gemv<tiles, 1>
-                        : (const void *)rq_gemv<each, 1>;
+    if (steps == 0) return two_halves ? (const void *)rq_gemv<row, 2> : (const void *)rq_gemv<row, 1>;
+    if (steps == 1) return two_halves ? (const void *)rq_gemv<each, 2> : (const void *)rq_gemv<each, 1>;
+    return two_halves ? NULL : (const void *)rq_gemv<tiles, 1>;
 }
 template <int VEC> static const void *rq_gemv_ssvq_s8_function(const rq_cuda_gemv_desc *d, int steps) {
     return d->act == RQ_ACT_F16 ? rq_gemv_ssvq_s8_function<VEC, RQ_ACT_F16>(d->n_tok > 8, steps)

@@ -20,6 +20,15 @@ __host__ __device__
     return accumulators == 1 ? 2 : 1;
 }
 
+/* Floats of a run's sums of x, for up to 8 or up to 16 tokens. */
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    static constexpr int
+    rq_gemv_sums_pitch(int halves) {
+    return halves == 1 ? 8 : 24;
+}
+
 /* What a launch is, without what the format needs: the kernels' first parameter. */
 typedef struct rq_gemv_job {
     void *y;
@@ -37,7 +46,7 @@ typedef struct rq_gemv_job {
     int batch_step;    /* from a warp's batch of tiles to its next in the row block */
     int rounds;        /* batches of a warp in a row block */
     int x_pitch;       /* bytes of a token in shared memory */
-    int shared_format; /* bytes of shared memory before x: the format's */
+    int shared_format; /* bytes of shared memory before x: the format's, then the sums of x where it wants them */
 } rq_gemv_job;
 
 /* One compiled kernel. */
@@ -47,6 +56,7 @@ typedef struct rq_gemv_kernel {
     int shared_format; /* bytes of shared memory that the format wants for itself, a multiple of 16 */
     int depth;         /* F::DEPTH */
     int rows;          /* F::ROWS */
+    int sums;          /* F::SUMS */
 } rq_gemv_kernel;
 
 /* A format of weights. The functions get descriptions whose sizes, n_tok and act have been checked. */

@@ -2,6 +2,7 @@
 /* k-means: checks, the passes over the points, Lloyd's iterations (Lloyd, "Least squares quantization in PCM", 1982) with
  * centroids c_r = sum w_r x_r / sum w_r. Distances are the business of the kernels (host/kmeans_impl.h), sums that of
  * kmeans_sums.c, empty cells that of kmeans_repair.c, first centroids that of kmeans_seed.c. */
+#include <float.h>
 #include <math.h>
 
 #include "kmeans_impl.h"
@@ -43,7 +44,7 @@ static rq_status check_sizes(const rq_kmeans_opt *o, int64_t n, bool weight_give
     return RQ_OK;
 }
 
-enum { CHECK_CHUNK = 65536 };
+enum { CHECK_CHUNK = 65536, STRIDE = 64 };
 
 typedef struct finite_job {
     const float *v;
@@ -55,7 +56,13 @@ typedef struct finite_job {
 static void check_chunk(void *arg, int64_t chunk) {
     const finite_job *j = arg;
     int64_t last = rq_min_i64((chunk + 1) * CHECK_CHUNK, j->n), i = chunk * CHECK_CHUNK;
-    while (i < last && isfinite(j->v[i]) && j->v[i] >= j->least) ++i;
+    while (i + STRIDE <= last) { /* a whole stride at once while all is well */
+        int bad = 0;
+        for (int e = 0; e < STRIDE; ++e) bad |= !(j->v[i + e] >= j->least && j->v[i + e] <= FLT_MAX);
+        if (bad) break;
+        i += STRIDE;
+    }
+    while (i < last && j->v[i] >= j->least && j->v[i] <= FLT_MAX) ++i;
     j->first[chunk] = i < last ? i : j->n;
 }
 
@@ -80,9 +87,9 @@ static rq_status check_input(const rq_kmeans_opt *o, const float *x, const float
                              const float *centroid) {
     rq_status status = check_sizes(o, n, weight != NULL);
     int row = o->weights == RQ_KMEANS_PER_COMPONENT ? o->d : 1;
-    if (status == RQ_OK) status = check_values("point", x, n * o->d, o->d, -INFINITY);
+    if (status == RQ_OK) status = check_values("point", x, n * o->d, o->d, -FLT_MAX);
     if (status == RQ_OK && weight) status = check_values("weight", weight, n * row, row, 0.0f);
-    if (status == RQ_OK && centroid) status = check_values("centroid", centroid, o->k * o->d, o->d, -INFINITY);
+    if (status == RQ_OK && centroid) status = check_values("centroid", centroid, o->k * o->d, o->d, -FLT_MAX);
     return status;
 }
 

@@ -3,9 +3,8 @@
  *     sum_i sum_r w_ir (x_ir - c_a(i),r)^2
  * with no weights, one weight a point, or one a component (a diagonal of H that travels with the weights it belongs to).
  *
- * Results are the same bytes for any number of threads: points are cut into chunks by n, k and d alone, and sums are fp64 over a
- * chunk and then over chunks in order. CPUs with other instruction sets may round distances differently, and then a point that
- * is as near to two centroids as fp32 can tell may go to the other one. */
+ * Results are the same bytes for any number of threads and on any CPU: points are cut into chunks by n, k and d alone, sums are
+ * fp64 over a chunk and then over chunks in order, and all kernels round the same way. */
 #ifndef RQ_KMEANS_H
 #define RQ_KMEANS_H
 

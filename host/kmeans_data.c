@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "kmeans_passes.h"
+#include "simd.h"
 
 enum { MAX_CHUNKS = 256, MIN_CHUNK = 1024, MEDIAN_OF = 255 };
 #define MAX_SUM_BYTES (64LL << 20)
@@ -24,9 +25,15 @@ static void find_centre(rq_kmeans_data *p) {
     }
 }
 
-static double row_reach(const rq_kmeans_data *p, const float *row) {
+/* The largest distance of a component of rows from the centre. */
+static inline double reach_of(const double *centre, const float *rows, int64_t n, int d) {
     double reach = 0;
-    for (int r = 0; r < p->d; ++r) reach = fmax(reach, fabs((double)row[r] - p->centre[r]));
+    for (int64_t i = 0; i < n; ++i) {
+        for (int r = 0; r < d; ++r) {
+            double e = fabs((double)rows[i * d + r] - centre[r]);
+            reach = e > reach ? e : reach;
+        }
+    }
     return reach;
 }
 
@@ -38,45 +45,61 @@ typedef struct pack_job {
 static void reach_chunk(void *arg, int64_t chunk) {
     pack_job *j = arg;
     const rq_kmeans_data *p = j->p;
-    int64_t last = rq_min_i64((chunk + 1) * p->chunk, p->n);
-    double reach = 0;
-    for (int64_t i = chunk * p->chunk; i < last; ++i) reach = fmax(reach, row_reach(p, p->x + i * p->d));
-    j->reach[chunk] = reach;
+    int64_t i = chunk * p->chunk, n = rq_min_i64(p->chunk, p->n - i);
+    j->reach[chunk] = reach_of(p->centre, p->x + i * p->d, n, p->d);
 }
 
-/* One point into lane `lane` of its group; to[n_feat][LANES]. */
-static void pack_point(float *to, const rq_kmeans_data *p, int64_t i, int lane) {
-    double moved[RQ_KMEANS_MAX_D];
-    for (int r = 0; r < p->d; ++r) moved[r] = ((double)p->x[i * p->d + r] - p->centre[r]) * p->scale;
-    if (p->weights != RQ_KMEANS_PER_COMPONENT) {
-        for (int r = 0; r < p->d; ++r) to[r * RQ_KMEANS_LANES + lane] = (float)moved[r];
-        return;
+/* A group of n points, from x on, to[d][LANES]. */
+static inline void pack_moved(float *to, const rq_kmeans_data *p, const float *x, int n, int d) {
+    for (int r = 0; r < d; ++r) {
+        for (int lane = 0; lane < n; ++lane) {
+            to[r * RQ_KMEANS_LANES + lane] = (float)(((double)x[lane * d + r] - p->centre[r]) * p->scale);
+        }
     }
-    const float *w = p->weight + i * p->d;
-    float most = 0;
-    int exponent;
-    for (int r = 0; r < p->d; ++r) most = fmaxf(most, w[r]);
-    frexp((double)most, &exponent);
-    double unit = ldexp(1.0, -exponent); /* which centroid is nearest does not depend on a factor of all weights */
-    for (int r = 0; r < p->d; ++r) {
-        double scaled = (double)w[r] * unit;
-        to[r * RQ_KMEANS_LANES + lane] = (float)scaled;
-        to[(p->d + r) * RQ_KMEANS_LANES + lane] = (float)(scaled * moved[r]);
+}
+
+RQ_CLONES static void pack_plain(float *to, const rq_kmeans_data *p, const float *x, int n) {
+    if (n == RQ_KMEANS_LANES && p->d == 8) {
+        pack_moved(to, p, x, RQ_KMEANS_LANES, 8);
+    } else if (n == RQ_KMEANS_LANES && p->d == 4) {
+        pack_moved(to, p, x, RQ_KMEANS_LANES, 4);
+    } else {
+        pack_moved(to, p, x, n, p->d);
+    }
+}
+
+/* The same with weights per component: to[2 d][LANES] is w, then w times the moved point. Which centroid is nearest does not depend on
+ * a factor of all weights of a point. */
+static void pack_weighted(float *to, const rq_kmeans_data *p, const float *x, const float *weight, int n) {
+    for (int lane = 0; lane < n; ++lane) {
+        const float *w = weight + lane * p->d;
+        float most = 0;
+        int exponent;
+        for (int r = 0; r < p->d; ++r) most = w[r] > most ? w[r] : most;
+        frexp((double)most, &exponent);
+        double unit = ldexp(1.0, -exponent);
+        for (int r = 0; r < p->d; ++r) {
+            double scaled = (double)w[r] * unit, moved = ((double)x[lane * p->d + r] - p->centre[r]) * p->scale;
+            to[r * RQ_KMEANS_LANES + lane] = (float)scaled;
+            to[(p->d + r) * RQ_KMEANS_LANES + lane] = (float)(scaled * moved);
+        }
     }
 }
 
 static void pack_chunk(void *arg, int64_t chunk) {
     rq_kmeans_data *p = ((pack_job *)arg)->p;
     int64_t group0 = chunk * p->chunk / RQ_KMEANS_LANES;
-    int64_t group1 = rq_min_i64((chunk + 1) * p->chunk / RQ_KMEANS_LANES, p->n_group);
+    int64_t group1 = rq_min_i64(group0 + p->chunk / RQ_KMEANS_LANES, p->n_group);
     for (int64_t g = group0; g < group1; ++g) {
         float *to = p->u + g * p->n_feat * RQ_KMEANS_LANES;
-        if ((g + 1) * RQ_KMEANS_LANES > p->n) {
-            memset(to, 0, (size_t)(p->n_feat * RQ_KMEANS_LANES) * sizeof *to);
-        }
-        for (int lane = 0; lane < RQ_KMEANS_LANES; ++lane) {
-            int64_t i = g * RQ_KMEANS_LANES + lane;
-            if (i < p->n) pack_point(to, p, i, lane);
+        int64_t i = g * RQ_KMEANS_LANES;
+        int n = (int)rq_max_i64(0, rq_min_i64(RQ_KMEANS_LANES, p->n - i));
+        if (n < RQ_KMEANS_LANES) memset(to, 0, (size_t)(p->n_feat * RQ_KMEANS_LANES) * sizeof *to);
+        if (n == 0) continue; /* the tile's second group */
+        if (p->weights == RQ_KMEANS_PER_COMPONENT) {
+            pack_weighted(to, p, p->x + i * p->d, p->weight + i * p->d, n);
+        } else {
+            pack_plain(to, p, p->x + i * p->d, n);
         }
     }
 }
@@ -107,7 +130,7 @@ rq_status rq_kmeans_data_new(rq_kmeans_data *p, const float *x, const float *wei
     for (int64_t c = 0; c < p->n_chunk; ++c) most = fmax(most, reach[c]);
     if (centroid) { /* the nearest of the centroids must be in reach, not all of them */
         double least = INFINITY;
-        for (int64_t j = 0; j < o->k; ++j) least = fmin(least, row_reach(p, centroid + j * o->d));
+        for (int64_t j = 0; j < o->k; ++j) least = fmin(least, reach_of(p->centre, centroid + j * o->d, 1, o->d));
         most = fmax(most, least);
     }
     int exponent;

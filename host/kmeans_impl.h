@@ -17,19 +17,29 @@ enum {
     RQ_KMEANS_TILE = 32   /* points in a tile of the kernels: n_group is a multiple of TILE / LANES */
 };
 
-/* best[i] = the first j of the smallest bias_j + u_i . v_j, for n_group * LANES points. table [k][n_feat + 1]: bias, then v. */
+/* best[i] = the first j of the smallest score bias_j + u_i . v_j, for n_group * LANES points. Centroids are side by side too:
+ * table [blocks of LANES centroids][1 + n_feat][LANES], first the bias, which is infinity past the last centroid. A score is a chain
+ * of fused multiply-adds in the order of the features, in every twin; so all of them give the same bytes. */
 typedef void (*rq_kmeans_nearest_fn)(uint16_t *best, const float *u, int64_t n_group, int n_feat, const float *table,
-                                     int64_t k);
+                                     int64_t n_block);
 void rq_kmeans_nearest_plain(uint16_t *best, const float *u, int64_t n_group, int n_feat, const float *table,
-                             int64_t k);
+                             int64_t n_block);
 #if defined(__x86_64__) && defined(__GNUC__)
 #define RQ_KMEANS_X86 1
-void rq_kmeans_nearest_avx2(uint16_t *best, const float *u, int64_t n_group, int n_feat, const float *table, int64_t k);
+void rq_kmeans_nearest_avx2(uint16_t *best, const float *u, int64_t n_group, int n_feat, const float *table,
+                            int64_t n_block);
 void rq_kmeans_nearest_avx512(uint16_t *best, const float *u, int64_t n_group, int n_feat, const float *table,
-                              int64_t k);
+                              int64_t n_block);
 #endif
-/* The fastest one of this machine, under the ceiling RQ_KERNEL (host/kernels.h); *name tells which. */
-rq_kmeans_nearest_fn rq_kmeans_pick(const char **name);
+
+typedef struct rq_kmeans_twin {
+    const char *name;
+    rq_kmeans_nearest_fn nearest;
+} rq_kmeans_twin;
+/* From the slowest to the fastest that this machine runs under the ceiling RQ_KERNEL (host/kernels.h); NULL past the end. */
+const rq_kmeans_twin *rq_kmeans_twin_at(int i);
+/* The last of them, which the passes use. */
+const rq_kmeans_twin *rq_kmeans_pick(void);
 
 /* Points to work on. */
 typedef struct rq_kmeans_data {

@@ -16,7 +16,7 @@ typedef struct rq_kmeans_passes {
     int64_t k;
     int n_col;      /* of the sums: d of w x, then one of w, or d per component */
     uint16_t *best; /* [n_group * LANES] nearest centroid of each point */
-    float *table;   /* [k][n_feat + 1] for the kernels */
+    float *table;   /* of the centroids, for the kernels */
     double *part;   /* [n_chunk][k][n_col] sums of each chunk, NULL when no sums are wanted */
     double *sum;    /* [k][n_col] */
     double *chunk_loss, loss;

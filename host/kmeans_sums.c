@@ -5,14 +5,17 @@
 #include "kmeans_passes.h"
 #include "simd.h"
 
-enum { CELLS = 256 }; /* whose sums are added up together */
+enum {
+    CELLS = 256, /* whose sums are added up together */
+    L = RQ_KMEANS_LANES
+};
 
 rq_status rq_kmeans_passes_new(rq_kmeans_passes *t, const rq_kmeans_data *p, int64_t k, bool sums) {
     rq_status status = RQ_OK;
-    *t = (rq_kmeans_passes){.p = p, .k = k, .nearest = rq_kmeans_pick(NULL)};
+    *t = (rq_kmeans_passes){.p = p, .k = k, .nearest = rq_kmeans_pick()->nearest};
     t->n_col = p->weights == RQ_KMEANS_PER_COMPONENT ? 2 * p->d : p->d + 1;
     RQ_TRY(RQ_NEW(t->best, p->n_group * RQ_KMEANS_LANES));
-    RQ_TRY(RQ_NEW(t->table, k * (p->n_feat + 1)));
+    RQ_TRY(RQ_NEW(t->table, rq_ceil_div(k, L) * L * (p->n_feat + 1)));
     RQ_TRY(RQ_NEW(t->chunk_loss, p->n_chunk));
     if (sums) {
         RQ_TRY(RQ_NEW(t->part, p->n_chunk * k * t->n_col));
@@ -35,22 +38,18 @@ void rq_kmeans_passes_free(rq_kmeans_passes *t) {
  * is kept from overflowing. */
 static void fill_table(rq_kmeans_passes *t, const float *centroid) {
     const rq_kmeans_data *p = t->p;
-    for (int64_t j = 0; j < t->k; ++j) {
-        float *row = t->table + j * (p->n_feat + 1);
+    bool weighted = p->weights == RQ_KMEANS_PER_COMPONENT;
+    for (int64_t j = 0; j < rq_ceil_div(t->k, L) * L; ++j) {
+        float *to = t->table + j / L * L * (p->n_feat + 1) + j % L; /* feature r: to[(1 + r) * L] */
         double square = 0;
         for (int r = 0; r < p->d; ++r) {
-            double c = ((double)centroid[j * p->d + r] - p->centre[r]) * p->scale;
-            c = fmin(fmax(c, -0x1p40), 0x1p40);
-            float f = (float)c;
+            double c = j < t->k ? ((double)centroid[j * p->d + r] - p->centre[r]) * p->scale : 0;
+            float f = (float)fmin(fmax(c, -0x1p40), 0x1p40);
             square += (double)f * (double)f;
-            if (p->weights == RQ_KMEANS_PER_COMPONENT) {
-                row[1 + r] = f * f;
-                row[1 + p->d + r] = -2.0f * f;
-            } else {
-                row[1 + r] = -f;
-            }
+            to[(1 + r) * L] = weighted ? f * f : -f;
+            if (weighted) to[(1 + p->d + r) * L] = -2.0f * f;
         }
-        row[0] = p->weights == RQ_KMEANS_PER_COMPONENT ? 0.0f : (float)(square / 2);
+        to[0] = j >= t->k ? INFINITY : weighted ? 0.0f : (float)(square / 2);
     }
 }
 
@@ -105,7 +104,8 @@ static void pass_chunk(void *arg, int64_t chunk) {
         sum = t->part + chunk * t->k * t->n_col;
         memset(sum, 0, (size_t)(t->k * t->n_col) * sizeof *sum);
     }
-    t->nearest(t->best + i0, p->u + group0 * p->n_feat * RQ_KMEANS_LANES, group1 - group0, p->n_feat, t->table, t->k);
+    t->nearest(t->best + i0, p->u + group0 * p->n_feat * RQ_KMEANS_LANES, group1 - group0, p->n_feat, t->table,
+               rq_ceil_div(t->k, L));
     if (sum) add_to_sums(sum, t->best, p, i0, i1);
     for (int64_t i = i0; j->loss && i < i1; ++i) loss += rq_kmeans_point_loss(p, i, j->centroid + t->best[i] * p->d);
     t->chunk_loss[chunk] = loss;

@@ -146,35 +146,44 @@ static void test_brute_force(void **state) {
     }
 }
 
-/* All twins of the kernel, on whole numbers, where sums are exact: ties go to the lowest index. */
+/* One point and centroid by the formula: a chain of fused multiply-adds from the bias. */
+static float score_of(const float *u, const float *table, int64_t i, int64_t j, int f) {
+    enum { L = RQ_KMEANS_LANES };
+    const float *x = u + i / L * f * L + i % L, *v = table + j / L * (f + 1) * L + j % L;
+    float s = v[0];
+    for (int r = 0; r < f; ++r) s = fmaf(x[r * L], v[(1 + r) * L], s);
+    return s;
+}
+
+/* Every twin of the kernel, for every number of features: on whole numbers, with many ties, which go to the lowest index, and on
+ * fractions, where rounding must be the same. */
 static void test_kernels(void **state) {
     (void)state;
-    enum { N = 96, MAX_K = 700, MAX_FEAT = 32 };
-    static float u[N * MAX_FEAT], table[MAX_K * (MAX_FEAT + 1)];
-    static const int64_t ks[] = {1, 2, 15, 16, 17, 64, 255, 256, 300, 700};
+    enum { L = RQ_KMEANS_LANES, N = 64, MAX_BLOCKS = 9, MAX_FEAT = 32 };
+    static float u[N * MAX_FEAT], table[MAX_BLOCKS * L * (MAX_FEAT + 1)];
+    assert_string_equal(rq_kmeans_twin_at(0)->name, "c");
     for (int f = 1; f <= MAX_FEAT; ++f) {
-        for (size_t s = 0; s < sizeof ks / sizeof *ks; ++s) {
-            int64_t k = ks[s];
-            uint16_t got[N];
-            for (int i = 0; i < N * f; ++i) u[i] = (float)(rq_random_u64(1, (uint64_t)i) % 5) - 2;
-            for (int i = 0; i < k * (f + 1); ++i) table[i] = (float)(rq_random_u64(2, (uint64_t)i) % 5) - 2;
-            const char *name;
-            rq_kmeans_nearest_fn fn[] = {rq_kmeans_nearest_plain, rq_kmeans_pick(&name)};
-            for (int which = 0; which < 2; ++which) {
-                memset(got, 0xff, sizeof got);
-                fn[which](got, u, N / RQ_KMEANS_LANES, f, table, k);
-                for (int i = 0; i < N; ++i) {
-                    const float *x = u + i / RQ_KMEANS_LANES * f * RQ_KMEANS_LANES + i % RQ_KMEANS_LANES;
-                    double least = INFINITY;
-                    int64_t at = -1;
-                    for (int64_t j = 0; j < k; ++j) {
-                        double score = (double)table[j * (f + 1)];
-                        for (int r = 0; r < f; ++r) {
-                            score += (double)x[r * RQ_KMEANS_LANES] * (double)table[j * (f + 1) + 1 + r];
+        for (int whole = 0; whole < 2; ++whole) {
+            for (int64_t k = 1; k <= MAX_BLOCKS * L; k += k < 34 ? 1 : 55) {
+                int64_t n_block = rq_ceil_div(k, L);
+                for (int i = 0; i < N * f; ++i) {
+                    u[i] = whole ? (float)(rq_random_u64(1, (uint64_t)i) % 5) - 2 : normal(1, (uint64_t)i);
+                }
+                for (int i = 0; i < n_block * L * (f + 1); ++i) {
+                    table[i] = whole ? (float)(rq_random_u64(2, (uint64_t)i) % 5) - 2 : normal(2, (uint64_t)i);
+                }
+                for (int64_t j = k; j < n_block * L; ++j) table[(n_block - 1) * L * (f + 1) + j % L] = INFINITY;
+                for (int t = 0; rq_kmeans_twin_at(t); ++t) {
+                    uint16_t got[N];
+                    memset(got, 0xff, sizeof got);
+                    rq_kmeans_twin_at(t)->nearest(got, u, N / L, f, table, n_block);
+                    for (int64_t i = 0; i < N; ++i) {
+                        int64_t at = 0;
+                        for (int64_t j = 1; j < k; ++j) {
+                            if (score_of(u, table, i, j, f) < score_of(u, table, i, at, f)) at = j;
                         }
-                        if (score < least) least = score, at = j;
+                        assert_int_equal(got[i], at);
                     }
-                    assert_int_equal(got[i], at);
                 }
             }
         }
