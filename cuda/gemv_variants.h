@@ -69,10 +69,13 @@ typedef struct rq_gemv_format {
     void (*fill)(void *args, const rq_cuda_gemv_desc *d, const void *weights);
 } rq_gemv_format;
 
-/* The status, and the sentence that rq_cuda_last_error() will return. */
-rq_status rq_cuda_fail(rq_status status, const char *text);
-rq_status rq_cuda_fail_cuda(const char *what, cudaError_t e);
-
 extern const rq_gemv_format rq_gemv_grid, rq_gemv_ssvq;
+
+/* Of gemv_launch.cu, for what else runs on these formats: the format (NULL: there is none), the sentence of what cannot be done on any
+ * device (or NULL), and rq_cuda_last_error's sentence. */
+const rq_gemv_format *rq_gemv_format_of(rq_tile_kind kind);
+const char *rq_gemv_refuse(const rq_cuda_gemv_desc *d);
+rq_status rq_gemv_fail(rq_status status, const char *text);
+rq_status rq_gemv_fail_cuda(const char *what, cudaError_t e);
 
 #endif

@@ -75,11 +75,11 @@ template <int ACT> __global__ void __launch_bounds__(ROW_THREADS) rq_quantize_ro
 }
 
 rq_status rq_cuda_quantize_rows(const rq_cuda_quantize_args *a, rq_cuda_stream stream) {
-    if (!a || !a->q || !a->scale || !a->x) return rq_cuda_fail(RQ_ERR_ARG, "q, scale or x is NULL");
-    if (a->n_tok < 1 || a->n_tok > 1 << 20) return rq_cuda_fail(RQ_ERR_UNSUPPORTED, "n_tok is 1 to 2^20");
-    if (a->n_in < 1 || a->n_in > 1 << 20) return rq_cuda_fail(RQ_ERR_UNSUPPORTED, "n_in is 1 to 2^20");
+    if (!a || !a->q || !a->scale || !a->x) return rq_gemv_fail(RQ_ERR_ARG, "q, scale or x is NULL");
+    if (a->n_tok < 1 || a->n_tok > 1 << 20) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "n_tok is 1 to 2^20");
+    if (a->n_in < 1 || a->n_in > 1 << 20) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "n_in is 1 to 2^20");
     if (a->act != RQ_ACT_F16 && a->act != RQ_ACT_BF16)
-        return rq_cuda_fail(RQ_ERR_UNSUPPORTED, "activations are fp16 or bf16");
+        return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "activations are fp16 or bf16");
     quantize_job job = {};
     job.q = a->q, job.scale = a->scale, job.x = a->x, job.n_in = (int)a->n_in, job.fixed = a->fixed != 0;
     job.whole =
@@ -96,6 +96,6 @@ rq_status rq_cuda_quantize_rows(const rq_cuda_quantize_args *a, rq_cuda_stream s
     void *params[] = {&job};
     const void *kernel =
         a->act == RQ_ACT_F16 ? (const void *)rq_quantize_rows<RQ_ACT_F16> : (const void *)rq_quantize_rows<RQ_ACT_BF16>;
-    if (cudaError_t e = cudaLaunchKernelExC(&config, kernel, params)) return rq_cuda_fail_cuda("launch", e);
+    if (cudaError_t e = cudaLaunchKernelExC(&config, kernel, params)) return rq_gemv_fail_cuda("launch", e);
     return RQ_OK;
 }

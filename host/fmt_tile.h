@@ -28,7 +28,7 @@
  *                 of row g + 8 in bytes 2, 3; part 1 (8 B): word s / 2 holds the signs of step s, as above.
  *
  * Side data, each array from the next multiple of 256 bytes (rq_tile_layout has the offsets):
- *   scales      GRID: [n_rb][n_group][8][2] fp16: rows 0, 8, 1, 9, ... 7, 15 (rq_tile_grid_row); SSVQ: [n_rb][n_group][16] fp16
+ *   scales      GRID: [n_rb][n_group][8][2] fp16: rows 0, 8, 1, 9, ... 7, 15 (rq_tile_grid_place); SSVQ: [n_rb][n_group][16] fp16
  *   zeros       GRID with zero points: [n_rb][n_group][8][2] fp16, the zero point itself (an integer)
  *   book        SSVQ: [n_book][256][vec_len] fp16 or uint8, then [n_rb][n_book] float scales
  *   outliers    SSVQ: [n_rb][n_outlier][16] int8, then [n_outlier] int32 columns, [n_rb][n_outlier] float scales
@@ -63,7 +63,7 @@ static inline int64_t rq_tile_round(int64_t bytes) {
 }
 
 /* Where row r of a row block is among its 16 scales and zero points of grid codes: the two rows of a lane are neighbours. */
-static inline int64_t rq_tile_grid_row(int64_t r) { return r % 8 * 2 + r / 8; }
+static inline int64_t rq_tile_grid_place(int64_t r) { return r % 8 * 2 + r / 8; }
 
 /* Fills n_rb .. bytes from kind, n_out, n_in, bits, vec_len, group, zeros, n_book, book_cols, book_u8, n_outlier. */
 static inline void rq_tile_plan(rq_tile_layout *t) {

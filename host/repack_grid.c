@@ -133,7 +133,7 @@ static bool pack_side(uint8_t *to, const rq_tile_layout *t, const rq_grid *g, in
     for (int64_t row = 0; row < g->n_out; ++row)
         for (int64_t i = 0; i < t->n_group; ++i) {
             int64_t at = ((first + row) / RQ_TILE_ROWS * t->n_group + i) * RQ_TILE_ROWS +
-                         rq_tile_grid_row((first + row) % RQ_TILE_ROWS);
+                         rq_tile_grid_place((first + row) % RQ_TILE_ROWS);
             if (!exact_in_f16(rq_grid_scale(g, row, i), &scales[at]) && g->scale_f32) return false;
             if (g->scale_f16) scales[at] = g->scale_f16[row * g->n_group + i]; /* NaN keeps its bits too */
             if (g->zero) zeros[at] = rq_f16_of_f32((float)g->zero[row * g->n_group + i]);
@@ -200,7 +200,7 @@ rq_status rq_unpack_tiles_grid(uint32_t *words, rq_f16 *scales, uint8_t *zeros, 
         const rq_f16 *scale = (const rq_f16 *)(const void *)(from + t->scales);
         const rq_f16 *zero = (const rq_f16 *)(const void *)(from + t->zero_points);
         for (int64_t i = 0; i < t->n_group; ++i) {
-            int64_t at = (rb * t->n_group + i) * RQ_TILE_ROWS + rq_tile_grid_row(r);
+            int64_t at = (rb * t->n_group + i) * RQ_TILE_ROWS + rq_tile_grid_place(r);
             scales[row * t->n_group + i] = scale[at];
             if (t->zeros) zeros[row * t->n_group + i] = (uint8_t)rq_f32_of_f16(zero[at]);
         }
