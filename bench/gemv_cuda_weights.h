@@ -76,7 +76,8 @@ class gemv_weights {
                        at<float>(t.outlier_scales + 4 * (rb * t.n_outlier + o));
         const place p = {tiles.data() + j / RQ_TILE_COLS * t.tile_bytes, (int)(j % RQ_TILE_COLS / 32),
                          r % 8 * 4 + (int)(j % 32 / 8), r / 8, (int)(j % 8)};
-        const int64_t k = (rb * t.n_group + j / t.group) * RQ_TILE_ROWS + r;
+        const int64_t in_block = t.kind == RQ_TILE_GRID ? r % 8 * 2 + r / 8 : r; /* its side data's place */
+        const int64_t k = (rb * t.n_group + j / t.group) * RQ_TILE_ROWS + in_block;
         return half_at(t.scales + 2 * k) * (t.kind == RQ_TILE_GRID ? grid(p, k) : ssvq(p, rb, j));
     }
 
@@ -116,18 +117,13 @@ class gemv_weights {
         return (double)code - (t.zeros ? half_at(t.zero_points + 2 * k) : (double)(1 << (t.bits - 1)));
     }
     double ssvq(const place &p, int64_t rb, int64_t j) const {
-        static const int eight[2][4] = {{15, 5, 3, 1}, {6, 4, 2, 0}};
-        const uint32_t codes = word(p.tile + p.lane * 16 + 4 * p.step);
-        uint32_t signs = codes, code;
-        int sign_bit;
-        if (t.vec_len == 8) {
-            code = codes >> (7 + 16 * p.upper) & 255u;
-            sign_bit = eight[p.upper][p.e / 2];
-        } else {
-            code = codes >> (16 * p.upper + 8 * (p.e / 4)) & 255u;
-            signs = word(p.tile + 512 + p.lane * 8 + p.step / 2 * 4);
-            sign_bit = 15 - 8 * (p.step % 2) - 4 * p.upper - p.e / 2;
-        }
+        const bool eight = t.vec_len == 8;
+        const uint8_t *lane = p.tile + p.lane * 16;
+        const uint32_t codes = word(lane + 4 * (eight ? p.step / 2 : p.step));
+        const uint32_t signs = word((eight ? lane + 8 : p.tile + 512 + p.lane * 8) + p.step / 2 * 4);
+        const int code_byte = eight ? 2 * (p.step % 2) + p.upper : 2 * p.upper + p.e / 4;
+        const uint32_t code = codes >> 8 * code_byte & 255u;
+        const int pair = p.e / 2, sign_bit = 15 - 4 * (p.step % 2) - 2 * p.upper - pair / 2 - 8 * (pair % 2);
         const int64_t book = j / t.book_cols, k = (book * 256 + code) * t.vec_len + p.e % t.vec_len;
         const double size = (t.book_u8 ? (double)at<uint8_t>(t.book + k) : half_at(t.book + 2 * k)) *
                             at<float>(t.book_scales + 4 * (rb * t.n_book + book));
@@ -139,7 +135,8 @@ class gemv_weights {
         gemv_random random = {seed};
         side_.assign((size_t)(t.bytes - t.scales), 0);
         for (int64_t k = 0; k < t.n_rb * t.n_group * RQ_TILE_ROWS; ++k) {
-            const int64_t row = k / (t.n_group * RQ_TILE_ROWS) * RQ_TILE_ROWS + k % RQ_TILE_ROWS;
+            const int64_t i = k % RQ_TILE_ROWS, r = t.kind == RQ_TILE_GRID ? i / 2 + i % 2 * 8 : i;
+            const int64_t row = k / (t.n_group * RQ_TILE_ROWS) * RQ_TILE_ROWS + r;
             const float scale = 0.02f + 0.01f * random.unit();
             if (row < t.n_out) put(t.scales + 2 * k, rq_f16_of_f32(scale));
             if (t.zeros) put(t.zero_points + 2 * k, rq_f16_of_f32((float)(random.next() >> (32 - t.bits))));

@@ -9,9 +9,9 @@ const void *rq_gemv_grid_function_8(const rq_cuda_gemv_desc *d, int steps);
 
 /* A whole row counts as one long group. */
 static bool is_row(const rq_cuda_gemv_desc *d) { return d->group == d->n_in; }
-/* With zero points pairs of steps would cost more registers than there are. */
 static int steps_of(const rq_cuda_gemv_desc *d) {
-    return is_row(d) || d->group % RQ_TILE_COLS == 0 ? 4 : d->group % 64 == 0 && !d->zeros ? 2 : 1;
+    if (is_row(d) || d->group % RQ_TILE_COLS == 0) return 4;
+    return d->group % 64 == 0 && rq_gemv_grid_pairs(d->bits, d->zeros) ? 2 : 1;
 }
 
 static const char *refuse(const rq_cuda_gemv_desc *d) {
@@ -33,7 +33,8 @@ static rq_tile_layout layout(const rq_cuda_gemv_desc *d) {
 static rq_gemv_kernel pick(const rq_cuda_gemv_desc *d) {
     const int steps = steps_of(d);
     rq_gemv_kernel k = {};
-    k.depth = rq_gemv_grid_depth(d->bits, d->zeros), k.rows = 1;
+    k.depth = rq_gemv_grid_depth(d->bits, steps, d->zeros), k.rows = 1;
+    k.sums = d->zeros && d->bits == 2 ? 4 / steps : 0;
     switch (d->bits) {
     case 2: k.function = rq_gemv_grid_function_2(d, steps), k.name = "gemv_grid_2"; break;
     case 3: k.function = rq_gemv_grid_function_3(d, steps), k.name = "gemv_grid_3"; break;

@@ -7,7 +7,11 @@
  * bits, and integers up to 256 are exact: the same with more shifts. 8-bit codes do not fit in 7 bits; they go through fp32 (M = 2^23),
  * and q - zero, at most 255 in size, has 8 significant bits, so that the upper half of the fp32 is the bfloat16.
  *
- * The tensor cores multiply the integers q - zero with x and add in fp32; the scale of the group comes after, once a group and row. */
+ * The tensor cores multiply the integers q - zero with x and add in fp32; the scale of the group comes after, once a group and row.
+ *
+ * 2-bit codes with zero points have no issue slots for constants of their own. They are decoded as symmetric ones, q - 2, and the sum
+ * of a group begins with (2 - zero) times the sum of x over the group, which a block makes once, in fp32, when x comes. Columns of x that are
+ * alone come out exact; otherwise the error is that of fp32 sums of |q - 2| |x| and |2 - zero| |x| instead of |q - zero| |x|. */
 #ifndef RQ_GEMV_GRID_CUH
 #define RQ_GEMV_GRID_CUH
 #include "gemv_tile.cuh"
@@ -33,18 +37,23 @@ __host__ __device__ constexpr uint32_t rq_minus_bf16x2(uint32_t n) {
 }
 
 /* Tiles of a batch: as many as 64 registers a thread leave room for. */
-__host__ __device__ constexpr int rq_gemv_grid_depth(int bits, bool zeros) {
-    return bits == 8 ? 1 : bits >= 3 ? 2 : zeros ? 3 : 4;
+__host__ __device__ constexpr int rq_gemv_grid_depth(int bits, int steps, bool zeros) {
+    if (bits > 2) return bits == 8 ? 1 : 2;
+    return steps == 4 ? 4 : (steps == 2 ? 4 : 3) - (zeros ? 1 : 0);
 }
+
+/* Whether groups of 64 are taken as pairs of steps: the offsets of 4-bit codes with zero points leave no register for it on sm_80. */
+__host__ __device__ constexpr bool rq_gemv_grid_pairs(int bits, bool zeros) { return bits != 4 || !zeros; }
 
 /* STEPS: 32-column steps between two scales, 1 (any multiple of 32 columns), 2 (of 64) or 4 (of 128, and whole rows). */
 template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tiles {
     static constexpr int BITS = BITS_, ACT = ACT_, STEPS = STEPS_, WORDS = BITS * 2;
     static constexpr int ROWS = 1;
     static constexpr bool EDITS_X = false, SAVES_X = false, ZEROS = ZEROS_, BF16 = ACT_ == RQ_ACT_BF16;
-    static constexpr int DEPTH = rq_gemv_grid_depth(BITS, ZEROS_);
+    static constexpr bool FOLDS = ZEROS_ && BITS_ == 2, SUBTRACTS = ZEROS_ && !FOLDS;
+    static constexpr int DEPTH = rq_gemv_grid_depth(BITS, STEPS_, ZEROS_), SUMS = FOLDS ? 4 / STEPS_ : 0;
     typedef rq_gemv_grid_args args;
-    /* Scales and zero points of rows 2 (l % 8), 2 (l % 8) + 1 in the (l / 8)-th run of STEPS steps: of a tile, when it has several runs;
+    /* Scales and zero points of rows l % 8 and l % 8 + 8 in the (l / 8)-th run of STEPS steps: of a tile, when it has several runs;
      * otherwise of all tiles of the batch, which are no more than 4. */
     static constexpr bool SIDE_OF_TILE = STEPS < 4;
     struct side {
@@ -61,11 +70,10 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
     static_assert(SIDE_OF_TILE || DEPTH <= 4, "one load brings the side data of four runs of steps");
 
     const rq_gemv_grid_args &a;
-    const int quarter;      /* l / 8 */
-    const uint32_t my_half; /* selects, of two rows' halves, that of row l / 4 */
+    const int row; /* l / 4 */
 
     __device__ __forceinline__ rq_gemv_grid_tiles(const rq_gemv_grid_args &args_, const rq_gemv_job &, uint8_t *)
-        : a(args_), quarter(threadIdx.x % 32 / 8), my_half(threadIdx.x / 4 % 2 ? 0x4432 : 0x4410) {}
+        : a(args_), row(threadIdx.x % 32 / 4) {}
     __device__ __forceinline__ void stage(int, int) {}
     __device__ __forceinline__ bool edits_x() const { return false; }
     __device__ __forceinline__ void edit_x(const rq_gemv_job &, uint8_t *, int, int) const {}
@@ -102,30 +110,33 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
         if (ZEROS) to.zero = ptx_load_side4(a.zeros + at);
     }
 
-    /* The fp16 bits, in the low half, of row lane / 4 + 8 * lower in step s of tile d. */
-    __device__ __forceinline__ uint32_t side_of(uint32_t of_lane, int d, int s, int lower) const {
-        const int run = (SIDE_OF_TILE ? s : 4 * d + s) / STEPS;
-        return ptx_prmt(__shfl_sync(0xffffffffu, of_lane, run * 8 + lower * 4 + quarter), 0, my_half);
+    /* The fp16 bits of rows lane / 4 (low half) and lane / 4 + 8 in step s of tile d. */
+    __device__ __forceinline__ uint32_t side_of(uint32_t of_lane, int d, int s) const {
+        return __shfl_sync(0xffffffffu, of_lane, (SIDE_OF_TILE ? s : 4 * d + s) / STEPS * 8 + row);
+    }
+    static __device__ __forceinline__ float float_of(uint32_t two_rows, int lower) {
+        return ptx_float_of_f16(lower ? two_rows >> 16 : two_rows);
     }
 
     /* -(M 4^-j + zero) of one row, a pair of them; for 8 bits in bfloat16 a float, in c[0]. */
     struct offsets {
         uint32_t c[4];
     };
-    __device__ __forceinline__ offsets offsets_of(const side &of, int d, int s, int lower) const {
+    __device__ __forceinline__ offsets offsets_of(uint32_t zeros, int lower) const {
         offsets o;
-        const uint32_t middle = 1u << (BITS - 1), zero = ZEROS ? side_of(of.zero, d, s, lower) : 0;
-        const float zero_float = ZEROS ? ptx_float_of_f16(zero) : (float)middle;
+        const uint32_t middle = 1u << (BITS - 1);
+        const float zero_float = SUBTRACTS ? float_of(zeros, lower) : (float)middle;
         if (BF16 && BITS == 8) o.c[0] = __float_as_uint(-8388608.0f - zero_float);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             if (BF16 && BITS == 8) continue;
-            if (!ZEROS)
+            if (!SUBTRACTS)
                 o.c[j] = BF16 ? rq_minus_bf16x2((128u >> 2 * j) + middle) : rq_minus_f16x2((1024u >> 2 * j) + middle);
             else if (BF16) /* its upper half has all the bits of the float */
                 o.c[j] = ptx_prmt(__float_as_uint(-(float)(128 >> 2 * j) - zero_float), 0, 0x3232);
             else
-                o.c[j] = ptx_fma_f16x2(ptx_prmt(zero, 0, 0x1010), rq_minus_f16x2(1), rq_minus_f16x2(1024u >> 2 * j));
+                o.c[j] = ptx_fma_f16x2(ptx_prmt(zeros, 0, lower ? 0x3232 : 0x1010), rq_minus_f16x2(1),
+                                       rq_minus_f16x2(1024u >> 2 * j));
         }
         return o;
     }
@@ -133,8 +144,8 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
     /* j of pair c of a row, below, for 2 and 4 bits. The further up codes may stay, the fewer shifts there are; fp16 has 10 bits of room,
      * bfloat16 7. With zero points each j has offsets of its own in two registers, and few are better than few shifts. */
     static __device__ __forceinline__ constexpr int place_of(int c) {
-        if (BITS == 4) return BF16 || ZEROS ? 0 : c % 2 * 2;
-        return ZEROS ? c % 2 : BF16 && c == 3 ? 0 : c;
+        if (BITS == 4) return BF16 || SUBTRACTS ? 0 : c % 2 * 2;
+        return BF16 && c == 3 ? 0 : c;
     }
     /* q - zero of two codes whose lowest bits are 2 j bits above the lowest of each half of `bits`. MASK is of codes at 0. */
     template <uint32_t MASK> static __device__ __forceinline__ uint32_t pair(uint32_t bits, int j, uint32_t offset) {
@@ -183,7 +194,7 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
             for (int r = 0; r < 2; ++r)
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
-                    const int j = BF16 && ZEROS ? 0 : c / 2 * 2, down = 8 * r + 2 * (c / 2 * 2 - j);
+                    const int j = BF16 && SUBTRACTS ? 0 : c / 2 * 2, down = 8 * r + 2 * (c / 2 * 2 - j);
                     a[c / 2][c % 2 * 2 + r] = pair<0x00070007u>((c % 2 ? odd : even) >> down, j, o[r].c[j]);
                 }
         } else {
@@ -198,6 +209,21 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
         }
     }
 
+    /* What the sums of a group begin with: nothing; or, where codes have no zero point taken off but the middle, 2^(bits-1), the rest of it
+     * times the sum of x. */
+    template <int HALVES, class X>
+    __device__ __forceinline__ void start(float (&sum)[HALVES][4], uint32_t zeros, const X &x, int run) const {
+        float2 of_x = make_float2(0.0f, 0.0f);
+        const float middle = (float)(1 << (BITS - 1));
+        const float rest[2] = {FOLDS ? middle - float_of(zeros, 0) : 0.0f, FOLDS ? middle - float_of(zeros, 1) : 0.0f};
+#pragma unroll
+        for (int h = 0; h < HALVES; ++h) {
+            if constexpr (FOLDS) of_x = x.sums(run, h);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sum[h][i] = FOLDS ? rest[i / 2] * (i % 2 ? of_x.y : of_x.x) : 0.0f;
+        }
+    }
+
     template <int HALVES, class X>
     __device__ __forceinline__ void multiply(float (&acc)[HALVES][4], const tile &t, const side &of_batch, int d,
                                              const X (&x)[HALVES]) const {
@@ -207,11 +233,9 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
 #pragma unroll
         for (int s = 0; s < 4; ++s) {
             if (s % STEPS == 0) {
-                o[0] = offsets_of(of, d, s, 0), o[1] = offsets_of(of, d, s, 1);
-#pragma unroll
-                for (int h = 0; h < HALVES; ++h)
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) sum[h][i] = 0.0f;
+                const uint32_t zeros = ZEROS ? side_of(of.zero, d, s) : 0;
+                o[0] = offsets_of(zeros, 0), o[1] = offsets_of(zeros, 1);
+                start<HALVES>(sum, zeros, x[0], s / STEPS);
             }
             uint32_t w[2][4];
             decode(w, t, s, o);
@@ -222,8 +246,8 @@ template <int BITS_, int ACT_, int STEPS_, bool ZEROS_> struct rq_gemv_grid_tile
                 rq_gemv_mma<ACT>(sum[h], w[1], b.z, b.w);
             }
             if (s % STEPS == STEPS - 1) {
-                const float upper = ptx_float_of_f16(side_of(of.scale, d, s, 0));
-                const float lower = ptx_float_of_f16(side_of(of.scale, d, s, 1));
+                const uint32_t scales = side_of(of.scale, d, s);
+                const float upper = float_of(scales, 0), lower = float_of(scales, 1);
 #pragma unroll
                 for (int h = 0; h < HALVES; ++h)
 #pragma unroll
@@ -241,12 +265,13 @@ template <int BITS, int ACT, int STEPS, bool ZEROS> static const void *rq_gemv_g
     return two_halves ? (const void *)rq_gemv<tiles, 2> : (const void *)rq_gemv<tiles, 1>;
 }
 template <int BITS, int ACT, int STEPS> static const void *rq_gemv_grid_function(bool two_halves, bool zeros) {
-    return zeros ? rq_gemv_grid_function<BITS, ACT, STEPS, true>(two_halves)
-                 : rq_gemv_grid_function<BITS, ACT, STEPS, false>(two_halves);
+    if constexpr (STEPS != 2 || rq_gemv_grid_pairs(BITS, true))
+        if (zeros) return rq_gemv_grid_function<BITS, ACT, STEPS, true>(two_halves);
+    return rq_gemv_grid_function<BITS, ACT, STEPS, false>(two_halves);
 }
 template <int BITS, int ACT> static const void *rq_gemv_grid_function(bool two_halves, bool zeros, int steps) {
     return steps == 4   ? rq_gemv_grid_function<BITS, ACT, 4>(two_halves, zeros)
-           : steps == 2 ? rq_gemv_grid_function<BITS, ACT, 2, false>(two_halves)
+           : steps == 2 ? rq_gemv_grid_function<BITS, ACT, 2>(two_halves, zeros)
                         : rq_gemv_grid_function<BITS, ACT, 1>(two_halves, zeros);
 }
 template <int BITS> static const void *rq_gemv_grid_function(const rq_cuda_gemv_desc *d, int steps) {

@@ -9,11 +9,11 @@ static const rq_gemv_format *const formats[] = {&rq_gemv_grid, &rq_gemv_ssvq};
 static thread_local char last_error[256] = "";
 const char *rq_cuda_last_error(void) { return last_error; }
 
-static rq_status fail(rq_status status, const char *text) {
+rq_status rq_gemv_fail(rq_status status, const char *text) {
     snprintf(last_error, sizeof last_error, "%s", text);
     return status;
 }
-static rq_status fail_cuda(const char *what, cudaError_t e) {
+rq_status rq_gemv_fail_cuda(const char *what, cudaError_t e) {
     snprintf(last_error, sizeof last_error, "%s: %s", what, cudaGetErrorString(e));
     return RQ_ERR_DEVICE;
 }
@@ -48,35 +48,35 @@ static cudaError_t look(device_info *info) {
     return e;
 }
 
-static const rq_gemv_format *format_of(rq_tile_kind kind) {
+const rq_gemv_format *rq_gemv_format_of(rq_tile_kind kind) {
     for (size_t i = 0; i < sizeof formats / sizeof formats[0]; ++i)
         if (formats[i]->kind == kind) return formats[i];
     return NULL;
 }
 
 /* The sentence of what cannot be done on any device, or NULL. */
-static const char *refuse(const rq_cuda_gemv_desc *d) {
+const char *rq_gemv_refuse(const rq_cuda_gemv_desc *d) {
     if (!d || d->struct_size != sizeof *d) return "a description begins with rq_cuda_gemv_desc_default()";
     if (d->n_out < 1 || d->n_out > 1 << 24) return "n_out is 1 to 2^24";
     if (d->n_in < 1 || d->n_in > 1 << 20) return "n_in is 1 to 2^20";
     if (d->n_tok < 1 || d->n_tok > 16) return "n_tok is 1 to 16";
     if ((d->n_out + 15) / 16 * ((d->n_in + 127) / 128) >= (int64_t)1 << 31) return "the matrix has 2^31 tiles or more";
     if (d->act != RQ_ACT_F16 && d->act != RQ_ACT_BF16) return "activations are fp16 or bf16";
-    const rq_gemv_format *f = format_of(d->kind);
+    const rq_gemv_format *f = rq_gemv_format_of(d->kind);
     if (!f) return "there is no CUDA kernel of this format";
     return f->refuse(d);
 }
 
 rq_status rq_cuda_gemv_supports(const rq_cuda_gemv_desc *d, const char **why) {
-    const char *text = refuse(d);
+    const char *text = rq_gemv_refuse(d);
     rq_status s = RQ_OK;
     device_info info = {};
     if (text)
-        s = fail(RQ_ERR_UNSUPPORTED, text);
+        s = rq_gemv_fail(RQ_ERR_UNSUPPORTED, text);
     else if (cudaError_t e = look(&info))
-        s = fail_cuda("no CUDA device", e);
+        s = rq_gemv_fail_cuda("no CUDA device", e);
     else if (info.capability < 80)
-        s = fail(RQ_ERR_UNSUPPORTED, "the kernels need compute capability 8.0");
+        s = rq_gemv_fail(RQ_ERR_UNSUPPORTED, "the kernels need compute capability 8.0");
     if (why && s != RQ_OK) *why = last_error;
     return s;
 }
@@ -122,34 +122,41 @@ static int64_t counter_bytes(const rq_tile_layout *t, int64_t n_tok) { return ro
 /* Columns of all tokens in shared memory: 64 bytes more than a multiple of 128, so that two tokens' 64 bytes, which eight lanes read
  * at once, lie in different banks. */
 static int64_t x_pitch(int64_t part_kb) { return part_kb * RQ_TILE_COLS * 2 + 64; }
+/* Sums of x, of a tile column: rq_gemv_sums. */
+static int64_t x_sum_bytes(const rq_gemv_kernel *k, int64_t n_tok) {
+    return k->sums * rq_gemv_sums_pitch(n_tok > 8 ? 2 : 1) * 4;
+}
 static int64_t sum_bytes(int64_t n_tok, int rows) { return 2 * rows * n_tok * RQ_GEMV_SUM_PITCH * 4; }
 
 rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d) {
-    const char *text = plan ? refuse(d) : "there is no plan to fill";
-    if (text) return fail(plan ? RQ_ERR_UNSUPPORTED : RQ_ERR_ARG, text);
+    const char *text = plan ? rq_gemv_refuse(d) : "there is no plan to fill";
+    if (text) return rq_gemv_fail(plan ? RQ_ERR_UNSUPPORTED : RQ_ERR_ARG, text);
     device_info info = {};
-    if (cudaError_t e = look(&info)) return fail_cuda("no CUDA device", e);
-    if (info.capability < 80) return fail(RQ_ERR_UNSUPPORTED, "the kernels need compute capability 8.0");
-    const rq_gemv_format *f = format_of(d->kind);
+    if (cudaError_t e = look(&info)) return rq_gemv_fail_cuda("no CUDA device", e);
+    if (info.capability < 80) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "the kernels need compute capability 8.0");
+    const rq_gemv_format *f = rq_gemv_format_of(d->kind);
     const rq_tile_layout t = f->layout(d);
     const rq_gemv_kernel k = f->pick(d);
-    if (!k.function) return fail(RQ_ERR_UNSUPPORTED, "there is no CUDA kernel of this format");
+    if (!k.function) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "there is no CUDA kernel of this format");
 
     /* The system keeps 1 KiB of a block's share. */
     const int per_sm = rq_gemv_blocks_per_sm((d->n_tok > 8 ? 2 : 1) * k.rows);
     int64_t shared = info.shared_of_multiprocessor / per_sm - 1024;
     if (shared > info.shared_of_block) shared = info.shared_of_block;
-    const int64_t for_x = (shared - k.shared_format - sum_bytes(d->n_tok, k.rows)) / d->n_tok - 64;
-    if (for_x < RQ_TILE_COLS * 2)
-        return fail(RQ_ERR_UNSUPPORTED, "a block's shared memory is too small for so many tokens");
-    const sharing s = share(&t, info.multiprocessors * per_sm, (int)(for_x / (RQ_TILE_COLS * 2)), &k);
+    const int64_t for_x = shared - k.shared_format - sum_bytes(d->n_tok, k.rows) - d->n_tok * 64;
+    const int64_t most_kb = for_x / (d->n_tok * RQ_TILE_COLS * 2 + x_sum_bytes(&k, d->n_tok));
+    if (for_x < 0 || most_kb < 1)
+        return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "a block's shared memory is too small for so many tokens");
+    const sharing s = share(&t, info.multiprocessors * per_sm, (int)most_kb, &k);
     if (s.split == 0)
-        return fail(RQ_ERR_UNSUPPORTED, "n_in is too large for this device's shared memory, or has too many codebooks");
+        return rq_gemv_fail(RQ_ERR_UNSUPPORTED,
+                            "n_in is too large for this device's shared memory, or has too many codebooks");
 
     memset(plan, 0, sizeof *plan);
     plan->blocks = s.blocks, plan->threads = RQ_GEMV_THREADS, plan->split = s.split;
     plan->log_warps = s.log_warps, plan->part_kb = s.part_kb;
-    plan->shared_bytes = (size_t)(k.shared_format + d->n_tok * x_pitch(s.part_kb) + sum_bytes(d->n_tok, k.rows));
+    plan->shared_bytes = (size_t)(k.shared_format + s.part_kb * x_sum_bytes(&k, d->n_tok) +
+                                  d->n_tok * x_pitch(s.part_kb) + sum_bytes(d->n_tok, k.rows));
     if (s.split > 1)
         plan->workspace_bytes = (size_t)(counter_bytes(&t, d->n_tok) + t.n_rb * d->n_tok * s.split * RQ_TILE_ROWS * 4);
     plan->bytes = (double)t.bytes + 2.0 * (double)d->n_tok * (double)(d->n_in + d->n_out * (d->residual ? 2 : 1)) +
@@ -158,7 +165,7 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     /* Not in run: it need not be capturable, and is the same for all plans of the kernel. */
     if (cudaError_t e =
             cudaFuncSetAttribute(k.function, cudaFuncAttributeMaxDynamicSharedMemorySize, info.shared_of_block))
-        return fail_cuda("cudaFuncSetAttribute", e);
+        return rq_gemv_fail_cuda("cudaFuncSetAttribute", e);
     return RQ_OK;
 }
 
@@ -176,10 +183,10 @@ static const char *refuse_args(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv
 
 rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a,
                            rq_cuda_stream stream) {
-    const char *text = refuse(d);
-    if (text) return fail(RQ_ERR_UNSUPPORTED, text);
-    if ((text = refuse_args(plan, d, a))) return fail(RQ_ERR_ARG, text);
-    const rq_gemv_format *f = format_of(d->kind);
+    const char *text = rq_gemv_refuse(d);
+    if (text) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, text);
+    if ((text = refuse_args(plan, d, a))) return rq_gemv_fail(RQ_ERR_ARG, text);
+    const rq_gemv_format *f = rq_gemv_format_of(d->kind);
     const rq_tile_layout t = f->layout(d);
     const rq_gemv_kernel k = f->pick(d);
     rq_gemv_job job = {};
@@ -192,7 +199,8 @@ rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     job.rb_step = plan->blocks / plan->split * (RQ_GEMV_WARPS >> plan->log_warps) * k.rows;
     job.batch_step = k.depth << plan->log_warps;
     job.rounds = (plan->part_kb + job.batch_step - 1) / job.batch_step;
-    job.x_pitch = (int)x_pitch(plan->part_kb), job.shared_format = k.shared_format;
+    job.x_pitch = (int)x_pitch(plan->part_kb);
+    job.shared_format = k.shared_format + (int)(plan->part_kb * x_sum_bytes(&k, d->n_tok));
     alignas(16) uint8_t format_args[RQ_GEMV_ARGS] = {};
     f->fill(format_args, d, a->weights);
 
@@ -207,6 +215,6 @@ rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     config.attrs = &early;
     config.numAttrs = d->early_launch ? 1 : 0;
     void *params[] = {&job, format_args};
-    if (cudaError_t e = cudaLaunchKernelExC(&config, k.function, params)) return fail_cuda("launch", e);
+    if (cudaError_t e = cudaLaunchKernelExC(&config, k.function, params)) return rq_gemv_fail_cuda("launch", e);
     return RQ_OK;
 }

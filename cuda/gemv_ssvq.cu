@@ -35,7 +35,10 @@ static rq_tile_layout layout(const rq_cuda_gemv_desc *d) {
 static rq_gemv_kernel pick(const rq_cuda_gemv_desc *d) {
     rq_gemv_kernel k = {};
     k.function = d->vec_len == 8 ? rq_gemv_ssvq_function_8(d, steps_of(d)) : rq_gemv_ssvq_function_4(d, steps_of(d));
-    k.name = d->vec_len == 8 ? "gemv_ssvq_8" : "gemv_ssvq_4";
+    const bool bytes = d->book_u8 && d->act == RQ_ACT_F16;
+    k.name = d->vec_len == 8 ? bytes ? "gemv_ssvq_8_bytes" : "gemv_ssvq_8"
+             : bytes         ? "gemv_ssvq_4_bytes"
+                             : "gemv_ssvq_4";
     k.shared_format = RQ_SSVQ_SHARED;
     k.depth = rq_gemv_ssvq_depth(steps_of(d)), k.rows = RQ_SSVQ_ROWS;
     return k;

@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tiles of SSVQ (fmt_ssvq.h) for the skeleton of gemv_tile.cuh: a code is looked up, signs are or-ed in.
+/* Tiles of SSVQ (fmt_ssvq.h) for the skeleton of gemv_tile.cuh: a code is looked up, signs are put on.
  *
- * The codebook of magnitudes lies in shared memory 8 times (vectors of 4: 16 times), all copies of an entry in 128 bytes. The lanes that
- * a 128-bit (64-bit) load serves at once, 8 (16) of them, each read a copy of their own: whatever the codes are, no two meet in
- * a bank. The codes lie in the words so that one LOP3 makes the offset, (w & 0x7f80) | copy. A shift and a LOP3,
- * (w << n & 0x80008000) ^ pair, put the signs on two magnitudes, and the result is where the mma wants it.
+ * The codebook of magnitudes lies in shared memory in copies, all copies of an entry in 128 bytes, and the lanes that a load serves at
+ * once read a copy each: whatever the codes are, no two meet in a bank. table + 128 code is one dot product of bytes.
  *
- * Magnitudes of a byte become the integers 0..255 in the type of x, exact in fp16 and in bfloat16. fp16 magnitudes go with fp16 x.
+ * BYTES: magnitudes are bytes, and stay bytes until the mma: bits 00mm of a half are the subnormal m 2^-24, which tensor cores multiply
+ * exactly, and 80mm is its negative; 2^24 goes to the scales. A shift and a mask make 4 bytes of signs, and one PRMT joins two of them
+ * with two magnitudes to the register that the mma takes. The table is read with half the bytes of one of halves.
+ *
+ * Otherwise the table has halves (or bfloat16: the integers 0..255 of byte magnitudes, exact): a shift and a LOP3,
+ * (w << n & 0x80008000) ^ pair, put the signs on two of them. fp16 magnitudes go with fp16 x.
+ *
  * The scales of codebook and row come after the sums. In outlier columns x is zero for the tiles, and their own int8
  * weights are added in fp32, with x as it was, once an output. */
 #ifndef RQ_GEMV_SSVQ_CUH
@@ -17,8 +21,7 @@
  * row block lies there rather than in a register. */
 enum { RQ_SSVQ_TABLE = 256 * 128, RQ_SSVQ_BOOK = RQ_SSVQ_TABLE + 16 * 16 * 4, RQ_SSVQ_SHARED = RQ_SSVQ_BOOK + 16 };
 
-/* A warp takes two row blocks at once. Look-ups alone read 2 bytes of shared memory a weight, which is what the SM has to give at
- * the speed of HBM; what is read of x comes on top, and so serves two rows. */
+/* A warp takes two row blocks at once: what it reads of x, 16 bytes a lane for 16 weights, serves two rows. */
 enum { RQ_SSVQ_ROWS = 2 };
 /* Tiles of a batch: as many as registers are for. */
 __host__ __device__ constexpr int rq_gemv_ssvq_depth(int steps) { return steps == 1 ? 1 : 2; }
@@ -30,7 +33,6 @@ struct rq_gemv_ssvq_args {
     const int32_t *outlier_cols;
     const float *outlier_scales;
     int n_rb, n_kb, n_group, n_book, book_kb, book_u8, n_outlier;
-    uint32_t zero;                       /* is 0 */
     uint32_t steps_of_group, reciprocal; /* as in rq_gemv_grid_args */
 };
 
@@ -42,11 +44,14 @@ template <int ACT> __device__ __forceinline__ uint32_t rq_ssvq_pair_of_bytes(uin
     return ptx_prmt(__float_as_uint(low), __float_as_uint(high), 0x7632);
 }
 
-/* STEPS: 32-column steps between two scales, 1 (any multiple of 32 columns), 4 (of 128), 0 (a scale for the row). */
-template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
+/* BYTES: the table has bytes. STEPS: 32-column steps between two scales, 1 (any multiple of 32 columns), 4 (of 128), 0 (a scale for the row). */
+template <int VEC_, int ACT_, int STEPS_, bool BYTES_> struct rq_gemv_ssvq_tiles {
     static constexpr int VEC = VEC_, ACT = ACT_, STEPS = STEPS_, DEPTH = rq_gemv_ssvq_depth(STEPS_);
-    static constexpr int TILE_BYTES = VEC == 8 ? 512 : 768;
+    static constexpr bool BYTES = BYTES_;
+    static constexpr int TILE_BYTES = VEC == 8 ? 512 : 768, ENTRY = VEC * (BYTES ? 1 : 2);
+    static_assert(!BYTES || ACT == RQ_ACT_F16, "bytes become subnormal halves");
     static constexpr bool EDITS_X = true, SAVES_X = true;
+    static constexpr int SUMS = 0;
     static constexpr int ROWS = RQ_SSVQ_ROWS;
     typedef rq_gemv_ssvq_args args;
     /* Scales, as in rq_gemv_grid_tiles: of rows 2 (l % 8), 2 (l % 8) + 1 in the (l / 8)-th step of a tile (STEPS 1) or tile of a batch. */
@@ -70,23 +75,14 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
     const int lane;
     const uint32_t my_half; /* selects, of two rows' halves, that of row l / 4 */
     uint8_t *const front;
-    const uint32_t table, copy; /* the table, and this lane's copy in an entry */
+    const uint32_t table; /* this lane's copy of the first entry */
 
     __device__ __forceinline__ rq_gemv_ssvq_tiles(const rq_gemv_ssvq_args &args_, const rq_gemv_job &job_,
                                                   uint8_t *front_)
         : a(args_), job(job_), lane(threadIdx.x % 32), my_half(threadIdx.x / 4 % 2 ? 0x4432 : 0x4410), front(front_),
-          table(table_address(args_, front_)), copy(VEC == 8 ? threadIdx.x % 8 * 16 : threadIdx.x % 16 * 8) {
+          table(ptx_shared(front_) + threadIdx.x % (128 / ENTRY) * ENTRY) {
         const int slot = threadIdx.x / 32 >> job.log_warps, slots = RQ_GEMV_WARPS >> job.log_warps;
         fetch_ends((blockIdx.x / job.split * slots + slot) * ROWS);
-    }
-    /* On sm_90 ptxas adds a base to a load's address for nothing when it is in a uniform register, and a kernel's parameter is;
-     * on sm_80 it sees that of a constant, and not of a sum. */
-    static __device__ __forceinline__ uint32_t table_address(const rq_gemv_ssvq_args &args, const uint8_t *front) {
-#if __CUDA_ARCH__ >= 900
-        return ptx_shared(front) + args.zero;
-#else
-        return ptx_shared(front);
-#endif
     }
     __device__ __forceinline__ float *outlier_x() const { return reinterpret_cast<float *>(front + RQ_SSVQ_TABLE); }
     __device__ __forceinline__ int *book_number() const { return reinterpret_cast<int *>(front + RQ_SSVQ_BOOK); }
@@ -100,7 +96,12 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
         for (int i = threadIdx.x; i < RQ_SSVQ_TABLE / 16; i += RQ_GEMV_THREADS) {
             const int code = i / 8;
             uint4 v;
-            if (a.book_u8) {
+            if (BYTES && VEC == 8) {
+                const uint2 w = __ldg(reinterpret_cast<const uint2 *>(from) + code);
+                v = make_uint4(w.x, w.y, w.x, w.y);
+            } else if (BYTES) {
+                v.x = v.y = v.z = v.w = __ldg(reinterpret_cast<const uint32_t *>(from) + code);
+            } else if (a.book_u8) {
                 uint2 w;
                 if (VEC == 8)
                     w = __ldg(reinterpret_cast<const uint2 *>(from) + code);
@@ -156,31 +157,45 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
                 a.scales + (size_t)(((uint32_t)min(rb + r, a.n_rb - 1) * a.n_group + group) * 8 + lane % 8) * 4);
     }
 
-    /* Where the magnitudes of the code in bits 7..14 of w are: (a & b) | c. */
-    __device__ __forceinline__ uint32_t entry(uint32_t w) const { return table + ptx_lop3<0xea>(w, 0x7f80u, copy); }
+    /* Where the magnitudes are of the code in byte B of w: table + copy + 128 code, an integer dot product with one byte that is not
+     * zero. It runs where multiplications do, and the integer ALU has more than enough to do here. */
+    template <int B> __device__ __forceinline__ uint32_t entry(uint32_t w) const {
+        return ptx_dot_bytes(w, 128u << 8 * B, table);
+    }
     /* Two magnitudes with the signs in bits 15 - LEFT and 31 - LEFT of w: (a & b) ^ c. */
     template <int LEFT> static __device__ __forceinline__ uint32_t with_signs(uint32_t w, uint32_t pair) {
         return ptx_lop3<0x6a>(w << LEFT, 0x80008000u, pair);
     }
 
-    /* The A fragments of the two mma of step S: pair c (columns 2 c, 2 c + 1) of row lane / 4 + 8 r is m[c / 2][c % 2 * 2 + r]. */
+    /* The A fragments of the two mma of step S: pair c (columns 2 c, 2 c + 1) of row lane / 4 + 8 H is m[c / 2][c % 2 * 2 + H]. */
     template <int S> __device__ __forceinline__ void decode(uint32_t (&m)[2][4], const tile &t, int r) const {
-        const uint32_t w = S == 0 ? t.code[r].x : S == 1 ? t.code[r].y : S == 2 ? t.code[r].z : t.code[r].w;
-        if (VEC == 8) {
-            const uint4 u = ptx_load_shared16(entry(w)), v = ptx_load_shared16(entry(w >> 16));
-            m[0][0] = with_signs<0>(w, u.x), m[0][1] = with_signs<9>(w, v.x);
-            m[0][2] = with_signs<10>(w, u.y), m[0][3] = with_signs<11>(w, v.y);
-            m[1][0] = with_signs<12>(w, u.z), m[1][1] = with_signs<13>(w, v.z);
-            m[1][2] = with_signs<14>(w, u.w), m[1][3] = with_signs<15>(w, v.w);
+        row<S, 0>(m, t, r);
+        row<S, 1>(m, t, r);
+    }
+    template <int S, int H> __device__ __forceinline__ void row(uint32_t (&m)[2][4], const tile &t, int r) const {
+        constexpr int LEFT = S % 2 * 4 + H * 2; /* the signs of columns 0..3; of 4..7: LEFT + 1 */
+        const uint4 &c = t.code[r];
+        const uint32_t codes = VEC == 8 ? S < 2 ? c.x : c.y : S == 0 ? c.x : S == 1 ? c.y : S == 2 ? c.z : c.w;
+        const uint32_t signs = VEC == 8 ? S < 2 ? c.z : c.w : S < 2 ? t.sign[r].x : t.sign[r].y;
+        if (BYTES) {
+            uint2 u;
+            if (VEC == 8)
+                u = ptx_load_shared8(entry<S % 2 * 2 + H>(codes));
+            else
+                u.x = ptx_load_shared4(entry<H * 2>(codes)), u.y = ptx_load_shared4(entry<H * 2 + 1>(codes));
+            const uint32_t low = signs << LEFT & 0x80808080u, high = signs << (LEFT + 1) & 0x80808080u;
+            m[0][H] = ptx_prmt(u.x, low, 0x7150), m[0][2 + H] = ptx_prmt(u.x, low, 0x6342);
+            m[1][H] = ptx_prmt(u.y, high, 0x7150), m[1][2 + H] = ptx_prmt(u.y, high, 0x6342);
         } else {
-            constexpr int L = S % 2 * 8;
-            const uint32_t s = S < 2 ? t.sign[r].x : t.sign[r].y;
-            const uint2 u0 = ptx_load_shared8(entry(w << 7)), u1 = ptx_load_shared8(entry(w >> 1));
-            const uint2 v0 = ptx_load_shared8(entry(w >> 9)), v1 = ptx_load_shared8(entry(w >> 17));
-            m[0][0] = with_signs<L>(s, u0.x), m[0][2] = with_signs<L + 1>(s, u0.y);
-            m[1][0] = with_signs<L + 2>(s, u1.x), m[1][2] = with_signs<L + 3>(s, u1.y);
-            m[0][1] = with_signs<L + 4>(s, v0.x), m[0][3] = with_signs<L + 5>(s, v0.y);
-            m[1][1] = with_signs<L + 6>(s, v1.x), m[1][3] = with_signs<L + 7>(s, v1.y);
+            uint4 u;
+            if (VEC == 8) {
+                u = ptx_load_shared16(entry<S % 2 * 2 + H>(codes));
+            } else {
+                const uint2 a = ptx_load_shared8(entry<H * 2>(codes)), b = ptx_load_shared8(entry<H * 2 + 1>(codes));
+                u = make_uint4(a.x, a.y, b.x, b.y);
+            }
+            m[0][H] = with_signs<LEFT>(signs, u.x), m[0][2 + H] = with_signs<LEFT + 8>(signs, u.y);
+            m[1][H] = with_signs<LEFT + 1>(signs, u.z), m[1][2 + H] = with_signs<LEFT + 9>(signs, u.w);
         }
     }
 
@@ -254,6 +269,7 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
     }
 
     __device__ __forceinline__ float correct(float sum, const rq_gemv_job &, int rb, int row, int token) const {
+        if (BYTES) sum *= 0x1p24f;
         if (a.n_book == 1) sum *= __ldg(a.book_scales + rb);
         if (STEPS == 0)
             sum *= __half2float(__ldg(reinterpret_cast<const __half *>(a.scales) + (size_t)rb * RQ_TILE_ROWS + row));
@@ -274,10 +290,10 @@ template <int VEC_, int ACT_, int STEPS_> struct rq_gemv_ssvq_tiles {
 };
 
 /* All kernels of one vector length, and the one of a description. */
-template <int VEC, int ACT> static const void *rq_gemv_ssvq_function(bool two_halves, int steps) {
-    typedef rq_gemv_ssvq_tiles<VEC, ACT, 0> row;
-    typedef rq_gemv_ssvq_tiles<VEC, ACT, 4> tiles;
-    typedef rq_gemv_ssvq_tiles<VEC, ACT, 1> each;
+template <int VEC, int ACT, bool BYTES> static const void *rq_gemv_ssvq_function(bool two_halves, int steps) {
+    typedef rq_gemv_ssvq_tiles<VEC, ACT, 0, BYTES> row;
+    typedef rq_gemv_ssvq_tiles<VEC, ACT, 4, BYTES> tiles;
+    typedef rq_gemv_ssvq_tiles<VEC, ACT, 1, BYTES> each;
     if (two_halves)
         return steps == 0   ? (const void *)rq_gemv<row, 2>
                : steps == 4 ? (const void *)rq_gemv<tiles, 2>
@@ -287,7 +303,9 @@ template <int VEC, int ACT> static const void *rq_gemv_ssvq_function(bool two_ha
                         : (const void *)rq_gemv<each, 1>;
 }
 template <int VEC> static const void *rq_gemv_ssvq_function(const rq_cuda_gemv_desc *d, int steps) {
-    return d->act == RQ_ACT_F16 ? rq_gemv_ssvq_function<VEC, RQ_ACT_F16>(d->n_tok > 8, steps)
-                                : rq_gemv_ssvq_function<VEC, RQ_ACT_BF16>(d->n_tok > 8, steps);
+    const bool two_halves = d->n_tok > 8;
+    if (d->act == RQ_ACT_BF16) return rq_gemv_ssvq_function<VEC, RQ_ACT_BF16, false>(two_halves, steps);
+    return d->book_u8 ? rq_gemv_ssvq_function<VEC, RQ_ACT_F16, true>(two_halves, steps)
+                      : rq_gemv_ssvq_function<VEC, RQ_ACT_F16, false>(two_halves, steps);
 }
 #endif

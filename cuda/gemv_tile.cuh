@@ -11,6 +11,8 @@
  *   stage(kb0, kb1)         fills it, once, by all threads, for tile columns kb0 .. kb1 - 1; a barrier follows
  *   F::EDITS_X, edits_x(), edit_x(job, x, kb0, kb1)   where both are true, by all threads, when x is in shared memory
  *   F::SAVES_X              lanes of tokens that are not there load no x: where shared memory is what there is least of
+ *   F::SUMS                 0, or 1, 2, 4: x[0].sums(run, half) has the sums of x over the run-th of so many runs of the tile's
+ *                           columns, for the tokens of acc[half][0], [1]
  *   place(rb, kb)           where the batch that begins with tile (rb, kb) is; it may lie outside, then nothing is loaded
  *   load(tile, place, d)    starts the loads of the batch's tile d
  *   load_side(side, rb, kb) likewise, of the side data of all its tiles: of those that are there
@@ -46,6 +48,11 @@ template <int ACT> __device__ __forceinline__ void rq_gemv_put(void *p, size_t i
     else
         static_cast<__nv_bfloat16 *>(p)[i] = __float2bfloat16_rn(v);
 }
+/* The sum of the two numbers of a pair of bits. */
+__device__ __forceinline__ float rq_gemv_pair_sum(int act, uint32_t bits) {
+    if (act == RQ_ACT_F16) return ptx_float_of_f16(bits) + ptx_float_of_f16(bits >> 16);
+    return __uint_as_float(bits << 16) + __uint_as_float(bits & 0xffff0000u);
+}
 template <int ACT>
 __device__ __forceinline__ void rq_gemv_mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     if (ACT == RQ_ACT_F16)
@@ -54,20 +61,58 @@ __device__ __forceinline__ void rq_gemv_mma(float (&c)[4], const uint32_t (&a)[4
         ptx_mma_bf16(c, a[0], a[1], a[2], a[3], b0, b1);
 }
 
+/* Sums of x over runs of columns: [tile column][RUNS][PITCH] floats, zeros for tokens that are not there. The pitch keeps the runs of a
+ * tile in different banks. A lane's sums are those of the tokens that its accumulators are of. */
+template <int RUNS, int HALVES> struct rq_gemv_sums {
+    static constexpr int PITCH = rq_gemv_sums_pitch(HALVES), OF_TILE = RUNS * PITCH;
+    const float *at;
+    __device__ __forceinline__ void set(const float *sums) { at = sums + threadIdx.x % 4 * 2; }
+    __device__ __forceinline__ rq_gemv_sums tile(int n) const { return {at + n * OF_TILE}; }
+    __device__ __forceinline__ float2 of(int run, int half) const {
+        return *reinterpret_cast<const float2 *>(at + run * PITCH + half * 8);
+    }
+    /* From x in shared memory, a warp a tile column and token; by all threads, before a barrier. */
+    static __device__ __forceinline__ void stage(const rq_gemv_job &job, int act, const uint8_t *x, float *sums,
+                                                 int n_kb) {
+        const int lane = threadIdx.x % 32;
+        for (int i = threadIdx.x; i < n_kb * OF_TILE; i += RQ_GEMV_THREADS)
+            if (i % PITCH >= job.n_tok) sums[i] = 0.0f;
+#pragma unroll 1
+        for (int item = threadIdx.x / 32; item < n_kb * job.n_tok; item += RQ_GEMV_WARPS) {
+            const int kb = item / job.n_tok, token = item - kb * job.n_tok;
+            const uint2 four =
+                *reinterpret_cast<const uint2 *>(x + token * job.x_pitch + kb * RQ_TILE_COLS * 2 + lane * 8);
+            float sum = rq_gemv_pair_sum(act, four.x) + rq_gemv_pair_sum(act, four.y);
+#pragma unroll
+            for (int by = 1; by < 32 / RUNS; by *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, by);
+            if (lane % (32 / RUNS) == 0) sums[kb * OF_TILE + lane / (32 / RUNS) * PITCH + token] = sum;
+        }
+    }
+};
+template <int HALVES> struct rq_gemv_sums<0, HALVES> {
+    static constexpr int OF_TILE = 0;
+    __device__ __forceinline__ void set(const float *) {}
+    __device__ __forceinline__ rq_gemv_sums tile(int) const { return {}; }
+    static __device__ __forceinline__ void stage(const rq_gemv_job &, int, const uint8_t *, float *, int) {}
+};
+
 /* Where a lane finds x in shared memory: 16 bytes of its token for each step of 32 columns. SAVES: lanes of tokens that are not there
  * load nothing, and get anything; otherwise they load some other token. The sums of neither are read. */
-template <bool SAVES> struct rq_gemv_x {
+template <bool SAVES, class SUMS> struct rq_gemv_x {
     const uint4 *at;
-    __device__ __forceinline__ void set(const uint8_t *x, int pitch, int token, int n_tok) {
+    SUMS run_sums;
+    __device__ __forceinline__ void set(const uint8_t *x, const float *sums, int pitch, int token, int n_tok) {
         at = reinterpret_cast<const uint4 *>(x + min(token, n_tok - 1) * pitch) + threadIdx.x % 4;
+        run_sums.set(sums);
     }
-    __device__ __forceinline__ rq_gemv_x tile(int n) const { return {at + n * (RQ_TILE_COLS / 8)}; }
+    __device__ __forceinline__ rq_gemv_x tile(int n) const { return {at + n * (RQ_TILE_COLS / 8), run_sums.tile(n)}; }
     __device__ __forceinline__ uint4 step(int s) const { return at[4 * s]; }
+    __device__ __forceinline__ float2 sums(int run, int half) const { return run_sums.of(run, half); }
 };
-template <> struct rq_gemv_x<true> {
+template <class SUMS> struct rq_gemv_x<true, SUMS> {
     uint32_t at;
     bool there;
-    __device__ __forceinline__ void set(const uint8_t *x, int pitch, int token, int n_tok) {
+    __device__ __forceinline__ void set(const uint8_t *x, const float *, int pitch, int token, int n_tok) {
         at = ptx_shared(x) + min(token, n_tok - 1) * pitch + threadIdx.x % 4 * 16;
         there = token < n_tok;
     }
@@ -201,12 +246,19 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
         format.edit_x(job, shared_x, kb0, kb1);
         __syncthreads();
     }
+    typedef rq_gemv_sums<F::SUMS, HALVES> sums_type;
+    float *const sums = reinterpret_cast<float *>(shared_x) - job.part_kb * sums_type::OF_TILE;
+    if (F::SUMS) {
+        sums_type::stage(job, F::ACT, shared_x, sums, kb1 - kb0);
+        __syncthreads();
+    }
 
     /* Column n of an mma is token n. More than 8 tokens have no quarter of a warp to save, and no register for the question. */
-    typedef rq_gemv_x<F::SAVES_X && HALVES == 1> x_type;
+    typedef rq_gemv_x<F::SAVES_X && HALVES == 1, sums_type> x_type;
     x_type x[HALVES];
 #pragma unroll
-    for (int h = 0; h < HALVES; ++h) x[h].set(shared_x, job.x_pitch, h * 8 + (int)threadIdx.x % 32 / 4, job.n_tok);
+    for (int h = 0; h < HALVES; ++h)
+        x[h].set(shared_x, sums, job.x_pitch, h * 8 + (int)threadIdx.x % 32 / 4, job.n_tok);
     for (; groups > 0; --groups) {
         float acc[F::ROWS * HALVES][4];
 #pragma unroll

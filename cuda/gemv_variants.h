@@ -20,6 +20,15 @@ __host__ __device__
     return accumulators == 1 ? 2 : 1;
 }
 
+/* Floats of a run's sums of x, for up to 8 or up to 16 tokens. */
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    static constexpr int
+    rq_gemv_sums_pitch(int halves) {
+    return halves == 1 ? 8 : 24;
+}
+
 /* What a launch is, without what the format needs: the kernels' first parameter. */
 typedef struct rq_gemv_job {
     void *y;
@@ -36,7 +45,7 @@ typedef struct rq_gemv_job {
     int batch_step;    /* from a warp's batch of tiles to its next in the row block */
     int rounds;        /* batches of a warp in a row block */
     int x_pitch;       /* bytes of a token in shared memory */
-    int shared_format; /* bytes of shared memory before x: the format's */
+    int shared_format; /* bytes of shared memory before x: the format's, then the sums of x where it wants them */
 } rq_gemv_job;
 
 /* One compiled kernel. */
@@ -46,6 +55,7 @@ typedef struct rq_gemv_kernel {
     int shared_format; /* bytes of shared memory that the format wants for itself, a multiple of 16 */
     int depth;         /* F::DEPTH */
     int rows;          /* F::ROWS */
+    int sums;          /* F::SUMS */
 } rq_gemv_kernel;
 
 /* A format of weights. The functions get descriptions whose sizes, n_tok and act have been checked. */
@@ -59,5 +69,12 @@ typedef struct rq_gemv_format {
 } rq_gemv_format;
 
 extern const rq_gemv_format rq_gemv_grid, rq_gemv_ssvq;
+
+/* Of gemv_launch.cu, for what else runs on these formats: the format (NULL: there is none), the sentence of what cannot be done on any
+ * device (or NULL), and rq_cuda_last_error's sentence. */
+const rq_gemv_format *rq_gemv_format_of(rq_tile_kind kind);
+const char *rq_gemv_refuse(const rq_cuda_gemv_desc *d);
+rq_status rq_gemv_fail(rq_status status, const char *text);
+rq_status rq_gemv_fail_cuda(const char *what, cudaError_t e);
 
 #endif

@@ -55,6 +55,11 @@ __device__ __forceinline__ uint2 ptx_load_shared8(uint32_t at) {
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at));
     return v;
 }
+__device__ __forceinline__ uint32_t ptx_load_shared4(uint32_t at) {
+    uint32_t v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at));
+    return v;
+}
 
 /* ---- integer */
 
@@ -69,6 +74,12 @@ __device__ __forceinline__ int ptx_thread() {
 template <int TABLE> __device__ __forceinline__ uint32_t ptx_lop3(uint32_t a, uint32_t b, uint32_t c) {
     uint32_t d;
     asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(TABLE));
+    return d;
+}
+/* c + the sum of the products of the bytes of a and b, all unsigned. */
+__device__ __forceinline__ uint32_t ptx_dot_bytes(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d;
+    asm("dp4a.u32.u32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
     return d;
 }
 /* Byte i of the result is the byte that nibble i of the selector names: 0..3 of a, 4..7 of b. */

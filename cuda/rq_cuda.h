@@ -64,6 +64,13 @@ rq_status rq_cuda_gemv_supports(const rq_cuda_gemv_desc *d, const char **why);
 rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d);
 rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a,
                            rq_cuda_stream stream);
+
+/* W as a dense matrix to[n_out][ld] of d->act, in stored column order: each weight is the number of the format's definition in fp32, rounded once.
+ * What lies between n_in and ld is not written. n_tok, bias, residual and early_launch of d do not count. A run only launches. */
+rq_status rq_cuda_unpack_supports(const rq_cuda_gemv_desc *d, const char **why);
+rq_status rq_cuda_unpack_run(const rq_cuda_gemv_desc *d, void *to, int64_t ld, const void *weights,
+                             rq_cuda_stream stream);
+
 /* The sentence behind the last status of this thread that was not RQ_OK. */
 const char *rq_cuda_last_error(void);
 

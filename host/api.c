@@ -53,10 +53,16 @@ rq_status rq_quantize_layer(float *q, uint8_t *codes, float *scale, uint8_t *zer
     if (info && info->struct_size != sizeof *info)
         return rq_fail(RQ_ERR_ARG, "rq_quantize_layer: info->struct_size is not set");
     RQ_TRY(parse_options(&o, options));
+    if (rq_round_is_book(o.round) && (codes || scale || zero || g_idx)) {
+        RQ_FAIL(RQ_ERR_UNSUPPORTED,
+                "rq_quantize_layer: codes, scales, zeros and group indices are the grid's; with round=%s "
+                "only q is given",
+                rq_round_name(o.round));
+    }
     RQ_TRY(rq_prepare(&prep, h, d, n_in, &o, "layer"));
     RQ_TRY(rq_quantize_matrix(&r, w, n_out, &prep, &o, "layer"));
     copy_out(q, r.q, count, sizeof *q);
-    copy_out(codes, r.codes, count, sizeof *codes);
+    copy_out(codes, r.codes, codes ? count : 0, sizeof *codes);
     copy_out(scale, r.scale, n_out * r.grid.n_group, sizeof *scale);
     if (zero && r.zero) copy_out(zero, r.zero, n_out * r.grid.n_group, sizeof *zero);
     if (zero && !r.zero) memset(zero, 1 << (o.bits - 1), (size_t)(n_out * r.grid.n_group));
@@ -69,7 +75,7 @@ rq_status rq_quantize_layer(float *q, uint8_t *codes, float *scale, uint8_t *zer
                                 .n_dead = prep.n_dead};
         if (h) RQ_TRY(rq_layer_loss(w, r.q, n_out, n_in, h, d, &info->loss_sym, &info->loss_asym, &whw));
         info->rel_loss = whw > 0 ? info->loss_sym / whw : 0;
-        RQ_TRY(rq_grid_pack(&packed, &r.grid));
+        RQ_TRY(rq_result_pack(&packed, &r));
         info->bpw = (double)rq_packed_size_bits(&packed) / (double)count;
     }
 done:

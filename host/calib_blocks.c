@@ -15,9 +15,7 @@
 #include "backend.h"
 #include "quantize.h"
 
-enum { N_STAGES = 4, N_STREAMS = 2, FP = 0, QS = 1, CHUNK_TOKENS = 2048 };
-
-static const int stage_first[N_STAGES + 1] = {RQ_Q, RQ_O, RQ_GATE, RQ_DOWN, RQ_N_LINEARS};
+enum { N_STREAMS = 2, FP = 0, QS = 1, CHUNK_TOKENS = 2048 };
 
 typedef struct stream {
     bool active;
@@ -44,14 +42,6 @@ static int64_t stage_width(const calib *c, int stage) { return stage == 1 ? c->q
 
 static rq_matrix_plan *plan_of(const calib *c, int64_t layer, int which) {
     return &c->z->plan[layer * RQ_N_LINEARS + which];
-}
-
-bool rq_quant_wants_h(const rq_quant_opt *o) {
-    return rq_comp_get(o->comp)->propagates || (o->clip == RQ_CLIP_MSE && o->clip_weights == RQ_CLIP_HDIAG);
-}
-
-bool rq_quant_wants_cross(const rq_quant_opt *o) {
-    return rq_comp_get(o->comp)->uses_cross && (o->alpha != 0 || o->alpha2 != 0 || o->rho != 0);
 }
 
 static void calib_free(calib *c) {
@@ -290,27 +280,53 @@ static double sqnr_db(const float *w, const float *q, int64_t n) {
     return noise > 0 ? 10 * log10(signal > 0 ? signal / noise : 1) : 999;
 }
 
-static rq_status quantize_one(calib *c, int64_t layer, int which, const rq_prep *prep) {
+/* One matrix of a set, quantized: its losses, its line of the log, its values into the q stream. */
+static rq_status finish_matrix(calib *c, int64_t layer, int which, const rq_prep *prep, const rq_quant_result *r,
+                               double seconds, char *line, size_t line_size) {
     rq_status status = RQ_OK;
     rq_matrix_plan *p = plan_of(c, layer, which);
-    rq_quant_result r = {0};
     rq_packed packed = {0};
     const float *w = c->s[FP].w[which];
-    double sym = 0, asym = 0, whw = 0, started = rq_seconds();
-    char line[2048];
-    RQ_TRY(rq_quantize_matrix(&r, w, p->n_out, prep, &p->opt, p->name));
-    double seconds = rq_seconds() - started;
+    double sym = 0, asym = 0, whw = 0;
     if (c->need_h) {
-        RQ_TRY(rq_layer_loss(w, r.q, p->n_out, p->n_in, c->h, c->need_cross ? c->cross : NULL, &sym, &asym, &whw));
+        RQ_TRY(rq_layer_loss(w, r->q, p->n_out, p->n_in, c->h, c->need_cross ? c->cross : NULL, &sym, &asym, &whw));
     }
-    RQ_TRY(rq_grid_pack(&packed, &r.grid));
+    RQ_TRY(rq_result_pack(&packed, r));
     double bpw = (double)rq_packed_size_bits(&packed) / (double)(p->n_out * p->n_in);
-    log_line(line, sizeof line, p, prep, sym, asym, whw, sqnr_db(w, r.q, p->n_out * p->n_in), bpw, seconds);
-    RQ_TRY(rq_part_save(c->z, layer, which, &r, line));
-    memcpy(c->s[QS].w[which], r.q, (size_t)(p->n_out * p->n_in) * sizeof(float));
+    log_line(line, line_size, p, prep, sym, asym, whw, sqnr_db(w, r->q, p->n_out * p->n_in), bpw, seconds);
+    memcpy(c->s[QS].w[which], r->q, (size_t)(p->n_out * p->n_in) * sizeof(float));
 done:
     rq_packed_free(&packed);
-    rq_quant_result_free(&r);
+    return status;
+}
+
+/* The set whose first matrix is `lead`. Its log lines share its seconds equally. */
+static rq_status quantize_set(calib *c, int64_t layer, int lead, const rq_prep *prep) {
+    enum { LINE = 4096 };
+    rq_status status = RQ_OK;
+    rq_quant_matrix m[RQ_N_LINEARS];
+    rq_quant_result r[RQ_N_LINEARS] = {0};
+    int which[RQ_N_LINEARS], n = 0;
+    char *text = NULL;
+    const char *line[RQ_N_LINEARS];
+    double started = rq_seconds();
+    for (int k = lead; k < RQ_N_LINEARS; ++k) {
+        const rq_matrix_plan *p = plan_of(c, layer, k);
+        if (!p->quantized || p->lead != lead) continue;
+        which[n] = k;
+        m[n++] = (rq_quant_matrix){p->name, c->s[FP].w[k], p->n_out};
+    }
+    RQ_TRY(RQ_NEW(text, n * LINE));
+    RQ_TRY(rq_quantize_set(r, m, n, prep, &plan_of(c, layer, lead)->opt));
+    double seconds = (rq_seconds() - started) / n;
+    for (int i = 0; i < n; ++i) {
+        line[i] = text + i * LINE;
+        RQ_TRY(finish_matrix(c, layer, which[i], prep, &r[i], seconds, text + i * LINE, LINE));
+    }
+    RQ_TRY(rq_part_save(c->z, layer, lead, r, line));
+done:
+    for (int i = 0; i < n; ++i) rq_quant_result_free(&r[i]);
+    free(text);
     return status;
 }
 
@@ -318,7 +334,9 @@ static bool same_preparation(const rq_quant_opt *a, const rq_quant_opt *b) {
     return a->comp == b->comp && a->alpha == b->alpha && a->alpha2 == b->alpha2 && a->rho == b->rho &&
            a->damp_frac == b->damp_frac && a->shrink == b->shrink && a->act_order == b->act_order &&
            a->static_groups == b->static_groups && a->group == b->group && a->cd_sweeps == b->cd_sweeps &&
-           a->refit == b->refit && a->clip == b->clip && a->clip_weights == b->clip_weights;
+           a->refit == b->refit && a->clip == b->clip && a->clip_weights == b->clip_weights && a->round == b->round &&
+           a->vec_len == b->vec_len && a->outliers == b->outliers && a->outlier_min == b->outlier_min &&
+           a->assign == b->assign;
 }
 
 /* One stage: its pass over the samples, then its matrices. Stages that an interrupted run finished are only replayed. */
@@ -329,7 +347,7 @@ static rq_status quantize_stage(calib *c, int64_t layer, int st, bool forward) {
     bool have[RQ_N_LINEARS] = {false}, stop = false;
     char text[160];
     c->need_h = c->need_cross = false;
-    for (int m = stage_first[st]; m < stage_first[st + 1]; ++m) {
+    for (int m = rq_stage_first[st]; m < rq_stage_first[st + 1]; ++m) {
         rq_matrix_plan *p = plan_of(c, layer, m);
         if (!p->quantized) continue;
         RQ_TRY(rq_part_load(c->z, layer, m, c->s[QS].w[m], &have[m]));
@@ -340,19 +358,19 @@ static rq_status quantize_stage(calib *c, int64_t layer, int st, bool forward) {
     snprintf(text, sizeof text, "block %lld of %lld: calibrating %s", (long long)layer + 1, (long long)c->cfg->n_layer,
              (const char *[]){"q k v", "o", "gate up", "down"}[st]);
     if (forward) RQ_TRY(run_stage(c, st, text));
-    for (int m = stage_first[st]; m < stage_first[st + 1]; ++m) {
+    for (int m = rq_stage_first[st]; m < rq_stage_first[st + 1]; ++m) {
         rq_matrix_plan *p = plan_of(c, layer, m);
         if (!p->quantized) continue;
         if (have[m]) {
             ++c->z->n_resumed;
-        } else {
+        } else if (p->lead == m) {
             if (!prepared || !same_preparation(prepared, &p->opt)) {
                 rq_prep_free(&prep);
                 RQ_TRY(rq_prepare(&prep, c->need_h ? c->h : NULL, c->need_cross ? c->cross : NULL, p->n_in, &p->opt,
                                   p->name));
                 prepared = &p->opt;
             }
-            RQ_TRY(quantize_one(c, layer, m, &prep));
+            RQ_TRY(quantize_set(c, layer, m, &prep));
         }
         snprintf(text, sizeof text, "%s", p->name);
         stop |= rq_quantizer_progress(c->z, 4.0 * (double)p->n_out * (double)p->n_in * (double)p->n_in, text);
@@ -385,7 +403,7 @@ rq_status rq_quantize_blocks(rq_quantizer *z) {
     if (forward) RQ_TRY(start_streams(&c));
     for (int64_t layer = 0; layer < c.cfg->n_layer; ++layer) {
         RQ_TRY(load_block(&c, layer));
-        for (int st = 0; st < N_STAGES; ++st) RQ_TRY(quantize_stage(&c, layer, st, forward));
+        for (int st = 0; st < RQ_N_STAGES; ++st) RQ_TRY(quantize_stage(&c, layer, st, forward));
         if (forward && layer + 1 < c.cfg->n_layer) RQ_TRY(finish_block(&c, "next block"));
     }
 done:

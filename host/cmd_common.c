@@ -264,9 +264,17 @@ rq_status cmd_quant_options(rq_quant_opt *o, cmd_args *a) {
         rq_quant_default(&any, comp);
         RQ_TRY(rq_quant_set(&any, "comp", name)); /* gives the sentence with the list */
     }
-    if (!preset || strcmp(preset, "best") == 0 || strcmp(preset, "default") == 0) {
+    rq_round round = RQ_ROUND_GRID;
+    const char *round_name = cmd_value(a, "round");
+    if (round_name && !rq_round_by_name(round_name, &round)) {
         rq_quant_default(o, comp);
+        RQ_TRY(rq_quant_set(o, "round", round_name));
+    }
+    if (!preset || strcmp(preset, "best") == 0 || strcmp(preset, "default") == 0) {
+        rq_quant_default_round(o, comp, round);
     } else if (strcmp(preset, "reference") == 0) {
+        if (rq_round_is_book(round))
+            RQ_FAIL(RQ_ERR_ARG, "--preset reference is of the grid; --round %s has none", round_name);
         rq_quant_reference(o, comp);
     } else {
         RQ_FAIL(RQ_ERR_ARG, "--preset %s: it is reference, default or best", preset);

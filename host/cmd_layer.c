@@ -71,18 +71,18 @@ done:
 static rq_status write_result(const char *path, const layer_case *c, const rq_quant_result *r) {
     rq_status status = RQ_OK;
     rq_packed_file file = {0};
-    rq_out_tensor out[6];
-    char entry[256];
-    RQ_TRY(rq_grid_pack_file(&file, "W", &r->grid));
+    rq_out_tensor out[sizeof file.tensor / sizeof *file.tensor + 1];
+    char *entry = NULL, *text = NULL;
+    RQ_TRY(rq_result_pack_file(&file, &entry, "W", r));
     memcpy(out, file.tensor, (size_t)file.n_tensors * sizeof *out);
     out[file.n_tensors] = (rq_out_tensor){"Q", RQ_F32, 2, {c->n_out, c->n_in}, rq_fill_from_memory, r->q};
-    snprintf(entry, sizeof entry,
-             "{\"version\":1,\"linears\":{\"W\":{\"format\":\"grid\",\"bits\":%d,\"group\":%lld,\"sym\":%s}}}",
-             r->grid.bits, (long long)r->grid.group, r->zero ? "false" : "true");
-    const char *pairs[] = {"requite", entry};
+    if (asprintf(&text, "{\"version\":1,\"linears\":{\"W\":%s}}", entry) < 0) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    const char *pairs[] = {"requite", text};
     RQ_TRY(rq_safetensors_write(path, out, file.n_tensors + 1, pairs, 1));
 done:
     rq_packed_file_free(&file);
+    free(entry);
+    free(text);
     return status;
 }
 
@@ -97,9 +97,9 @@ static void report(const cmd_args *a, const rq_quant_opt *o, const rq_prep *p, d
         cmd_print_json(j);
         return;
     }
-    printf(
-        "%s %d bits: loss_sym %.6g (%.4g of the output), loss_asym %.6g, %.4f bits per weight, damping %.4g, %.2f s\n",
-        rq_comp_get(o->comp)->name, o->bits, sym, whw > 0 ? sym / whw : 0.0, asym, bpw, p->damp_used, seconds);
+    printf("%s %s: loss_sym %.6g (%.4g of the output), loss_asym %.6g, %.4f bits per weight, damping %.4g, %.2f s\n",
+           rq_comp_get(o->comp)->name, rq_round_name(o->round), sym, whw > 0 ? sym / whw : 0.0, asym, bpw, p->damp_used,
+           seconds);
 }
 
 int cmd_layer(int argc, char **argv) {
@@ -128,7 +128,7 @@ int cmd_layer(int argc, char **argv) {
     RQ_TRY(rq_quantize_matrix(&r, c.w, c.n_out, &prep, &opt, "W"));
     double seconds = rq_seconds() - started;
     RQ_TRY(rq_layer_loss(c.w, r.q, c.n_out, c.n_in, c.h, c.d, &sym, &asym, &whw));
-    RQ_TRY(rq_grid_pack(&packed, &r.grid));
+    RQ_TRY(rq_result_pack(&packed, &r));
     RQ_TRY(write_result(out, &c, &r));
     report(&a, &opt, &prep, sym, asym, whw, (double)rq_packed_size_bits(&packed) / (double)(c.n_out * c.n_in), seconds);
 done:

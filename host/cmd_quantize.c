@@ -8,10 +8,10 @@ static const cmd_flag flags[] = {
     {"calib-field", 0, "NAME", "the string to take from each .jsonl line (text)"},
     {"n-samples", 'n', "N", "calibration windows (128)"},
     {"seq-len", 0, "N", "tokens in a window (2048; an id file's own length)"},
-    {"skip-tokens", 0, "N", "leave the first N tokens of each window out of the statistics (0)"},
+    {"skip-tokens", 0, "N", "leave the first N tokens of each window out of the statistics (0; codebooks: 1)"},
     {"seed", 0, "N", "of the rotation and of the choice of windows (0)"},
     {"preset", 0, "NAME", "best (default) or reference: the settings of the papers' code"},
-    {"rotate", 0, "HOW", "none or residual (default: the preset's)"},
+    {"rotate", 0, "HOW", "none or residual (default: the preset's; codebooks: none)"},
     {"skip", 0, "REGEX", "leave matching matrices as they are; may be repeated"},
     {"override", 0, "RULE", "'REGEX:key=value,...' for matching matrices; may be repeated, the first match counts"},
     {"config", 0, "FILE", "options from a JSON object of the same keys; flags win"},
@@ -135,7 +135,9 @@ int cmd_quantize(int argc, char **argv) {
     if (code >= 0) return code;
     RQ_TRY(cmd_quant_options(&job.opt, &a));
     int64_t seed;
-    if (!cmd_int(&a, "seed", 0, INT64_MAX, 0, &seed) || !cmd_int(&a, "skip-tokens", 0, 1 << 20, 0, &job.skip_tokens)) {
+    bool book = rq_round_is_book(job.opt.round); /* docs/methods.md, "Codebooks", has their own defaults */
+    if (!cmd_int(&a, "seed", 0, INT64_MAX, 0, &seed) ||
+        !cmd_int(&a, "skip-tokens", 0, 1 << 20, book ? 1 : 0, &job.skip_tokens)) {
         return EXIT_USAGE;
     }
     const char *device = cmd_value(&a, "device"), *ram = cmd_value(&a, "max-ram");
@@ -149,7 +151,7 @@ int cmd_quantize(int argc, char **argv) {
     job.out_path = a.arg[1];
     job.seed = (uint64_t)seed;
     job.rotate = cmd_value(&a, "rotate");
-    if (!job.rotate) job.rotate = preset && strcmp(preset, "reference") == 0 ? "none" : "residual";
+    if (!job.rotate) job.rotate = book || (preset && strcmp(preset, "reference") == 0) ? "none" : "residual";
     job.skip = skip;
     job.n_skip = collect(&a, "skip", skip);
     job.override_rules = rules;

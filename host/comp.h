@@ -31,11 +31,12 @@ typedef struct rq_comp_row {
 const rq_comp_row *rq_comp_get(rq_comp c);
 bool rq_comp_by_name(const char *name, rq_comp *c);
 
-/* A rounder of single columns. find() gives scale and zero of one group from its n values x and weights wt of the clip search (all 1
+/* A rounder of single columns, or of vectors by a codebook (comp_book.h). find() gives scale and zero of one group from its n values x and weights wt of the clip search (all 1
  * for a plain one). round() takes one column of n_rows rows, row i with its own scale[i] and zero[i]: codes, what they stand for,
  * and w clamped to what codes can stand for. */
 typedef struct rq_rounder {
     const char *name;
+    const struct rq_vec_rounder *vec; /* codebook rounders have this, and neither find nor round */
     void (*find)(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, float *scale, float *zero);
     void (*round)(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero, uint8_t *code,
                   float *q, float *clamped);
@@ -51,6 +52,9 @@ typedef enum rq_clip { RQ_CLIP_NONE, RQ_CLIP_MSE } rq_clip;
 typedef enum rq_clip_weights { RQ_CLIP_PLAIN, RQ_CLIP_HDIAG } rq_clip_weights;
 /* What finished columns contribute to the trailing update: their quantized values ("org") or their values at the moment
  * of rounding, clamped to the grid ("allw"). AUTO is ResComp's choice: allw above 2 bits; every other compensator: org. */
+/* What a codebook rounder measures distances in: plain, weighed by the diagonal of the block's metric, or the exact metric. */
+typedef enum rq_assign { RQ_ASSIGN_EUCLID, RQ_ASSIGN_DIAG, RQ_ASSIGN_MAHALANOBIS } rq_assign;
+typedef enum rq_book_dtype { RQ_BOOK_F16, RQ_BOOK_U8 } rq_book_dtype;
 typedef enum rq_update { RQ_UPDATE_AUTO, RQ_UPDATE_ORG, RQ_UPDATE_ALLW } rq_update;
 
 struct rq_quant_opt {
@@ -71,12 +75,28 @@ struct rq_quant_opt {
     int clip_steps;       /* shrink factors 1, 1 - 0.8/steps, ... */
     rq_dtype scale_dtype; /* RQ_F16 or RQ_F32 */
     int cd_sweeps;        /* coordinate-descent sweeps after each of (refit + 1) rounds */
-    int refit;            /* rounds of least-squares refit of the group scales */
+    int refit;            /* rounds of least-squares refit of the group scales, and of codebooks */
+    /* Codebook rounders (ssvq, vq); bits, sym, clip and static_groups are the grid's. */
+    int vec_len, codes, codes2; /* weights a vector; codebook size; size of the second stage's (vq), 0 without one */
+    int64_t book_cols;          /* columns that share a codebook; 0: all */
+    rq_book_dtype book_dtype;   /* ssvq */
+    bool share_books;           /* one codebook for matrices with the same input */
+    int outliers;               /* columns of largest H_jj kept as 8-bit numbers ... */
+    double outlier_min;         /* ... those whose H_jj is above this times the mean */
+    rq_assign assign;
+    int kmeans_iters;
+    int64_t kmeans_points; /* vectors a codebook is fitted on; 0: all */
+    int kmeans_seed;
 };
 
 /* The settings of the reference implementations (sym, power 2.4, dynamic groups), or ours; with comp's factors. */
 void rq_quant_reference(rq_quant_opt *o, rq_comp comp);
 void rq_quant_default(rq_quant_opt *o, rq_comp comp);
+/* Our settings for a rounder: rq_quant_default for the grid. Codebooks: docs/methods.md, "Codebooks". */
+void rq_quant_default_round(rq_quant_opt *o, rq_comp comp, rq_round round);
+bool rq_round_is_book(rq_round r);
+/* True when every option has the same value. */
+bool rq_quant_same(const rq_quant_opt *a, const rq_quant_opt *b);
 /* RQ_ERR_ARG with a sentence when a value is out of range or two contradict each other. n_in: 0 when not known yet. */
 rq_status rq_quant_check(const rq_quant_opt *o, int64_t n_in);
 
@@ -94,27 +114,43 @@ typedef struct rq_quant_key {
 } rq_quant_key;
 const rq_quant_key *rq_quant_key_at(int i);
 rq_status rq_quant_set(rq_quant_opt *o, const char *key, const char *value);
-/* "key=value,key=value"; comp=NAME also takes NAME's factors. */
+/* "key=value,key=value"; comp=NAME also takes NAME's factors, round=NAME also NAME's settings. */
 rq_status rq_quant_set_all(rq_quant_opt *o, const char *text);
 /* The value as text, as rq_quant_set would take it. */
 void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t size);
+
+/* Columns that are rounded together, contiguous in sweep order: one, or those of a vector that are not outlier columns. */
+typedef struct rq_span {
+    int32_t pos, width; /* in sweep order */
+    int32_t vec;        /* vector, of columns vec * vec_len and on; or -1 - o for outlier column o */
+} rq_span;
 
 /* Everything that matrices with the same input share. Columns of u and t are in sweep order: position c holds input feature
  * perm[c]. "stored" order, that of hd, is sweep order with dynamic act-order groups and the natural order otherwise. */
 typedef struct rq_prep {
     int64_t n;
-    int32_t *perm;      /* [n] */
-    bool *dead;         /* [n] natural order: H[j][j] was 0 */
-    float *hdiag;       /* [n] natural order, before damping */
-    float *u;           /* [n][n] sweep order, upper; NULL for rtn */
-    float *t;           /* [n][n] sweep order, strictly upper; NULL when not needed */
-    float *m;           /* [n][n] natural order: D (H + damping)^-1; NULL when not needed */
-    float *hd;          /* [n][n] stored order, damped; NULL when no refinement is asked for */
+    int32_t *perm; /* [n] */
+    bool *dead;    /* [n] natural order: H[j][j] was 0 */
+    float *hdiag;  /* [n] natural order, before damping; times unit for a codebook */
+    float *u;      /* [n][n] sweep order, upper; NULL for rtn */
+    float *t;      /* [n][n] sweep order, strictly upper; NULL when not needed */
+    float *m;      /* [n][n] natural order: D (H + damping)^-1; NULL when not needed */
+    float *hd;     /* [n][n] stored order, damped; NULL when no refinement is asked for */
+    /* Codebook rounders: */
+    rq_span *span; /* [n_span] in sweep order: outlier columns first; NULL for the grid */
+    int64_t n_span;
+    int32_t *outlier_col; /* [n_outlier] ascending */
+    int n_outlier;
+    double unit;        /* u, t, m, hd are those of unit * H and unit * D: a power of two, 1 for the grid */
     double damp_used;   /* what was added to the diagonal */
     int n_retries;      /* damping raised so many times */
     bool diagonal_only; /* the last rung: off-diagonal dropped */
     int64_t n_dead;
 } rq_prep;
+
+/* What options need from calibration: H, and D. */
+bool rq_quant_wants_h(const rq_quant_opt *o);
+bool rq_quant_wants_cross(const rq_quant_opt *o);
 
 /* h: fp64 [n][n]; d: fp64 [n][n] or NULL. Neither is changed. label names the tensor in messages. RQ_ERR_ARG when the
  * compensator needs D and there is none; RQ_ERR_NUMERIC when h or d holds NaN or infinity. A matrix that is not positive
@@ -123,14 +159,34 @@ rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, co
 void rq_prep_free(rq_prep *p);
 
 typedef struct rq_quant_result {
-    rq_grid_codes grid; /* points into the arrays below */
+    rq_format format; /* which of the three the matrix became; they point into the arrays below */
+    int n_owned;
+    rq_grid_codes grid;
+    rq_ssvq_codes ssvq;
+    rq_vq_codes vq;
     uint8_t *codes;
     float *scale;
     uint8_t *zero;
     int32_t *g_idx;
     float *q; /* [n_out][n_in] what the codes stand for, natural order */
+    void *owned[16];
 } rq_quant_result;
 void rq_quant_result_free(rq_quant_result *r);
+/* The run-time form, and the tensors on disk with the entry of the metadata (free() it), whatever the format. */
+rq_status rq_result_pack(rq_packed *p, const rq_quant_result *r);
+rq_status rq_result_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_quant_result *r);
+
+/* One matrix of a set that shares its input. */
+typedef struct rq_quant_matrix {
+    const char *name; /* for messages, and the name a codebook that is shared is stored under: the first one's */
+    const float *w;   /* [n_out][n_in] */
+    int64_t n_out;
+} rq_quant_matrix;
+
+/* Quantize a set of matrices with one input and one group of options: r[n_matrices]. The grid rounds each alone; codebook
+ * rounders fit one codebook for all (docs/methods.md, "Codebooks"). Names must outlive the results. Same bytes for any thread count. */
+rq_status rq_quantize_set(rq_quant_result *r, const rq_quant_matrix *m, int n_matrices, const rq_prep *p,
+                          const rq_quant_opt *o);
 
 /* Quantize w[n_out][n_in]. Work: O(n_out n_in^2). Same bytes for any thread count.
  * Sources: GPTQ arXiv:2210.17323; GPTAQ arXiv:2504.02692; ResComp arXiv:2604.07955; QEP arXiv:2504.09629. */

@@ -77,11 +77,64 @@ void rq_quant_default(rq_quant_opt *o, rq_comp comp) {
     }
 }
 
+bool rq_round_is_book(rq_round r) { return rq_round_get(r) && rq_round_get(r)->vec; }
+
+/* The 2-bit setting of docs/methods.md ("Codebooks"); --vec-len 4 makes it the 3-bit one. */
+void rq_quant_default_round(rq_quant_opt *o, rq_comp comp, rq_round round) {
+    rq_quant_default(o, comp);
+    if (!rq_round_is_book(round)) return;
+    bool propagates = rq_comp_get(comp)->propagates;
+    o->round = round;
+    o->act_order = false;
+    o->group = 0;
+    o->shrink = propagates ? 0.3 : 0;
+    o->cd_sweeps = propagates ? 2 : 0;
+    o->refit = 0;
+    if (comp == RQ_COMP_QEP) o->rho = 0.25;
+    o->vec_len = round == RQ_ROUND_SSVQ ? 8 : 4;
+    o->codes = 256;
+    o->book_dtype = round == RQ_ROUND_SSVQ ? RQ_BOOK_U8 : RQ_BOOK_F16;
+    o->share_books = true;
+    o->outliers = 8;
+    o->assign = RQ_ASSIGN_MAHALANOBIS;
+    o->kmeans_iters = 12;
+    o->kmeans_points = 1 << 16;
+}
+
 bool rq_groups_in_sweep_order(const rq_quant_opt *o, int64_t n_in) {
-    return rq_comp_get(o->comp)->propagates && !o->static_groups && o->group > 0 && o->group < n_in;
+    return rq_comp_get(o->comp)->propagates && !o->static_groups && o->group > 0 && o->group < n_in &&
+           !rq_round_is_book(o->round);
 }
 
 static bool fraction(double v, double lo, double hi) { return v >= lo && v <= hi; } /* false for NaN */
+
+static rq_status check_book(const rq_quant_opt *o) {
+    const char *name = rq_round_name(o->round);
+    bool ssvq = o->round == RQ_ROUND_SSVQ;
+    int most = ssvq ? 4096 : 65536;
+    if (ssvq ? o->vec_len != 4 && o->vec_len != 8 : o->vec_len < 2 || o->vec_len > RQ_VQ_MAX_VEC)
+        return rq_fail(RQ_ERR_ARG, "--vec-len %d: vectors of %s have %s weights", o->vec_len, name,
+                       ssvq ? "4 or 8" : "2 to 16");
+    if (o->codes < 16 || o->codes > most)
+        return rq_fail(RQ_ERR_ARG, "--codes %d: codebooks of %s have 16 to %d entries", o->codes, name, most);
+    if (o->codes2 != 0 && (ssvq || o->codes2 < 16 || o->codes2 > most))
+        return rq_fail(RQ_ERR_ARG, "--codes2 %d: a second stage is for vq, with 16 to %d entries; 0 for none",
+                       o->codes2, most);
+    if (o->group % o->vec_len)
+        return rq_fail(RQ_ERR_ARG, "--group %lld is not a multiple of --vec-len %d", (long long)o->group, o->vec_len);
+    if (o->book_cols < 0 || o->book_cols % o->vec_len)
+        return rq_fail(RQ_ERR_ARG, "--book-cols %lld is not a multiple of --vec-len %d (0 means all columns)",
+                       (long long)o->book_cols, o->vec_len);
+    if (o->book_dtype == RQ_BOOK_U8 && !ssvq) return rq_fail(RQ_ERR_ARG, "--book-dtype u8: codebooks of vq are f16");
+    if (o->scale_dtype != RQ_F16) return rq_fail(RQ_ERR_ARG, "--scale-dtype f32: scales of %s are f16", name);
+    if (o->outliers < 0 || o->outliers > RQ_SSVQ_MAX_OUTLIERS || !(o->outlier_min >= 0))
+        return rq_fail(RQ_ERR_ARG, "--outliers %d must be in 0..%d and --outlier-min %g not negative", o->outliers,
+                       RQ_SSVQ_MAX_OUTLIERS, o->outlier_min);
+    if (o->kmeans_iters < 0 || o->kmeans_iters > 10000 || o->kmeans_points < 0 || o->kmeans_seed < 0)
+        return rq_fail(RQ_ERR_ARG, "--kmeans-iters %d, --kmeans-points %lld and --kmeans-seed %d: too small or large",
+                       o->kmeans_iters, (long long)o->kmeans_points, o->kmeans_seed);
+    return RQ_OK;
+}
 
 rq_status rq_quant_check(const rq_quant_opt *o, int64_t n_in) {
     if (o->struct_size != sizeof *o) return rq_fail(RQ_ERR_ARG, "rq_quant_opt was not set up by rq_quant_default");
@@ -112,7 +165,7 @@ rq_status rq_quant_check(const rq_quant_opt *o, int64_t n_in) {
     }
     if (o->scale_dtype != RQ_F16 && o->scale_dtype != RQ_F32)
         return rq_fail(RQ_ERR_ARG, "scales are stored as f16 or f32");
-    return RQ_OK;
+    return rq_round_is_book(o->round) ? check_book(o) : RQ_OK;
 }
 
 /* ---- options by name: one table for flags, --config files, --override and reports ---- */
@@ -146,6 +199,18 @@ static const setting settings[] = {
     {{"cd-sweeps", 'i', "N", "coordinate-descent sweeps after the sweep"}, AT(cd_sweeps)},
     {{"refit", 'i', "N", "rounds of scale refit, each with its sweeps"}, AT(refit)},
     {{"scale-dtype", 'e', "f16|f32", "how scales are stored"}, AT(scale_dtype)},
+    {{"vec-len", 'i', "D", "ssvq, vq: weights that share a code"}, AT(vec_len)},
+    {{"codes", 'i', "K", "ssvq, vq: entries of a codebook"}, AT(codes)},
+    {{"codes2", 'i', "K", "vq: entries of the second stage's, 0 for one stage"}, AT(codes2)},
+    {{"book-cols", 'I', "N", "ssvq, vq: columns that share a codebook; 0: all"}, AT(book_cols)},
+    {{"book-dtype", 'e', "f16|u8", "ssvq: how codebooks are stored"}, AT(book_dtype)},
+    {{"share-books", 'b', NULL, "ssvq, vq: one codebook for matrices with the same input"}, AT(share_books)},
+    {{"outliers", 'i', "N", "ssvq, vq: columns of largest Gram diagonal kept in 8 bits"}, AT(outliers)},
+    {{"outlier-min", 'd', "F", "ssvq, vq: only those above F times the mean diagonal"}, AT(outlier_min)},
+    {{"assign", 'e', "euclid|diag|mahalanobis", "ssvq, vq: the metric of the search"}, AT(assign)},
+    {{"kmeans-iters", 'i', "N", "ssvq, vq: iterations of the codebook's fit"}, AT(kmeans_iters)},
+    {{"kmeans-points", 'I', "N", "ssvq, vq: vectors it is fitted on; 0: all"}, AT(kmeans_points)},
+    {{"kmeans-seed", 'i', "N", "ssvq, vq: of the codebook's first entries"}, AT(kmeans_seed)},
 };
 
 static const char *comp_name_list(bool comps) {
@@ -195,6 +260,8 @@ static rq_status set_choice(rq_quant_opt *o, size_t offset, const rq_quant_key *
     case AT(clip): o->clip = (rq_clip)i; break;
     case AT(clip_weights): o->clip_weights = (rq_clip_weights)i; break;
     case AT(update): o->update = (rq_update)i; break;
+    case AT(assign): o->assign = (rq_assign)i; break;
+    case AT(book_dtype): o->book_dtype = (rq_book_dtype)i; break;
     default: o->scale_dtype = i ? RQ_F32 : RQ_F16; break;
     }
     return RQ_OK;
@@ -247,11 +314,16 @@ rq_status rq_quant_set_all(rq_quant_opt *o, const char *text) {
         if (strcmp(item, "comp") == 0) {
             rq_comp comp;
             if (!rq_comp_by_name(equals + 1, &comp)) RQ_FAIL(RQ_ERR_ARG, "no compensator '%s'", equals + 1);
-            const rq_comp_row *row = rq_comp_get(comp);
+            rq_quant_opt own;
+            rq_quant_default_round(&own, comp, o->round);
             o->comp = comp;
-            o->alpha = row->alpha;
-            o->alpha2 = row->alpha2;
-            o->rho = row->rho;
+            o->alpha = own.alpha;
+            o->alpha2 = own.alpha2;
+            o->rho = own.rho;
+        } else if (strcmp(item, "round") == 0) {
+            rq_round round;
+            if (!rq_round_by_name(equals + 1, &round)) RQ_FAIL(RQ_ERR_ARG, "no rounder '%s'", equals + 1);
+            if (round != o->round) rq_quant_default_round(o, o->comp, round);
         } else {
             RQ_TRY(rq_quant_set(o, item, equals + 1));
         }
@@ -263,7 +335,8 @@ done:
 
 void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t size) {
     static const char *const clips[] = {"none", "mse"}, *const weights[] = {"none", "hdiag"},
-                             *const updates[] = {"auto", "org", "allw"};
+                             *const updates[] = {"auto", "org", "allw"},
+                             *const assigns[] = {"euclid", "diag", "mahalanobis"}, *const types[] = {"f16", "u8"};
     if (size) text[0] = 0;
     for (int i = 0; i < (int)(sizeof settings / sizeof *settings); ++i) {
         const setting *s = &settings[i];
@@ -281,9 +354,21 @@ void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t siz
                            : s->offset == AT(clip)         ? clips[o->clip]
                            : s->offset == AT(clip_weights) ? weights[o->clip_weights]
                            : s->offset == AT(update)       ? updates[o->update]
+                           : s->offset == AT(assign)       ? assigns[o->assign]
+                           : s->offset == AT(book_dtype)   ? types[o->book_dtype]
                            : o->scale_dtype == RQ_F32      ? "f32"
                                                            : "f16";
         snprintf(text, size, "%s", name);
         return;
     }
+}
+
+bool rq_quant_same(const rq_quant_opt *a, const rq_quant_opt *b) {
+    char x[64], y[64];
+    for (int i = 0; i < (int)(sizeof settings / sizeof *settings); ++i) {
+        rq_quant_get(a, settings[i].key.key, x, sizeof x);
+        rq_quant_get(b, settings[i].key.key, y, sizeof y);
+        if (strcmp(x, y) != 0) return false;
+    }
+    return true;
 }

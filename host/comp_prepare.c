@@ -6,13 +6,24 @@
 #include "backend.h"
 #include "comp.h"
 
+bool rq_quant_wants_h(const rq_quant_opt *o) {
+    if (rq_comp_get(o->comp)->propagates) return true;
+    if (rq_round_is_book(o->round)) return o->outliers > 0 || o->assign != RQ_ASSIGN_EUCLID;
+    return o->clip == RQ_CLIP_MSE && o->clip_weights == RQ_CLIP_HDIAG;
+}
+
+bool rq_quant_wants_cross(const rq_quant_opt *o) {
+    return rq_comp_get(o->comp)->uses_cross && (o->alpha != 0 || o->alpha2 != 0 || o->rho != 0);
+}
+
 #define LADDER_STEPS 6 /* damping times 10 each; after that the diagonal alone, which always factors */
 
 typedef struct gather_arg {
     const rq_prep *p;
     const double *src;
     void *dst;
-    double keep, add; /* off-diagonal factor, diagonal term */
+    double keep, add;  /* off-diagonal factor, diagonal term */
+    double unit, dead; /* factor of everything, diagonal of a dead feature */
     bool zero_dead_rows;
 } gather_arg;
 
@@ -23,8 +34,9 @@ static void gather_h_row(void *arg, int64_t r) {
     int64_t n = p->n, j = p->perm[r];
     const double *src = a->src + j * n;
     double *dst = (double *)a->dst + r * n;
-    for (int64_t c = 0; c < n; ++c) dst[c] = p->dead[j] || p->dead[p->perm[c]] ? 0 : a->keep * src[p->perm[c]];
-    dst[r] = (p->dead[j] ? 1.0 : src[j]) + a->add;
+    for (int64_t c = 0; c < n; ++c)
+        dst[c] = p->dead[j] || p->dead[p->perm[c]] ? 0 : a->unit * a->keep * src[p->perm[c]];
+    dst[r] = a->unit * ((p->dead[j] ? a->dead : src[j]) + a->add);
 }
 
 /* One row of D in sweep order, fp32; columns of dead features are zero, their rows on request. */
@@ -35,7 +47,7 @@ static void gather_d_row(void *arg, int64_t r) {
     const double *src = a->src + j * n;
     float *dst = (float *)a->dst + r * n;
     bool zero_row = a->zero_dead_rows && p->dead[j];
-    for (int64_t c = 0; c < n; ++c) dst[c] = zero_row || p->dead[p->perm[c]] ? 0 : (float)src[p->perm[c]];
+    for (int64_t c = 0; c < n; ++c) dst[c] = zero_row || p->dead[p->perm[c]] ? 0 : (float)(a->unit * src[p->perm[c]]);
 }
 
 typedef struct sort_key {
@@ -64,6 +76,53 @@ done:
     return status;
 }
 
+/* Outlier columns, spans and the sweep order of a codebook rounder: outlier columns one by one, then the vectors in natural
+ * order, or those of larger mean diagonal first. */
+static rq_status spans(rq_prep *p, double mean_diag, const rq_quant_opt *o) {
+    rq_status status = RQ_OK;
+    int64_t n = p->n, n_vec = rq_ceil_div(n, o->vec_len), pos = 0;
+    sort_key *key = NULL;
+    bool *kept = NULL;
+    RQ_TRY(RQ_NEW(key, n));
+    RQ_TRY(RQ_NEW_ZERO(kept, n));
+    RQ_TRY(RQ_NEW(p->outlier_col, rq_max_i64(1, o->outliers)));
+    RQ_TRY(RQ_NEW(p->span, n_vec + o->outliers));
+    for (int64_t j = 0; j < n; ++j) {
+        key[j].value = p->hdiag && !p->dead[j] ? p->hdiag[j] : 0;
+        key[j].index = (int32_t)j;
+    }
+    if (p->hdiag) qsort(key, (size_t)n, sizeof *key, by_value_descending);
+    /* At least one column is left to the codebook. */
+    for (int64_t i = 0; p->hdiag && i < o->outliers && i + 1 < n; ++i) {
+        if (key[i].value > 0 && key[i].value > o->outlier_min * mean_diag) kept[key[i].index] = true;
+    }
+    for (int64_t j = 0; j < n; ++j) {
+        if (!kept[j]) continue;
+        p->span[p->n_span++] = (rq_span){(int32_t)pos, 1, -1 - p->n_outlier};
+        p->outlier_col[p->n_outlier++] = (int32_t)j;
+        p->perm[pos++] = (int32_t)j;
+    }
+    for (int64_t v = 0; v < n_vec; ++v) {
+        key[v].value = 0;
+        key[v].index = (int32_t)v;
+        int64_t c0 = v * o->vec_len, len = rq_min_i64(o->vec_len, n - c0);
+        for (int64_t j = c0; j < c0 + len && p->hdiag && o->act_order; ++j)
+            key[v].value += kept[j] ? 0 : (double)p->hdiag[j] / (double)len;
+    }
+    qsort(key, (size_t)n_vec, sizeof *key, by_value_descending);
+    for (int64_t i = 0; i < n_vec; ++i) {
+        int64_t v = key[i].index, first = pos;
+        for (int64_t j = v * o->vec_len; j < rq_min_i64(n, (v + 1) * o->vec_len); ++j) {
+            if (!kept[j]) p->perm[pos++] = (int32_t)j;
+        }
+        if (pos > first) p->span[p->n_span++] = (rq_span){(int32_t)first, (int32_t)(pos - first), (int32_t)v};
+    }
+done:
+    free(key);
+    free(kept);
+    return status;
+}
+
 static rq_status check_finite(const double *a, int64_t n, const char *what, const char *label) {
     for (int64_t i = 0; i < n * n; ++i) {
         if (!isfinite(a[i])) {
@@ -85,7 +144,7 @@ static rq_status factor(rq_prep *p, const double *h, const rq_quant_opt *o, doub
     RQ_TRY(RQ_NEW(u, p->n * p->n));
     for (int step = 0;; ++step) {
         int64_t bad = 0;
-        gather_arg a = {p, h, hp, 1.0 - o->shrink, damp, false};
+        gather_arg a = {p, h, hp, 1.0 - o->shrink, damp, p->unit, p->span ? 0 : 1, false};
         if (step > LADDER_STEPS) {
             a.keep = 0;
             p->diagonal_only = true;
@@ -116,7 +175,7 @@ static rq_status target_move(rq_prep *p, const double *d) {
     RQ_TRY(RQ_NEW(du, n * n));
     RQ_TRY(RQ_NEW(p->m, n * n));
     /* Rows of features that are dead only in the quantized stream stay: W D is where their contribution enters. */
-    gather_arg a = {p, d, dp, 1, 0, false};
+    gather_arg a = {p, d, dp, 1, 0, p->unit, 1, false};
     rq_parallel_for(n, gather_d_row, &a);
     rq_sgemm(RQ_N, RQ_T, n, n, n, 1, dp, n, p->u, n, 0, du, n);
     rq_sgemm(RQ_N, RQ_N, n, n, n, 1, du, n, p->u, n, 0, dp, n);
@@ -135,9 +194,15 @@ static rq_status triangular_term(rq_prep *p, const double *d) {
     float *dp = NULL, *du = NULL;
     RQ_TRY(RQ_NEW(dp, n * n));
     RQ_TRY(RQ_NEW(du, n * n));
-    gather_arg a = {p, d, dp, 1, 0, true};
+    gather_arg a = {p, d, dp, 1, 0, p->unit, 1, true};
     rq_parallel_for(n, gather_d_row, &a);
     rq_sgemm_du(du, dp, p->u, n);
+    for (int64_t b = 0; b < p->n_span;
+         ++b) { /* columns of a vector are finished together: nothing is owed among them */
+        const rq_span *s = &p->span[b];
+        for (int64_t r = s->pos; r < s->pos + s->width; ++r)
+            memset(du + r * n + s->pos, 0, (size_t)s->width * sizeof *du);
+    }
     rq_sgemm_tu(dp, du, p->u, n);
     p->t = dp;
     dp = NULL;
@@ -151,12 +216,13 @@ rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, co
                      const char *label) {
     rq_status status = RQ_OK;
     const rq_comp_row *row = rq_comp_get(o->comp);
-    bool refine = row->propagates && (o->cd_sweeps > 0 || o->refit > 0);
-    bool needs_h = row->propagates || (o->clip == RQ_CLIP_MSE && o->clip_weights == RQ_CLIP_HDIAG);
+    bool book = rq_round_is_book(o->round);
+    bool refine = row->propagates && (o->cd_sweeps > 0 || o->refit > 0 || book);
+    bool needs_h = rq_quant_wants_h(o);
     bool needs_t = row->propagates && (o->alpha != 0 || o->alpha2 != 0);
     bool needs_m = row->propagates && (o->rho != 0 || (refine && o->alpha != 0));
     double *hp = NULL;
-    *p = (rq_prep){.n = n};
+    *p = (rq_prep){.n = n, .unit = 1};
     RQ_TRY(rq_quant_check(o, n));
     if (needs_h && !h) RQ_FAIL(RQ_ERR_ARG, "%s: %s needs the Gram matrix H", label, row->name);
     if ((needs_t || needs_m) && !d) {
@@ -176,11 +242,18 @@ rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, co
                 RQ_FAIL(RQ_ERR_NUMERIC, "%s: the Gram matrix has %g on its diagonal at %lld", label, v, (long long)j);
             p->dead[j] = v == 0 && row->propagates; /* round to nearest touches no weight that it could keep */
             p->n_dead += p->dead[j];
-            p->hdiag[j] = (float)(v == 0 ? 1.0 : v);
-            mean_diag += p->hdiag[j] / (double)n;
+            p->hdiag[j] = (float)(v == 0 && !book ? 1.0 : v);
+            mean_diag += (book ? v : (double)p->hdiag[j]) / (double)n;
         }
     }
-    RQ_TRY(sweep_order(p, h, h && row->propagates && o->act_order));
+    if (book) {
+        if (mean_diag > 0) p->unit = ldexp(1.0, -ilogb(mean_diag));
+        if (!(mean_diag > 0)) mean_diag = 1;
+        for (int64_t j = 0; h && j < n; ++j) p->hdiag[j] = (float)(p->unit * h[j * n + j]);
+        RQ_TRY(spans(p, p->unit * mean_diag, o));
+    } else {
+        RQ_TRY(sweep_order(p, h, h && row->propagates && o->act_order));
+    }
     if (!row->propagates) goto done;
 
     RQ_TRY(RQ_NEW(hp, n * n));
@@ -189,7 +262,7 @@ rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, co
     if (needs_m) RQ_TRY(target_move(p, d));
     if (refine) {
         RQ_TRY(RQ_NEW(p->hd, n * n));
-        bool stored_is_sweep = rq_groups_in_sweep_order(o, n) && o->act_order;
+        bool stored_is_sweep = rq_groups_in_sweep_order(o, n) && o->act_order; /* never with a codebook */
         for (int64_t r = 0; r < n; ++r) {
             for (int64_t c = 0; c < n; ++c) {
                 int64_t at = stored_is_sweep ? r * n + c : (int64_t)p->perm[r] * n + p->perm[c];
@@ -211,5 +284,7 @@ void rq_prep_free(rq_prep *p) {
     free(p->t);
     free(p->m);
     free(p->hd);
+    free(p->span);
+    free(p->outlier_col);
     *p = (rq_prep){0};
 }

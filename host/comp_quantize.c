@@ -4,7 +4,10 @@
 
 #include "backend.h"
 #include "comp.h"
+#include "comp_book.h"
 #include "comp_sweep.h"
+
+#include <jansson.h>
 
 void rq_quant_result_free(rq_quant_result *r) {
     free(r->codes);
@@ -12,7 +15,32 @@ void rq_quant_result_free(rq_quant_result *r) {
     free(r->zero);
     free(r->g_idx);
     free(r->q);
+    while (r->n_owned > 0) free(r->owned[--r->n_owned]);
     *r = (rq_quant_result){0};
+}
+
+rq_status rq_result_pack(rq_packed *p, const rq_quant_result *r) {
+    switch (r->format) {
+    case RQ_FORMAT_SSVQ: return rq_ssvq_pack(p, &r->ssvq);
+    case RQ_FORMAT_VQ: return rq_vq_pack(p, &r->vq);
+    default: return rq_grid_pack(p, &r->grid);
+    }
+}
+
+rq_status rq_result_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_quant_result *r) {
+    if (r->format == RQ_FORMAT_SSVQ) return rq_ssvq_pack_file(f, json_entry, name, &r->ssvq);
+    if (r->format == RQ_FORMAT_VQ) return rq_vq_pack_file(f, json_entry, name, &r->vq);
+    json_t *e = json_pack("{s:s, s:i, s:I, s:b}", "format", "grid", "bits", r->grid.bits, "group",
+                          (json_int_t)r->grid.group, "sym", r->zero == NULL);
+    *json_entry = json_dumps(e, JSON_COMPACT);
+    json_decref(e);
+    if (!*json_entry) return rq_fail(RQ_ERR_NOMEM, "out of memory");
+    rq_status status = rq_grid_pack_file(f, name, &r->grid);
+    if (status != RQ_OK) {
+        free(*json_entry);
+        *json_entry = NULL;
+    }
+    return status;
 }
 
 static rq_status check_weights(const float *w, int64_t n_out, int64_t n, const char *label) {
@@ -77,15 +105,12 @@ done:
     return status;
 }
 
-rq_status rq_quantize_matrix(rq_quant_result *r, const float *w, int64_t n_out, const rq_prep *p, const rq_quant_opt *o,
-                             const char *label) {
+static rq_status quantize_grid(rq_quant_result *r, const float *w, int64_t n_out, const rq_prep *p,
+                               const rq_quant_opt *o, const char *label) {
     rq_status status = RQ_OK;
     const rq_comp_row *row = rq_comp_get(o->comp);
     float *moved = NULL, *zero = NULL;
     int64_t n = p->n, group = o->group ? o->group : n, n_group = rq_ceil_div(n, group);
-    *r = (rq_quant_result){0};
-    RQ_TRY(rq_quant_check(o, n));
-    if (n_out < 1) RQ_FAIL(RQ_ERR_ARG, "%s: %lld rows", label, (long long)n_out);
     RQ_TRY(check_weights(w, n_out, n, label));
     RQ_TRY(RQ_NEW(r->codes, n_out * n));
     RQ_TRY(RQ_NEW(r->q, n_out * n));
@@ -115,12 +140,35 @@ rq_status rq_quantize_matrix(rq_quant_result *r, const float *w, int64_t n_out, 
             r->q[i * n + j] = r->scale[k] * ((float)r->codes[i * n + j] - zero[k]);
         }
     }
+    r->format = RQ_FORMAT_GRID;
     r->grid = (rq_grid_codes){n_out, n, group, n_group, o->bits, o->scale_dtype, r->codes, r->scale, r->zero, r->g_idx};
 done:
     free(moved);
     free(zero);
-    if (status != RQ_OK) rq_quant_result_free(r);
     return status;
+}
+
+rq_status rq_quantize_set(rq_quant_result *r, const rq_quant_matrix *m, int n_matrices, const rq_prep *p,
+                          const rq_quant_opt *o) {
+    rq_status status = RQ_OK;
+    for (int i = 0; i < n_matrices; ++i) r[i] = (rq_quant_result){0};
+    if (n_matrices < 1) RQ_FAIL(RQ_ERR_ARG, "a set of %d matrices", n_matrices);
+    RQ_TRY(rq_quant_check(o, p->n));
+    for (int i = 0; i < n_matrices; ++i) {
+        if (m[i].n_out < 1) RQ_FAIL(RQ_ERR_ARG, "%s: %lld rows", m[i].name, (long long)m[i].n_out);
+    }
+    if (rq_round_is_book(o->round)) RQ_TRY(rq_quantize_books(r, m, n_matrices, p, o));
+    for (int i = 0; i < n_matrices && !rq_round_is_book(o->round); ++i)
+        RQ_TRY(quantize_grid(&r[i], m[i].w, m[i].n_out, p, o, m[i].name));
+done:
+    for (int i = 0; status != RQ_OK && i < n_matrices; ++i) rq_quant_result_free(&r[i]);
+    return status;
+}
+
+rq_status rq_quantize_matrix(rq_quant_result *r, const float *w, int64_t n_out, const rq_prep *p, const rq_quant_opt *o,
+                             const char *label) {
+    const rq_quant_matrix m = {label, w, n_out};
+    return rq_quantize_set(r, &m, 1, p, o);
 }
 
 rq_status rq_layer_loss(const float *w, const float *q, int64_t n_out, int64_t n, const double *h, const double *d,

@@ -21,15 +21,15 @@
  *   GRID 4 bits   parts 0, 1 (16 B each): part p holds steps 2p and 2p+1, two words a step: row g, then row g + 8. Nibble i < 4 is
  *                 column 2i, nibble 4 + i column 2i + 1.
  *   GRID 8 bits   parts 0..3: part p is step p; words 0, 1: row g, columns 0..3 and 4..7, a byte each; words 2, 3: row g + 8.
- *   SSVQ 8        (vec_len 8, 256 codes) part 0: word s is step s: code of row g in bits 7..14, of row g + 8 in bits 23..30; the signs
- *                 of columns (2j, 2j+1) of row g + 8r at bits (p, p + 16), p = {15, 5, 3, 1}[j] for r = 0 and {6, 4, 2, 0}[j] for r = 1.
+ *   SSVQ 8        (vec_len 8, 256 codes) part 0: word s / 2 holds the codes of step s, of row g + 8r in byte 2 (s % 2) + r; word
+ *                 2 + s / 2 its signs: of columns (2j, 2j+1) of row g + 8r at bits (p, p + 16), p = 15 - 4 (s % 2) - 2 r - j / 2 - 8 (j % 2).
+ *                 So what a shift left by k brings to the top of the four bytes of a word are the signs of 4 columns.
  *   SSVQ 4        (vec_len 4, 256 codes, 3 bits a weight) part 0: word s is step s: codes of row g (columns 0..3, 4..7) in bytes 0, 1,
- *                 of row g + 8 in bytes 2, 3; part 1 (8 B): the signs of step s in word s / 2: columns (2j, 2j+1) of row g + 8r at
- *                 bits (p, p + 16), p = 15 - 8 (s % 2) - 4 r - j.
+ *                 of row g + 8 in bytes 2, 3; part 1 (8 B): word s / 2 holds the signs of step s, as above.
  *
  * Side data, each array from the next multiple of 256 bytes (rq_tile_layout has the offsets):
- *   scales      GRID: [n_rb][n_group][16] fp16; SSVQ: [n_rb][n_group][16] fp16
- *   zeros       GRID with zero points: [n_rb][n_group][16] fp16, the zero point itself (an integer)
+ *   scales      GRID: [n_rb][n_group][8][2] fp16: rows 0, 8, 1, 9, ... 7, 15 (rq_tile_grid_place); SSVQ: [n_rb][n_group][16] fp16
+ *   zeros       GRID with zero points: [n_rb][n_group][8][2] fp16, the zero point itself (an integer)
  *   book        SSVQ: [n_book][256][vec_len] fp16 or uint8, then [n_rb][n_book] float scales
  *   outliers    SSVQ: [n_rb][n_outlier][16] int8, then [n_outlier] int32 columns, [n_rb][n_outlier] float scales
  * Rows beyond n_out have scale 0. Several matrices with one x (q, k, v) are stacked to one, row block by row block: that is why
@@ -61,6 +61,9 @@ typedef struct rq_tile_layout { /* offsets in bytes from the start of the repack
 static inline int64_t rq_tile_round(int64_t bytes) {
     return (bytes + RQ_TILE_ALIGN - 1) / RQ_TILE_ALIGN * RQ_TILE_ALIGN;
 }
+
+/* Where row r of a row block is among its 16 scales and zero points of grid codes: the two rows of a lane are neighbours. */
+static inline int64_t rq_tile_grid_place(int64_t r) { return r % 8 * 2 + r / 8; }
 
 /* Fills n_rb .. bytes from kind, n_out, n_in, bits, vec_len, group, zeros, n_book, book_cols, book_u8, n_outlier. */
 static inline void rq_tile_plan(rq_tile_layout *t) {

@@ -63,9 +63,8 @@ typedef struct rq_grid_codes {
 /* The tensors that a packed matrix is on disk, ready for rq_safetensors_write. */
 typedef struct rq_packed_file {
     rq_out_tensor tensor[12];
-    int n_tensors;
     void *memory[32]; /* names and data, free()d by rq_packed_file_free */
-    int n_memory;
+    int n_tensors, n_memory;
 } rq_packed_file;
 void rq_packed_file_free(rq_packed_file *f);
 

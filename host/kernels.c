@@ -76,6 +76,11 @@ const rq_kernel *rq_kernel_pick(const char *op, const char *operand) {
     return best;
 }
 
+rq_need rq_kernel_ceiling(void) {
+    pthread_once(&once, look);
+    return ceiling;
+}
+
 rq_status rq_kernels_check(void) {
     pthread_once(&once, look);
     if (!asked) return RQ_OK;

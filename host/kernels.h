@@ -26,6 +26,8 @@ bool rq_kernel_usable(const rq_kernel *k, const char **why);
 /* The best usable row, NULL when no row has this operation and operand. The environment variable RQ_KERNEL (c, avx2,
  * avx512 or avx512vbmi) is a ceiling on what is picked, for tests and measurements. */
 const rq_kernel *rq_kernel_pick(const char *op, const char *operand);
+/* The most that may be picked here: what the CPU has, or RQ_KERNEL's ceiling. */
+rq_need rq_kernel_ceiling(void);
 /* RQ_ERR_ARG when RQ_KERNEL is not one of those, or asks for what this machine lacks. */
 rq_status rq_kernels_check(void);
 

@@ -45,6 +45,26 @@ static rq_status first_match(const char *const *rules, int n, bool has_settings,
     return RQ_OK;
 }
 
+const int rq_stage_first[RQ_N_STAGES + 1] = {RQ_Q, RQ_O, RQ_GATE, RQ_DOWN, RQ_N_LINEARS};
+
+/* Matrices with one input and the same options share their codebooks; others are sets of their own. */
+static void make_sets(rq_quantizer *z) {
+    for (int64_t layer = 0; layer < z->model->cfg.n_layer; ++layer) {
+        rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS];
+        for (int st = 0; st < RQ_N_STAGES; ++st) {
+            for (int m = rq_stage_first[st]; m < rq_stage_first[st + 1]; ++m) {
+                p[m].lead = m;
+                for (int k = rq_stage_first[st]; k < m && p[m].lead == m; ++k) {
+                    bool shares = p[k].quantized && p[m].quantized && rq_round_is_book(p[m].opt.round) &&
+                                  p[m].opt.share_books && rq_quant_same(&p[k].opt, &p[m].opt);
+                    if (shares && p[k].lead == k) p[m].lead = k;
+                }
+                ++p[p[m].lead].n_set;
+            }
+        }
+    }
+}
+
 static rq_status make_plan(rq_quantizer *z) {
     rq_status status = RQ_OK;
     const rq_quantize_job *job = z->job;
@@ -72,6 +92,7 @@ static rq_status make_plan(rq_quantizer *z) {
         }
         RQ_TRY(rq_tensor_check_finite(l->tensor));
     }
+    make_sets(z);
 done:
     return status;
 }
@@ -85,6 +106,29 @@ bool rq_plan_needs_calibration(const rq_quantizer *z) {
 
 /* ---- what it will cost ---- */
 
+/* Bits of a matrix, by the formats of docs/formats.md; of a codebook that is shared, its part. */
+static double bits_of_matrix(const rq_matrix_plan *p, const rq_matrix_plan *lead) {
+    const rq_quant_opt *o = &p->opt;
+    int64_t group = o->group ? o->group : p->n_in, n_group = rq_ceil_div(p->n_in, group);
+    double scales = (double)(p->n_out * n_group) * (o->scale_dtype == RQ_F32 ? 32 : 16);
+    if (!rq_round_is_book(o->round)) {
+        return 32.0 * (double)(p->n_out * rq_grid_row_words(p->n_in, o->bits)) + scales +
+               (o->sym ? 0 : 32.0 * (double)(rq_ceil_div(p->n_out * o->bits, 32) * n_group)) +
+               (rq_groups_in_sweep_order(o, p->n_in) && o->act_order ? 32.0 * (double)p->n_in : 0) + 128;
+    }
+    int64_t codes[2] = {o->codes, o->codes2}, books = o->book_cols ? rq_ceil_div(p->n_in, o->book_cols) : 1;
+    double bits = scales + 128, book = 0;
+    for (int s = 0; s < 2 && codes[s]; ++s) {
+        int code_bits = 4;
+        while (1 << code_bits < codes[s]) ++code_bits;
+        bits += 32.0 * (double)(p->n_out * rq_ssvq_code_words(p->n_in, o->vec_len, code_bits));
+        book += (double)(books * codes[s] * o->vec_len) * (o->book_dtype == RQ_BOOK_U8 ? 8 : 16);
+    }
+    if (o->round == RQ_ROUND_SSVQ) bits += 32.0 * (double)(p->n_out * rq_ssvq_sign_words(p->n_in, o->vec_len));
+    if (o->book_dtype == RQ_BOOK_U8) book += 32.0 * (double)books;
+    return bits + book / lead->n_set + (double)o->outliers * (8.0 * (double)p->n_out + 64);
+}
+
 static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
     const rq_config *c = &z->model->cfg;
     const rq_quantize_job *job = z->job;
@@ -96,17 +140,13 @@ static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
         const rq_matrix_plan *p = &z->plan[i];
         int64_t n = p->n_out * p->n_in;
         if (i < RQ_N_LINEARS) block_weights += n;
-        tallest = rq_max_i64(tallest, n);
+        tallest = rq_max_i64(tallest, rq_round_is_book(p->opt.round) ? 3 * n : n); /* a set is stacked */
         if (!p->quantized) continue;
         ++r->n_matrices;
         r->n_weights += n;
         cross |= rq_quant_wants_cross(&p->opt);
         refine |= p->opt.cd_sweeps > 0 || p->opt.refit > 0;
-        int64_t group = p->opt.group ? p->opt.group : p->n_in, n_group = rq_ceil_div(p->n_in, group);
-        bits += 32.0 * (double)(p->n_out * rq_grid_row_words(p->n_in, p->opt.bits)) +
-                (double)(p->n_out * n_group) * (p->opt.scale_dtype == RQ_F32 ? 32 : 16) +
-                (p->opt.sym ? 0 : 32.0 * (double)(rq_ceil_div(p->n_out * p->opt.bits, 32) * n_group)) +
-                (rq_groups_in_sweep_order(&p->opt, p->n_in) && p->opt.act_order ? 32.0 * (double)p->n_in : 0) + 128;
+        bits += bits_of_matrix(p, &z->plan[i / RQ_N_LINEARS * RQ_N_LINEARS + p->lead]);
         r->flops += 4.0 * (double)n * (double)p->n_in;
     }
     r->bpw = r->n_weights ? bits / (double)r->n_weights : 0;

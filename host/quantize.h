@@ -70,7 +70,13 @@ typedef struct rq_matrix_plan {
     bool quantized;
     rq_quant_opt opt;
     int64_t n_out, n_in;
+    int lead,
+        n_set; /* matrices of a block that share codebooks form a set: the first one's index, and how many they are */
 } rq_matrix_plan;
+
+/* The stages of a block: stage s has the matrices rq_stage_first[s] up to rq_stage_first[s + 1], with one input. */
+enum { RQ_N_STAGES = 4 };
+extern const int rq_stage_first[RQ_N_STAGES + 1];
 
 typedef struct rq_quantizer {
     const rq_quantize_job *job;
@@ -86,9 +92,7 @@ typedef struct rq_quantizer {
 rq_status rq_rotated_matrix(const rq_quantizer *z, int64_t layer, int which, float *w);
 rq_status rq_rotated_bias(const rq_quantizer *z, int64_t layer, int which, float *bias);
 
-/* What a matrix's options need from calibration. */
-bool rq_quant_wants_h(const rq_quant_opt *o);
-bool rq_quant_wants_cross(const rq_quant_opt *o);
+/* Whether anything in the plan needs calibration. */
 bool rq_plan_needs_calibration(const rq_quantizer *z);
 
 /* Forward work per token of what the pass of a stage applies (stage 4: the down projection), for one stream. */
@@ -97,10 +101,12 @@ double rq_stage_flops(const rq_config *cfg, int stage, int64_t seq_len);
 /* Calibrate and quantize every block; each finished matrix is a file in work_dir. */
 rq_status rq_quantize_blocks(rq_quantizer *z);
 
-/* work_dir/<layer>.<which>.safetensors */
-char *rq_part_path(const rq_quantizer *z, int64_t layer, int which);
-rq_status rq_part_save(const rq_quantizer *z, int64_t layer, int which, const rq_quant_result *r, const char *log_line);
-/* The reconstructed weights of a saved part; *found is false when there is none. A damaged one is an error. */
+/* work_dir/<layer>.<lead>.safetensors: what became of the matrices of a set. */
+char *rq_part_path(const rq_quantizer *z, int64_t layer, int lead);
+/* r and log_line of the set's matrices in their order. */
+rq_status rq_part_save(const rq_quantizer *z, int64_t layer, int lead, const rq_quant_result *r,
+                       const char *const *log_line);
+/* The reconstructed weights of one matrix of a saved part; *found is false when there is none. A damaged one is an error. */
 rq_status rq_part_load(const rq_quantizer *z, int64_t layer, int which, float *w, bool *found);
 
 /* Put the parts and everything else together as OUT. */

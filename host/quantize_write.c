@@ -12,47 +12,76 @@
 
 /* ---- parts ---- */
 
-char *rq_part_path(const rq_quantizer *z, int64_t layer, int which) {
+char *rq_part_path(const rq_quantizer *z, int64_t layer, int lead) {
     char *path = NULL;
-    return asprintf(&path, "%s/%05lld.%d.safetensors", z->work_dir, (long long)layer, which) < 0 ? NULL : path;
+    return asprintf(&path, "%s/%05lld.%d.safetensors", z->work_dir, (long long)layer, lead) < 0 ? NULL : path;
 }
 
 static json_t *linear_entry(int bits, int64_t group, bool sym) {
     return json_pack("{s:s, s:i, s:I, s:b}", "format", "grid", "bits", bits, "group", (json_int_t)group, "sym", sym);
 }
 
-rq_status rq_part_save(const rq_quantizer *z, int64_t layer, int which, const rq_quant_result *r,
-                       const char *log_line) {
+/* The matrices of the set whose first is `lead`; returns how many. */
+static int set_of(const rq_quantizer *z, int64_t layer, int lead, int which[RQ_N_LINEARS]) {
+    int n = 0;
+    for (int m = lead; m < RQ_N_LINEARS; ++m) {
+        const rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS + m];
+        if (p->quantized && p->lead == lead) which[n++] = m;
+    }
+    return n;
+}
+
+/* One file a set: its tensors, "entries" (what the metadata will say of each matrix) and "log" (their lines). */
+rq_status rq_part_save(const rq_quantizer *z, int64_t layer, int lead, const rq_quant_result *r,
+                       const char *const *log_line) {
     rq_status status = RQ_OK;
-    const rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS + which];
-    rq_packed_file file = {0};
-    json_t *entry = linear_entry(r->grid.bits, r->grid.group, r->zero == NULL);
-    char *path = rq_part_path(z, layer, which), *text = json_dumps(entry, JSON_COMPACT);
-    if (!path || !text) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
-    RQ_TRY(rq_grid_pack_file(&file, p->name, &r->grid));
-    const char *pairs[] = {"entry", text, "log", log_line};
-    RQ_TRY(rq_safetensors_write(path, file.tensor, file.n_tensors, pairs, 2));
+    rq_packed_file file[RQ_N_LINEARS] = {0};
+    rq_out_tensor *tensor = NULL;
+    int which[RQ_N_LINEARS], n_tensors = 0, n = set_of(z, layer, lead, which);
+    json_t *entries = json_object(), *log = json_array();
+    char *path = rq_part_path(z, layer, lead), *text = NULL, *lines = NULL, *entry = NULL;
+    RQ_TRY(RQ_NEW(tensor, n * (int64_t)(sizeof file->tensor / sizeof *file->tensor)));
+    for (int i = 0; i < n; ++i) {
+        const char *name = z->plan[layer * RQ_N_LINEARS + which[i]].name;
+        RQ_TRY(rq_result_pack_file(&file[i], &entry, name, &r[i]));
+        json_object_set_new(entries, name, json_loads(entry, 0, NULL));
+        json_array_append_new(log, json_string(log_line[i]));
+        free(entry);
+        entry = NULL;
+        for (int k = 0; k < file[i].n_tensors; ++k) tensor[n_tensors++] = file[i].tensor[k];
+    }
+    text = json_dumps(entries, JSON_COMPACT);
+    lines = json_dumps(log, JSON_COMPACT);
+    if (!path || !text || !lines) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    const char *pairs[] = {"entries", text, "log", lines};
+    RQ_TRY(rq_safetensors_write(path, tensor, n_tensors, pairs, 2));
 done:
-    rq_packed_file_free(&file);
-    json_decref(entry);
+    for (int i = 0; i < n; ++i) rq_packed_file_free(&file[i]);
+    json_decref(entries);
+    json_decref(log);
+    free(tensor);
     free(path);
     free(text);
+    free(lines);
+    free(entry);
     return status;
 }
 
-/* The part's matrix and its metadata; *s stays open with it. */
-static rq_status part_open(const rq_quantizer *z, int64_t layer, int which, rq_store **s, json_t **entry) {
+/* The part's matrices and its metadata; *s stays open with it. */
+static rq_status part_open(const rq_quantizer *z, int64_t layer, int lead, rq_store **s, json_t **entries,
+                           json_t **log) {
     rq_status status = RQ_OK;
     const char *text;
     int64_t n;
-    char *path = rq_part_path(z, layer, which);
+    char *path = rq_part_path(z, layer, lead);
     *s = NULL;
-    *entry = NULL;
+    *entries = *log = NULL;
     if (!path) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(rq_store_open(s, path));
-    if (!rq_meta_str(*s, "entry", &text, &n) || !(*entry = json_loadb(text, (size_t)n, 0, NULL))) {
-        RQ_FAIL(RQ_ERR_INPUT, "%s: no description of its matrix; run without --resume", path);
-    }
+    if (rq_meta_str(*s, "entries", &text, &n)) *entries = json_loadb(text, (size_t)n, 0, NULL);
+    if (rq_meta_str(*s, "log", &text, &n)) *log = json_loadb(text, (size_t)n, 0, NULL);
+    if (!json_is_object(*entries) || !json_is_array(*log))
+        RQ_FAIL(RQ_ERR_INPUT, "%s: no description of its matrices; run without --resume", path);
 done:
     free(path);
     return status;
@@ -62,21 +91,26 @@ rq_status rq_part_load(const rq_quantizer *z, int64_t layer, int which, float *w
     rq_status status = RQ_OK;
     const rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS + which];
     rq_store *s = NULL;
-    json_t *entry = NULL;
+    json_t *entries = NULL, *log = NULL;
     rq_packed packed = {0};
-    char *path = rq_part_path(z, layer, which);
+    rq_format format;
+    char *path = rq_part_path(z, layer, p->lead);
     *found = false;
     if (!path) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     if (access(path, F_OK) != 0) goto done;
-    RQ_TRY(part_open(z, layer, which, &s, &entry));
-    RQ_TRY(rq_format_get(RQ_FORMAT_GRID)->load(&packed, s, p->name, entry));
+    RQ_TRY(part_open(z, layer, p->lead, &s, &entries, &log));
+    const json_t *entry = json_object_get(entries, p->name);
+    const char *name = json_string_value(json_object_get(entry, "format"));
+    if (!name || !rq_format_by_name(name, &format)) RQ_FAIL(RQ_ERR_INPUT, "%s does not hold %s", path, p->name);
+    RQ_TRY(rq_format_get(format)->load(&packed, s, p->name, entry));
     if (packed.n_out != p->n_out || packed.n_in != p->n_in)
         RQ_FAIL(RQ_ERR_INPUT, "%s holds a matrix of another size", path);
     for (int64_t i = 0; i < p->n_out; ++i) rq_unpack_row(&packed, i, w + i * p->n_in);
     *found = true;
 done:
     rq_packed_free(&packed);
-    json_decref(entry);
+    json_decref(entries);
+    json_decref(log);
     rq_store_close(s);
     free(path);
     return status;
@@ -205,14 +239,13 @@ done:
     return status;
 }
 
-static rq_status add_part(output *o, int64_t layer, int which) {
+/* The matrices of one set. */
+static rq_status add_part(output *o, int64_t layer, int lead) {
     rq_status status = RQ_OK;
-    const rq_matrix_plan *p = &o->z->plan[layer * RQ_N_LINEARS + which];
+    int which[RQ_N_LINEARS], n = set_of(o->z, layer, lead, which);
     rq_store *s;
-    json_t *entry = NULL;
-    const char *line;
-    int64_t n;
-    status = part_open(o->z, layer, which, &s, &entry);
+    json_t *entries, *log;
+    status = part_open(o->z, layer, lead, &s, &entries, &log);
     if (s) o->parts[o->n_parts++] = s;
     if (status != RQ_OK) goto done;
     for (int64_t i = 0; i < rq_store_count(s); ++i) {
@@ -220,16 +253,19 @@ static rq_status add_part(output *o, int64_t layer, int which) {
         o->bits += 8.0 * (double)t->n_bytes;
         RQ_TRY(add_raw(o, t));
     }
-    o->weights += (double)(p->n_out * p->n_in);
-    const rq_quant_opt *a = &p->opt, *b = &o->z->job->opt;
-    o->plain_groups &=
-        a->bits == b->bits && a->group == b->group && a->sym == b->sym && (a->group == 0 || p->n_in % a->group == 0);
-    json_object_set(o->linears, p->name, entry);
-    if (rq_meta_str(s, "log", &line, &n) && fprintf(o->log, "%.*s\n", (int)n, line) < 0) {
-        RQ_FAIL(RQ_ERR_IO, "cannot write the log: %s", strerror(errno));
+    for (int i = 0; i < n; ++i) {
+        const rq_matrix_plan *p = &o->z->plan[layer * RQ_N_LINEARS + which[i]];
+        const rq_quant_opt *a = &p->opt, *b = &o->z->job->opt;
+        const char *line = json_string_value(json_array_get(log, (size_t)i));
+        o->weights += (double)(p->n_out * p->n_in);
+        o->plain_groups &= a->round == RQ_ROUND_GRID && a->bits == b->bits && a->group == b->group &&
+                           a->sym == b->sym && (a->group == 0 || p->n_in % a->group == 0);
+        json_object_set(o->linears, p->name, json_object_get(entries, p->name));
+        if (line && fprintf(o->log, "%s\n", line) < 0) RQ_FAIL(RQ_ERR_IO, "cannot write the log: %s", strerror(errno));
     }
 done:
-    json_decref(entry);
+    json_decref(entries);
+    json_decref(log);
     return status;
 }
 
@@ -284,7 +320,8 @@ static rq_status collect(output *o) {
     RQ_TRY(RQ_NEW_ZERO(o->parts, n_matrices));
     RQ_TRY(RQ_NEW_ZERO(o->files, 2));
     for (int64_t i = 0; i < n_matrices; ++i) {
-        if (z->plan[i].quantized) RQ_TRY(add_part(o, i / RQ_N_LINEARS, (int)(i % RQ_N_LINEARS)));
+        if (z->plan[i].quantized && z->plan[i].lead == i % RQ_N_LINEARS)
+            RQ_TRY(add_part(o, i / RQ_N_LINEARS, (int)(i % RQ_N_LINEARS)));
     }
     for (int64_t i = 0; i < rq_store_count(s); ++i) {
         const rq_tensor *t = rq_store_at(s, i);

@@ -14,17 +14,19 @@ extern "C" {
 
 /* Where a function returns something other than RQ_OK, *why (if why is not NULL) is a sentence that needs no freeing. */
 
-/* ---- Grid codes. */
+/* ---- Grid codes. n matrices that share x (q, k, v; gate, up) are stacked to one, for one launch: the same columns, bits, groups and
+ * permutation, all with zero points or none. All but the last have a multiple of 16 rows. */
 
-/* Fills *t for the matrix, or says why it has no place in this layout: the group must be a multiple of 32 columns or the row,
+/* Fills *t for the stack, or says why it has no place in this layout: the group must be a multiple of 32 columns or the row,
  * fp32 scales must be exact in fp16, zero points less than 2^bits. The input permutation is not part of the layout: give
  * g->perm to the run (rq_cuda_gemv_args.perm). */
-rq_status rq_repack_grid_plan(rq_tile_layout *t, const rq_grid *g, const char **why);
-/* Writes all t->bytes bytes of dst, 4-byte aligned; t is from rq_repack_grid_plan for this matrix. */
-rq_status rq_repack_grid(void *dst, const rq_tile_layout *t, const rq_grid *g, const char **why);
-/* The other way: words[n_out][rq_grid_row_words()], scales[n_out][n_group], zeros[n_out][n_group] (not touched without zeros). */
+rq_status rq_repack_grid_plan(rq_tile_layout *t, const rq_grid *g, int n, const char **why);
+/* Writes all t->bytes bytes of dst, 4-byte aligned; t is from rq_repack_grid_plan for these matrices. */
+rq_status rq_repack_grid(void *dst, const rq_tile_layout *t, const rq_grid *g, int n, const char **why);
+/* The other way, rows first .. first + n_out - 1 of the stack: words[n_out][rq_grid_row_words()], scales[n_out][n_group],
+ * zeros[n_out][n_group] (not touched without zeros). */
 rq_status rq_unpack_tiles_grid(uint32_t *words, rq_f16 *scales, uint8_t *zeros, const void *src,
-                               const rq_tile_layout *t, const char **why);
+                               const rq_tile_layout *t, int64_t first, int64_t n_out, const char **why);
 
 /* ---- SSVQ. n matrices that share x are stacked to one: the same columns, codebooks, groups and outlier columns; each has its
  * own scales. All but the last have a multiple of 16 rows. */

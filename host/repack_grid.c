@@ -59,27 +59,52 @@ static bool exact_in_f16(float x, rq_f16 *h) {
     return rq_f32_bits(rq_f32_of_f16(*h)) == rq_f32_bits(x);
 }
 
-rq_status rq_repack_grid_plan(rq_tile_layout *t, const rq_grid *g, const char **why) {
-    if (!t || !g || g->n_out < 1 || g->n_in < 1 || g->group < 1 || g->group > g->n_in)
-        return refuse(RQ_ERR_ARG, why,
-                      "the matrix needs at least one row and one column, and a group of 1 to n_in columns");
+/* The sentence of what the tiles cannot hold of one matrix, or NULL. */
+static const char *not_in_tiles(const rq_grid *g, rq_status *status) {
+    *status = RQ_ERR_ARG;
+    if (g->n_out < 1 || g->n_in < 1 || g->group < 1 || g->group > g->n_in)
+        return "the matrix needs at least one row and one column, and a group of 1 to n_in columns";
+    if (!g->scale_f16 == !g->scale_f32) return "the matrix needs fp16 or fp32 scales, one of both";
+    *status = RQ_ERR_UNSUPPORTED;
     if (g->bits != 2 && g->bits != 3 && g->bits != 4 && g->bits != 8)
-        return refuse(RQ_ERR_UNSUPPORTED, why, "the CUDA kernels take grid codes of 2, 3, 4 or 8 bits");
+        return "the CUDA kernels take grid codes of 2, 3, 4 or 8 bits";
     if (g->group != g->n_in && g->group % 32 != 0)
-        return refuse(RQ_ERR_UNSUPPORTED, why,
-                      "the CUDA kernels take groups that are multiples of 32 columns, or whole rows");
-    if (!g->scale_f16 == !g->scale_f32)
-        return refuse(RQ_ERR_ARG, why, "the matrix needs fp16 or fp32 scales, one of both");
+        return "the CUDA kernels take groups that are multiples of 32 columns, or whole rows";
     int64_t n_scale = g->n_out * g->n_group;
     rq_f16 h;
     for (int64_t i = 0; g->scale_f32 && i < n_scale; ++i)
         if (!exact_in_f16(g->scale_f32[i], &h))
-            return refuse(RQ_ERR_UNSUPPORTED, why,
-                          "the CUDA kernels take fp16 scales, and an fp32 scale is not exact in fp16");
+            return "the CUDA kernels take fp16 scales, and an fp32 scale is not exact in fp16";
+    *status = RQ_ERR_INPUT;
     for (int64_t i = 0; g->zero && i < n_scale; ++i)
-        if (g->zero[i] >> g->bits) return refuse(RQ_ERR_INPUT, why, "a zero point is not below 2^bits");
+        if (g->zero[i] >> g->bits) return "a zero point is not below 2^bits";
+    *status = RQ_OK;
+    return NULL;
+}
+
+static const char *not_stackable(const rq_grid *a, const rq_grid *b) {
+    if (a->n_in != b->n_in || a->bits != b->bits || a->group != b->group)
+        return "the stacked matrices have different columns, bits or groups";
+    if (!a->zero != !b->zero) return "of the stacked matrices some have zero points and some have none";
+    if (!a->perm != !b->perm || (a->perm && memcmp(a->perm, b->perm, (size_t)a->n_in * sizeof *a->perm) != 0))
+        return "the stacked matrices have different permutations of their inputs";
+    return NULL;
+}
+
+rq_status rq_repack_grid_plan(rq_tile_layout *t, const rq_grid *g, int n, const char **why) {
+    if (!t || !g || n < 1) return refuse(RQ_ERR_ARG, why, "no matrix to repack");
+    int64_t rows = 0;
+    for (int i = 0; i < n; ++i) {
+        rq_status status;
+        const char *text = not_in_tiles(&g[i], &status);
+        if (text) return refuse(status, why, text);
+        if ((text = not_stackable(&g[0], &g[i]))) return refuse(RQ_ERR_UNSUPPORTED, why, text);
+        if (rows % RQ_TILE_ROWS)
+            return refuse(RQ_ERR_UNSUPPORTED, why, "all stacked matrices but the last have multiples of 16 rows");
+        rows += g[i].n_out;
+    }
     *t = (rq_tile_layout){.kind = RQ_TILE_GRID,
-                          .n_out = g->n_out,
+                          .n_out = rows,
                           .n_in = g->n_in,
                           .bits = g->bits,
                           .group = g->group,
@@ -102,40 +127,64 @@ static void pack_tile(uint32_t *tile, const tile_map *m, const rq_grid *g, int64
         }
 }
 
-rq_status rq_repack_grid(void *dst, const rq_tile_layout *t, const rq_grid *g, const char **why) {
-    if (!dst || !t || !g || !is_planned(t) || t->n_out != g->n_out || t->n_in != g->n_in || t->bits != g->bits ||
-        t->group != g->group || t->zeros != (g->zero != NULL))
-        return refuse(RQ_ERR_ARG, why, "the layout is not the one planned for this matrix");
+/* Scales and zero points of the matrix whose first row is row `first` of the stack. */
+static bool pack_side(uint8_t *to, const rq_tile_layout *t, const rq_grid *g, int64_t first) {
+    rq_f16 *scales = (rq_f16 *)(void *)(to + t->scales), *zeros = (rq_f16 *)(void *)(to + t->zero_points);
+    for (int64_t row = 0; row < g->n_out; ++row)
+        for (int64_t i = 0; i < t->n_group; ++i) {
+            int64_t at = ((first + row) / RQ_TILE_ROWS * t->n_group + i) * RQ_TILE_ROWS +
+                         rq_tile_grid_place((first + row) % RQ_TILE_ROWS);
+            if (!exact_in_f16(rq_grid_scale(g, row, i), &scales[at]) && g->scale_f32) return false;
+            if (g->scale_f16) scales[at] = g->scale_f16[row * g->n_group + i]; /* NaN keeps its bits too */
+            if (g->zero) zeros[at] = rq_f16_of_f32((float)g->zero[row * g->n_group + i]);
+        }
+    return true;
+}
+
+/* t is the layout of this stack. */
+static bool is_planned_for(const rq_tile_layout *t, const rq_grid *g, int n) {
+    int64_t rows = 0;
+    for (int i = 0; i < n; ++i) {
+        if (t->n_in != g[i].n_in || t->bits != g[i].bits || t->group != g[i].group || t->zeros != (g[i].zero != NULL) ||
+            rows % RQ_TILE_ROWS)
+            return false;
+        rows += g[i].n_out;
+    }
+    return is_planned(t) && t->n_out == rows;
+}
+
+rq_status rq_repack_grid(void *dst, const rq_tile_layout *t, const rq_grid *g, int n, const char **why) {
+    if (!dst || !t || !g || n < 1 || !is_planned_for(t, g, n))
+        return refuse(RQ_ERR_ARG, why, "the layout is not the one planned for these matrices");
     uint8_t *to = dst;
     tile_map m;
     make_map(&m, t->bits);
     memset(to, 0, (size_t)t->bytes);
-    for (int64_t rb = 0; rb < t->n_rb; ++rb)
-        for (int64_t kb = 0; kb < t->n_kb; ++kb)
-            pack_tile((uint32_t *)(void *)(to + t->tiles + (rb * t->n_kb + kb) * t->tile_bytes), &m, g, rb, kb);
-    rq_f16 *scales = (rq_f16 *)(void *)(to + t->scales), *zeros = (rq_f16 *)(void *)(to + t->zero_points);
-    for (int64_t row = 0; row < t->n_out; ++row)
-        for (int64_t i = 0; i < t->n_group; ++i) {
-            int64_t at = (row / RQ_TILE_ROWS * t->n_group + i) * RQ_TILE_ROWS + row % RQ_TILE_ROWS;
-            if (!exact_in_f16(rq_grid_scale(g, row, i), &scales[at]) && g->scale_f32)
-                return refuse(RQ_ERR_UNSUPPORTED, why, "an fp32 scale is not exact in fp16");
-            if (g->scale_f16) scales[at] = g->scale_f16[row * g->n_group + i]; /* NaN keeps its bits too */
-            if (g->zero) zeros[at] = rq_f16_of_f32((float)g->zero[row * g->n_group + i]);
-        }
+    int64_t first = 0;
+    for (int i = 0; i < n; first += g[i++].n_out) {
+        uint8_t *tiles = to + t->tiles + first / RQ_TILE_ROWS * t->n_kb * t->tile_bytes;
+        for (int64_t rb = 0; rb * RQ_TILE_ROWS < g[i].n_out; ++rb)
+            for (int64_t kb = 0; kb < t->n_kb; ++kb)
+                pack_tile((uint32_t *)(void *)(tiles + (rb * t->n_kb + kb) * t->tile_bytes), &m, &g[i], rb, kb);
+        if (!pack_side(to, t, &g[i], first))
+            return refuse(RQ_ERR_UNSUPPORTED, why, "an fp32 scale is not exact in fp16");
+    }
     return RQ_OK;
 }
 
 rq_status rq_unpack_tiles_grid(uint32_t *words, rq_f16 *scales, uint8_t *zeros, const void *src,
-                               const rq_tile_layout *t, const char **why) {
+                               const rq_tile_layout *t, int64_t first, int64_t n_out, const char **why) {
     if (!words || !scales || !src || !t || !is_planned(t) || (t->zeros && !zeros))
         return refuse(RQ_ERR_ARG, why, "the layout is not one of rq_repack_grid_plan, or an array is missing");
+    if (first < 0 || n_out < 1 || n_out > t->n_out - first)
+        return refuse(RQ_ERR_ARG, why, "these rows are not all in the layout");
     const uint8_t *from = src;
     tile_map m;
     make_map(&m, t->bits);
     int64_t row_words = rq_grid_row_words(t->n_in, t->bits);
-    memset(words, 0, (size_t)(t->n_out * row_words) * sizeof *words);
-    for (int64_t row = 0; row < t->n_out; ++row) {
-        int64_t rb = row / RQ_TILE_ROWS, r = row % RQ_TILE_ROWS;
+    memset(words, 0, (size_t)(n_out * row_words) * sizeof *words);
+    for (int64_t row = 0; row < n_out; ++row) {
+        int64_t rb = (first + row) / RQ_TILE_ROWS, r = (first + row) % RQ_TILE_ROWS;
         uint32_t *to = words + row * row_words;
         for (int64_t col = 0; col < t->n_in; ++col) {
             const uint32_t *tile =
@@ -151,7 +200,7 @@ rq_status rq_unpack_tiles_grid(uint32_t *words, rq_f16 *scales, uint8_t *zeros, 
         const rq_f16 *scale = (const rq_f16 *)(const void *)(from + t->scales);
         const rq_f16 *zero = (const rq_f16 *)(const void *)(from + t->zero_points);
         for (int64_t i = 0; i < t->n_group; ++i) {
-            int64_t at = (rb * t->n_group + i) * RQ_TILE_ROWS + r;
+            int64_t at = (rb * t->n_group + i) * RQ_TILE_ROWS + rq_tile_grid_place(r);
             scales[row * t->n_group + i] = scale[at];
             if (t->zeros) zeros[row * t->n_group + i] = (uint8_t)rq_f32_of_f16(zero[at]);
         }

@@ -94,16 +94,17 @@ static void or32(uint8_t *p, uint32_t bits) {
     memcpy(p, &w, 4);
 }
 /* The word with the codes of a step, the word with its signs, and the bits in them. */
-static int64_t code_word(place p) { return p.tile + p.lane * 16 + p.step * 4; }
+static int64_t code_word(const rq_tile_layout *t, place p) {
+    return p.tile + p.lane * 16 + (t->vec_len == 8 ? p.step / 2 : p.step) * 4;
+}
 static int64_t sign_word(const rq_tile_layout *t, place p) {
-    return t->vec_len == 8 ? code_word(p) : p.tile + LANES * 16 + p.lane * 8 + p.step / 2 * 4;
+    return p.tile + (t->vec_len == 8 ? p.lane * 16 + 8 : LANES * 16 + p.lane * 8) + p.step / 2 * 4;
 }
 static int code_shift(const rq_tile_layout *t, place p, int vector) {
-    return t->vec_len == 8 ? 7 + 16 * p.upper : 16 * p.upper + 8 * vector;
+    return t->vec_len == 8 ? 16 * (p.step % 2) + 8 * p.upper : 16 * p.upper + 8 * vector;
 }
-static int sign_shift(const rq_tile_layout *t, place p, int pair) { /* of the even column; the odd one's is 16 higher */
-    static const uint8_t eight[2][PAIRS] = {{15, 5, 3, 1}, {6, 4, 2, 0}};
-    return t->vec_len == 8 ? eight[p.upper][pair] : 15 - 8 * (p.step % 2) - 4 * p.upper - pair;
+static int sign_shift(place p, int pair) { /* of the even column; the odd one's is 16 higher */
+    return 15 - 4 * (p.step % 2) - 2 * p.upper - pair / 2 - 8 * (pair % 2);
 }
 
 static uint32_t signs_of(const rq_ssvq *s, int64_t row, int64_t j) { /* of columns j .. j + 7, all in one word */
@@ -117,12 +118,12 @@ static void pack_row(uint8_t *to, const rq_tile_layout *t, const rq_ssvq *s, int
         place p = place_of(t, first + row, j);
         for (int v = 0; v < per_lane; ++v) {
             int64_t vec = j / s->vec_len + v;
-            if (vec < n_vec) or32(to + code_word(p), rq_ssvq_code(s, row, vec) << code_shift(t, p, v));
+            if (vec < n_vec) or32(to + code_word(t, p), rq_ssvq_code(s, row, vec) << code_shift(t, p, v));
         }
         uint32_t signs = signs_of(s, row, j);
         for (int pair = 0; pair < PAIRS; ++pair) {
             uint32_t two = signs >> (2 * pair) & 3u;
-            or32(to + sign_word(t, p), ((two & 1u) | (two & 2u) << 15) << sign_shift(t, p, pair));
+            or32(to + sign_word(t, p), ((two & 1u) | (two & 2u) << 15) << sign_shift(p, pair));
         }
     }
     for (int64_t g = 0; g < t->n_group; ++g) {
@@ -176,13 +177,13 @@ static void unpack_row(const rq_ssvq_arrays *to, const rq_ssvq *s, const rq_tile
     if (signs) memset(signs, 0, (size_t)s->sign_words * 4);
     for (int64_t j = 0; j < s->n_in; j += LANE_COLS) {
         place p = place_of(t, first + row, j);
-        uint32_t code = load32(from + code_word(p)), sign = load32(from + sign_word(t, p));
+        uint32_t code = load32(from + code_word(t, p)), sign = load32(from + sign_word(t, p));
         for (int v = 0; codes && v < LANE_COLS / s->vec_len; ++v) {
             int64_t vec = j / s->vec_len + v;
             if (vec < n_vec) put_bits(codes, vec * s->code_bits, s->code_bits, code >> code_shift(t, p, v) & 0xffu);
         }
         for (int pair = 0; signs && pair < PAIRS; ++pair) {
-            uint32_t two = sign >> sign_shift(t, p, pair);
+            uint32_t two = sign >> sign_shift(p, pair);
             signs[j / 32] |= ((two & 1u) | (two >> 15 & 2u)) << (j % 32 + 2 * pair);
         }
     }

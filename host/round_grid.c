@@ -140,4 +140,4 @@ static void round_column(int bits, int64_t n_rows, const float *w, const float *
     grid_round(bits, n_rows, w, scale, zero, code, q, clamped);
 }
 
-const rq_rounder rq_round_grid = {"grid", find, round_column};
+const rq_rounder rq_round_grid = {"grid", NULL, find, round_column};

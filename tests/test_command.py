@@ -186,6 +186,43 @@ def test_quantize_eval_generate():
             assert not os.path.exists(out + ".partial")
 
 
+def test_codebooks():
+    """ssvq and vq from quantize to eval: sizes to the bit, codebooks shared in a set and not across options, resume, threads."""
+    calib, text = ids_file("cb.safetensors", 8, 64), ids_file("cbt.safetensors", 2, 64, seed=2)
+    for name, options in {"ssvq": ["--codes", 32, "--vec-len", 4], "ssvq-rtn": ["--comp", "rtn", "--codes", 16, "--book-dtype", "f16"],
+                          "vq": ["--codes", 32, "--codes2", 16, "--comp", "rescomp", "--refit", 1]}.items():
+        out, words = path("cb-" + name), ["--round", name.split("-")[0], *options, "--outliers", 2, "--calib", calib]
+        dry = run_json("quantize", tiny(), out, *words, "--dry-run")
+        q = run_json("quantize", tiny(), out, *words, "--threads", 1)
+        assert q["rotate"] == "none" and abs(q["bpw"] - dry["bpw"]) < 1e-6, (q["bpw"], dry["bpw"])
+        e, i = run_json("eval", out, "--text", text, "--ref", tiny()), run_json("inspect", out)
+        assert abs(q["bpw"] - i["bpw"]) < 1e-9 and abs(e["bpw"] - i["bpw"]) < 1e-9 and 0 < e["kld_mean"]
+        rows = {t["name"]: t for t in i["tensors"] if "format" in t}
+        assert len(rows) == 14 and all(t["n_outlier"] == 2 and "dead_codes" in t for t in rows.values())
+        run("verify", out, "--ref", tiny())
+        books = [k for k in load(os.path.join(out, "model.safetensors"))[0] if k.endswith(".weight_book")]
+        assert len(books) == 8, books  # q k v; o; gate up; down, of two blocks
+        run("quantize", tiny(), out + "2", *words, "--threads", 3, "--progress", "none")
+        assert digest(out + "2") == digest(out)
+    words = ["--round", "ssvq", "--codes", 16, "--calib", calib]
+    run("quantize", tiny(), path("cb-split"), *words, "--override", "k_proj:outliers=0", "--progress", "none")
+    books = {k for k in load(os.path.join(path("cb-split"), "model.safetensors"))[0] if k.endswith(".weight_book")}
+    assert len(books) == 10 and "model.layers.0.self_attn.k_proj.weight_book" in books
+    calib = ids_file("cbi.safetensors", 1500, 64)
+    out, words = path("cb-stopped"), ["--round", "ssvq", "--codes", 16, "--calib", calib]
+    p = subprocess.Popen([REQUITE, "quantize", tiny(), out, *map(str, words), "--progress", "none"], stderr=subprocess.PIPE, text=True, env=ENV)
+    while not any(f.endswith(".safetensors") for f in (os.listdir(out + ".partial") if os.path.isdir(out + ".partial") else [])):
+        assert p.poll() is None, p.stderr.read()
+        time.sleep(0.01)
+    p.send_signal(signal.SIGTERM)
+    p.communicate()
+    assert p.returncode == 75
+    assert run_json("quantize", tiny(), out, *words, "--resume")["n_resumed"] >= 1
+    run("quantize", tiny(), out + "2", *words, "--progress", "none")
+    assert digest(out) == digest(out + "2")
+    assert "multiple" in sentence(run("quantize", tiny(), path("cb-bad"), *words, "--group", 12, code=2))
+
+
 def test_eight_bits_are_nearly_exact():
     """At 8 bits a model must give nearly the original's logits, rotated or not: catches any mix-up of matrices or rotations."""
     calib, text = ids_file("c8.safetensors", 8, 64), ids_file("t8.safetensors", 2, 64, seed=3)

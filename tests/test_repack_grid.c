@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Grid codes in the layout of the CUDA kernels: a lane emulator takes each lane's words of a tile as fmt_tile.h words it, and the 16 x 16
  * operand of each mma.m16n8k16 as the PTX manual places its registers; multiplied with x, placed likewise, it must be the sum of the
- * definition, in integers. The way back must give the same bits, and what has no place must be refused. */
+ * definition, in integers. The way back must give the same bits, stacked matrices too, and what has no place must be refused. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -108,11 +108,13 @@ static void multiply_tile(int64_t sum[16][8], const uint8_t *tile, int bits, con
         }
 }
 
-static void check_tiles(const matrix *m, const rq_tile_layout *t, const uint8_t *packed) {
+/* The matrix whose first row is row `first` of the stack. */
+static void check_tiles(const matrix *m, const rq_tile_layout *t, const uint8_t *packed, int64_t first) {
     const rq_grid *g = &m->g;
-    for (int64_t rb = 0; rb < t->n_rb; ++rb)
+    int64_t n_rb = (g->n_out + 15) / 16;
+    for (int64_t rb = 0; rb < n_rb; ++rb)
         for (int64_t kb = 0; kb < t->n_kb; ++kb) {
-            const uint8_t *tile = packed + t->tiles + (rb * t->n_kb + kb) * t->tile_bytes;
+            const uint8_t *tile = packed + t->tiles + ((first / 16 + rb) * t->n_kb + kb) * t->tile_bytes;
             int x[8][RQ_TILE_COLS];
             int64_t got[16][8] = {0};
             for (int token = 0; token < 8; ++token)
@@ -127,9 +129,9 @@ static void check_tiles(const matrix *m, const rq_tile_layout *t, const uint8_t 
                     assert_int_equal(got[row][token], want);
                 }
         }
-    for (int64_t i = 0; i < t->n_rb * 16; ++i)
+    for (int64_t i = 0; i < n_rb * 16; ++i)
         for (int64_t k = 0; k < t->n_group; ++k) {
-            int64_t at = ((i / 16 * t->n_group + k) * 16 + i % 16) * 2;
+            int64_t at = (((first + i) / 16 * t->n_group + k) * 16 + i % 8 * 2 + i % 16 / 8) * 2;
             rq_f16 scale, zero;
             memcpy(&scale, packed + t->scales + at, 2);
             assert_int_equal(scale.bits, i < g->n_out ? m->scale[i * g->n_group + k].bits : 0);
@@ -139,13 +141,13 @@ static void check_tiles(const matrix *m, const rq_tile_layout *t, const uint8_t 
         }
 }
 
-static void check_back(const matrix *m, const rq_tile_layout *t, const uint8_t *packed) {
+static void check_back(const matrix *m, const rq_tile_layout *t, const uint8_t *packed, int64_t first) {
     const rq_grid *g = &m->g;
     int64_t n_word = g->n_out * g->row_words, n_scale = g->n_out * g->n_group;
     uint32_t *words = take(n_word, 4);
     rq_f16 *scale = take(n_scale, 2);
     uint8_t *zero = take(n_scale, 1);
-    assert_int_equal(rq_unpack_tiles_grid(words, scale, zero, packed, t, NULL), RQ_OK);
+    assert_int_equal(rq_unpack_tiles_grid(words, scale, zero, packed, t, first, g->n_out, NULL), RQ_OK);
     assert_memory_equal(words, m->words, (size_t)n_word * 4);
     assert_memory_equal(scale, m->scale, (size_t)n_scale * 2);
     if (g->zero) assert_memory_equal(zero, m->zero, (size_t)n_scale);
@@ -166,23 +168,77 @@ static void test_round_trips(void **state) {
                 matrix m = make(shapes[s].n_out, shapes[s].n_in, widths[b], group, variant == 1, variant == 2);
                 rq_tile_layout t;
                 const char *why = NULL;
-                assert_int_equal(rq_repack_grid_plan(&t, &m.g, &why), RQ_OK);
+                assert_int_equal(rq_repack_grid_plan(&t, &m.g, 1, &why), RQ_OK);
                 assert_null(why);
                 uint8_t *packed = take(t.bytes + 16, 1);
                 memset(packed, 0xcb, (size_t)t.bytes + 16);
-                assert_int_equal(rq_repack_grid(packed, &t, &m.g, NULL), RQ_OK);
+                assert_int_equal(rq_repack_grid(packed, &t, &m.g, 1, NULL), RQ_OK);
                 for (int i = 0; i < 16; ++i) assert_int_equal(packed[t.bytes + i], 0xcb);
-                check_tiles(&m, &t, packed);
-                check_back(&m, &t, packed);
+                check_tiles(&m, &t, packed, 0);
+                check_back(&m, &t, packed, 0);
                 free(packed);
                 drop(&m);
             }
 }
 
+/* Three matrices as one: each is where its rows are, and comes back. */
+static void test_stacks(void **state) {
+    (void)state;
+    static const int64_t rows[] = {32, 16, 21};
+    static const int widths[] = {2, 3, 4, 8};
+    for (int b = 0; b < 4; ++b)
+        for (int zeros = 0; zeros < 2; ++zeros) {
+            matrix m[3];
+            rq_grid g[3];
+            for (int i = 0; i < 3; ++i) m[i] = make(rows[i], 333, widths[b], 96, zeros, i == 1), g[i] = m[i].g;
+            rq_tile_layout t;
+            assert_int_equal(rq_repack_grid_plan(&t, g, 3, NULL), RQ_OK);
+            assert_int_equal(t.n_out, 69);
+            uint8_t *packed = take(t.bytes, 1);
+            assert_int_equal(rq_repack_grid(packed, &t, g, 3, NULL), RQ_OK);
+            int64_t first = 0;
+            for (int i = 0; i < 3; first += rows[i++]) {
+                check_tiles(&m[i], &t, packed, first);
+                check_back(&m[i], &t, packed, first);
+            }
+            uint32_t word;
+            rq_f16 scale;
+            uint8_t zero;
+            const char *why = NULL;
+            assert_int_equal(rq_unpack_tiles_grid(&word, &scale, &zero, packed, &t, 69, 1, &why), RQ_ERR_ARG);
+            assert_non_null(why);
+            assert_int_equal(rq_repack_grid(packed, &t, g, 2, &why), RQ_ERR_ARG);
+            free(packed);
+            for (int i = 0; i < 3; ++i) drop(&m[i]);
+        }
+}
+
+static void stack_refused(const rq_grid *a, const rq_grid *b, const char *part) {
+    rq_grid both[2] = {*a, *b};
+    rq_tile_layout t;
+    const char *why = NULL;
+    assert_int_equal(rq_repack_grid_plan(&t, both, 2, &why), RQ_ERR_UNSUPPORTED);
+    assert_non_null(why);
+    if (!strstr(why, part)) fail_msg("\"%s\" does not say \"%s\"", why, part);
+}
+static void test_stacks_refused(void **state) {
+    (void)state;
+    matrix m = make(16, 64, 4, 32, true, false), odd = make(17, 64, 4, 32, true, false);
+    int32_t perm[64] = {0};
+    rq_grid g = m.g;
+    stack_refused(&odd.g, &m.g, "16 rows");
+    g.group = 64, stack_refused(&m.g, &g, "groups"), g = m.g;
+    g.zero = NULL, stack_refused(&m.g, &g, "zero points"), g = m.g;
+    g.perm = perm, stack_refused(&m.g, &g, "permutations");
+    rq_tile_layout t;
+    assert_int_equal(rq_repack_grid_plan(&t, &m.g, 0, NULL), RQ_ERR_ARG);
+    drop(&m), drop(&odd);
+}
+
 static void refused(const rq_grid *g, rq_status status, const char *part) {
     rq_tile_layout t;
     const char *why = NULL;
-    assert_int_equal(rq_repack_grid_plan(&t, g, &why), status);
+    assert_int_equal(rq_repack_grid_plan(&t, g, 1, &why), status);
     assert_non_null(why);
     if (!strstr(why, part)) fail_msg("\"%s\" does not say \"%s\"", why, part);
 }
@@ -207,18 +263,19 @@ static void test_refused(void **state) {
     m.zero[7] = 15;
     /* A layout of another matrix. */
     rq_tile_layout t;
-    assert_int_equal(rq_repack_grid_plan(&t, &m.g, NULL), RQ_OK);
+    assert_int_equal(rq_repack_grid_plan(&t, &m.g, 1, NULL), RQ_OK);
     uint8_t *packed = take(t.bytes, 1);
     const char *why = NULL;
     t.n_out = 5;
-    assert_int_equal(rq_repack_grid(packed, &t, &m.g, &why), RQ_ERR_ARG);
+    assert_int_equal(rq_repack_grid(packed, &t, &m.g, 1, &why), RQ_ERR_ARG);
     assert_non_null(why);
-    assert_int_equal(rq_unpack_tiles_grid(m.words, m.scale, NULL, packed, &t, NULL), RQ_ERR_ARG);
+    assert_int_equal(rq_unpack_tiles_grid(m.words, m.scale, NULL, packed, &t, 0, 4, NULL), RQ_ERR_ARG);
     free(packed);
     drop(&m);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trips), cmocka_unit_test(test_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trips), cmocka_unit_test(test_stacks),
+                                       cmocka_unit_test(test_stacks_refused), cmocka_unit_test(test_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* SSVQ weights in the layout of the CUDA kernels: a lane emulator reads the tiles as a warp does, with the instructions of the
- * kernel written out (mask and OR for the address in the replicated table, shift and XOR for the signs, the documented fragments
- * of mma.m16n8k16), and must see the weights of the format. The way back must give the same bits. */
+ * kernel written out (a dot product of bytes for the address in the replicated table, shift and XOR, or shift and permute, for the
+ * signs, the documented fragments of mma.m16n8k16), and must see the weights of the format. The way back must give the same bits. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -99,9 +99,9 @@ typedef struct fragment { /* what a lane hands to the two mma of a step: [mma][r
     uint32_t a[2][4];
 } fragment;
 
-/* The replicated table of book b: 256 entries x 128 bytes, the entry over and over. */
-static void replicate(uint8_t *table, const uint8_t *tiles, const rq_tile_layout *t, int64_t b) {
-    int64_t size = t->vec_len * 2;
+/* The replicated table of book b: 256 entries x 128 bytes, the entry over and over: of halves, or of bytes. */
+static void replicate(uint8_t *table, const uint8_t *tiles, const rq_tile_layout *t, int64_t b, bool bytes) {
+    int64_t size = t->vec_len * (bytes ? 1 : 2);
     for (int64_t c = 0; c < 256; ++c)
         for (int64_t e = 0; e < t->vec_len; ++e) {
             int64_t at = (b * 256 + c) * t->vec_len + e;
@@ -110,7 +110,12 @@ static void replicate(uint8_t *table, const uint8_t *tiles, const rq_tile_layout
                 h = rq_f16_of_f32((float)tiles[t->book + at]);
             else
                 memcpy(&h, tiles + t->book + at * 2, 2);
-            for (int64_t copy = 0; copy < 128 / size; ++copy) memcpy(table + c * 128 + copy * size + e * 2, &h, 2);
+            for (int64_t copy = 0; copy < 128 / size; ++copy) {
+                if (bytes)
+                    table[c * 128 + copy * size + e] = tiles[t->book + at];
+                else
+                    memcpy(table + c * 128 + copy * size + e * 2, &h, 2);
+            }
         }
 }
 
@@ -119,30 +124,43 @@ static uint32_t word_at(const uint8_t *p) {
     memcpy(&w, p, 4);
     return w;
 }
+static uint32_t dot_bytes(uint32_t a, uint32_t b, uint32_t c) {
+    for (int i = 0; i < 32; i += 8) c += (a >> i & 255u) * (b >> i & 255u);
+    return c;
+}
+static uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
+    uint64_t both = (uint64_t)b << 32 | a;
+    uint32_t d = 0;
+    for (int i = 0; i < 4; ++i) d |= (uint32_t)(both >> 8 * (selector >> 4 * i & 7u) & 255u) << 8 * i;
+    return d;
+}
 static uint32_t with_sign(uint32_t w, int left, uint32_t pair) { return (w << left & 0x80008000u) ^ pair; }
 
-static fragment decode(const uint8_t *tile, const uint8_t *table, int vec_len, int step, int lane) {
+/* 4 weights of a row: w << left has their signs. Two registers of pairs, 1 apart from the other row's. */
+static void four(uint32_t *to, const uint8_t *magnitudes, uint32_t w, int left, bool bytes) {
+    if (bytes) {
+        uint32_t m = word_at(magnitudes), signs = w << left & 0x80808080u;
+        to[0] = permute(m, signs, 0x7150);
+        to[2] = permute(m, signs, 0x6342);
+    } else {
+        to[0] = with_sign(w, left, word_at(magnitudes));
+        to[2] = with_sign(w, left + 8, word_at(magnitudes + 4));
+    }
+}
+
+static fragment decode(const uint8_t *tile, const uint8_t *table, int vec_len, int step, int lane, bool bytes) {
     fragment f;
-    uint32_t w = word_at(tile + lane * 16 + step * 4);
-    if (vec_len == 8) {
-        uint32_t base = (uint32_t)(lane & 7) * 16;
-        const uint8_t *v0 = table + ((w & 0x7f80u) | base), *v1 = table + ((w >> 16 & 0x7f80u) | base);
-        static const uint8_t left[2][4] = {{0, 10, 12, 14}, {9, 11, 13, 15}};
-        for (int j = 0; j < 4; ++j) {
-            f.a[j / 2][j % 2 * 2] = with_sign(w, left[0][j], word_at(v0 + 4 * j));
-            f.a[j / 2][j % 2 * 2 + 1] = with_sign(w, left[1][j], word_at(v1 + 4 * j));
+    uint32_t size = (uint32_t)vec_len * (bytes ? 1 : 2), base = (uint32_t)lane % (128 / size) * size;
+    const uint8_t *mine = tile + lane * 16;
+    uint32_t codes = word_at(mine + 4 * (vec_len == 8 ? step / 2 : step));
+    uint32_t signs = word_at((vec_len == 8 ? mine + 8 : tile + 512 + lane * 8) + step / 2 * 4);
+    for (int lower = 0; lower < 2; ++lower)
+        for (int half = 0; half < 2; ++half) {
+            int byte = vec_len == 8 ? step % 2 * 2 + lower : lower * 2 + half;
+            const uint8_t *v = table + dot_bytes(codes, 128u << 8 * byte, base);
+            if (vec_len == 8) v += half * (int)size / 2;
+            four(f.a[half] + lower, v, signs, step % 2 * 4 + lower * 2 + half, bytes);
         }
-        return f;
-    }
-    uint32_t base = (uint32_t)(lane & 15) * 8, signs = word_at(tile + 512 + lane * 8 + step / 2 * 4);
-    for (int half = 0; half < 2; ++half) {
-        const uint8_t *v0 = table + ((w >> (8 * half) << 7 & 0x7f80u) | base);
-        const uint8_t *v1 = table + ((w >> (16 + 8 * half) << 7 & 0x7f80u) | base);
-        for (int j = 0; j < 2; ++j) {
-            f.a[half][2 * j] = with_sign(signs, step % 2 * 8 + 2 * half + j, word_at(v0 + 4 * j));
-            f.a[half][2 * j + 1] = with_sign(signs, step % 2 * 8 + 4 + 2 * half + j, word_at(v1 + 4 * j));
-        }
-    }
     return f;
 }
 
@@ -155,28 +173,29 @@ static uint16_t a_at(const fragment *f, int mma, int row, int k) {
 /* The column of the step that B's lane feeds into k of that mma: lane 4 n + q gives x[8 q + 4 mma .. + 3], two a register. */
 static int column_of(int mma, int k) { return k % 8 / 2 * 8 + 4 * mma + k / 8 * 2 + k % 2; }
 
-static uint16_t want_bits(const rq_ssvq *s, int64_t row, int64_t j) {
+static uint16_t want_bits(const rq_ssvq *s, int64_t row, int64_t j, bool bytes) {
     int64_t b = j / s->book_cols;
     int64_t at = (b * s->n_codes + rq_ssvq_code(s, row, j / s->vec_len)) * s->vec_len + j % s->vec_len;
     uint16_t bits = s->book_u8 ? rq_f16_of_f32((float)s->book_u8[at]).bits : s->book_f16[at].bits;
+    if (bytes) bits = s->book_u8[at]; /* times 2^-24 */
     return (uint16_t)(bits ^ (rq_ssvq_negative(s, row, j) ? 0x8000 : 0));
 }
 
 /* Every weight of matrix s, whose first row is `first`. */
-static void check_decode(const rq_ssvq *s, const rq_tile_layout *t, const uint8_t *tiles, int64_t first) {
+static void check_decode(const rq_ssvq *s, const rq_tile_layout *t, const uint8_t *tiles, int64_t first, bool bytes) {
     uint8_t *table = take(256, 128);
     for (int64_t kb = 0; kb < t->n_kb; ++kb) {
-        replicate(table, tiles, t, kb * 128 / t->book_cols);
+        replicate(table, tiles, t, kb * 128 / t->book_cols, bytes);
         for (int64_t rb = first / 16; rb * 16 < first + s->n_out; ++rb)
             for (int step = 0; step < 4; ++step) {
                 fragment f[32];
                 const uint8_t *tile = tiles + t->tiles + (rb * t->n_kb + kb) * t->tile_bytes;
-                for (int lane = 0; lane < 32; ++lane) f[lane] = decode(tile, table, t->vec_len, step, lane);
+                for (int lane = 0; lane < 32; ++lane) f[lane] = decode(tile, table, t->vec_len, step, lane, bytes);
                 for (int i = 0; i < 2 * 16 * 16; ++i) {
                     int mma = i / 256, r = i / 16 % 16, k = i % 16;
                     int64_t row = rb * 16 + r - first, j = kb * 128 + step * 32 + column_of(mma, k);
                     if (row >= s->n_out || j >= s->n_in) continue;
-                    assert_int_equal(a_at(f, mma, r, k), want_bits(s, row, j));
+                    assert_int_equal(a_at(f, mma, r, k), want_bits(s, row, j, bytes));
                 }
             }
     }
@@ -223,7 +242,8 @@ static void check_stack(matrix *m, int n) {
     rq_repack_ssvq(tiles, &t, list, n);
     int64_t first = 0;
     for (int i = 0; i < n; first += list[i++].n_out) {
-        check_decode(&list[i], &t, tiles, first);
+        check_decode(&list[i], &t, tiles, first, false);
+        if (t.book_u8) check_decode(&list[i], &t, tiles, first, true);
         check_back(&list[i], &t, tiles, first);
     }
     for (int64_t row = first; row < t.n_rb * 16; ++row) /* rows beyond the matrix have scale 0 */

@@ -10,6 +10,7 @@ typedef struct problem {
     const char *what;
     int n_out, n_in, bits, group, n_tok;
     bool zeros, bf16, perm, bias, residual, early;
+    int stack; /* matrices that it is repacked from, 1 to 4 */
 } problem;
 
 /* The matrix as the file has it, with the values of the definition. */
@@ -19,8 +20,9 @@ typedef struct matrix {
     rq_f16 *scale;
     uint8_t *zero;
     int32_t *perm;
-    int stride; /* every so many rows are checked */
-    double *w;  /* [n_out][n_in], stored order, of the rows that are */
+    int stride;   /* every so many rows are checked */
+    double *w;    /* [n_out][n_in], stored order, of the rows that are */
+    double *size; /* |w|; of 2-bit codes with zero points what is added for it, scale (|code - 2| + |2 - zero|) */
     rq_tile_layout layout;
     uint8_t *packed;
 } matrix;
@@ -52,18 +54,32 @@ static matrix make_matrix(const problem *p, rq_rng *rng) {
     g->words = m.words, g->scale_f16 = m.scale, g->zero = m.zero, g->perm = m.perm;
     m.stride = p->n_out > 1000 ? 97 : 1;
     m.w = (double *)rq_host_alloc((size_t)(g->n_out * g->n_in) * 8);
+    m.size = (double *)rq_host_alloc((size_t)(g->n_out * g->n_in) * 8);
     for (int64_t i = 0; i < g->n_out; i += m.stride)
-        for (int64_t j = 0; j < g->n_in; ++j)
-            m.w[i * g->n_in + j] = (double)rq_grid_scale(g, i, j / g->group) *
-                                   ((int)rq_grid_code(g, i, j) - rq_grid_zero(g, i, j / g->group));
+        for (int64_t j = 0; j < g->n_in; ++j) {
+            const double scale = rq_grid_scale(g, i, j / g->group);
+            const int code = (int)rq_grid_code(g, i, j), zero = rq_grid_zero(g, i, j / g->group);
+            m.w[i * g->n_in + j] = scale * (code - zero);
+            m.size[i * g->n_in + j] =
+                scale * (g->bits == 2 && p->zeros ? abs(code - 2) + abs(2 - zero) : abs(code - zero));
+        }
+    /* As several matrices that share x: their first rows are multiples of 16, the last takes what is left. */
+    rq_grid parts[4];
+    for (int i = 0, first = 0; i < p->stack; ++i) {
+        const int rows = i + 1 < p->stack ? p->n_out / p->stack / 16 * 16 : p->n_out - first;
+        parts[i] = *g;
+        parts[i].n_out = rows, parts[i].words += first * g->row_words, parts[i].scale_f16 += first * g->n_group;
+        if (g->zero) parts[i].zero += first * g->n_group;
+        first += rows;
+    }
     const char *why = "";
-    if (rq_repack_grid_plan(&m.layout, g, &why) != RQ_OK) RQ_DIE("%s: %s", p->what, why);
+    if (rq_repack_grid_plan(&m.layout, parts, p->stack, &why) != RQ_OK) RQ_DIE("%s: %s", p->what, why);
     m.packed = (uint8_t *)rq_host_alloc((size_t)m.layout.bytes);
-    if (rq_repack_grid(m.packed, &m.layout, g, &why) != RQ_OK) RQ_DIE("%s: %s", p->what, why);
+    if (rq_repack_grid(m.packed, &m.layout, parts, p->stack, &why) != RQ_OK) RQ_DIE("%s: %s", p->what, why);
     return m;
 }
 static void free_matrix(matrix *m) {
-    free(m->words), free(m->scale), free(m->zero), free(m->perm), free(m->w), free(m->packed);
+    free(m->words), free(m->scale), free(m->zero), free(m->perm), free(m->w), free(m->size), free(m->packed);
 }
 
 static uint16_t bits_of(bool bf16, float v) { return bf16 ? rq_bf16_bits(v) : rq_half_bits(v); }
@@ -130,9 +146,8 @@ static void test_problem(const problem *p) {
         for (int i = 0; i < p->n_out; i += m.stride) {
             double want = 0, size = 0;
             for (int j = 0; j < p->n_in; ++j) {
-                const double term = m.w[(size_t)i * p->n_in + j] *
-                                    value_of(p->bf16, x[(size_t)t * p->n_in + (p->perm ? m.perm[j] : j)]);
-                want += term, size += fabs(term);
+                const double v = value_of(p->bf16, x[(size_t)t * p->n_in + (p->perm ? m.perm[j] : j)]);
+                want += m.w[(size_t)i * p->n_in + j] * v, size += m.size[(size_t)i * p->n_in + j] * fabs(v);
             }
             const size_t at = (size_t)t * p->n_out + i;
             if (p->bias) want += value_of(p->bf16, bias[i]), size += 1;
@@ -175,7 +190,7 @@ static void test_problem(const problem *p) {
 
 /* x with a single 1: y is a column of W, exactly, rounded once to the type of y. All columns, 16 at a time. */
 static void test_decode(int n_out, int n_in, int bits, int group, bool zeros, bool bf16) {
-    problem p = {"decode", n_out, n_in, bits, group, 16, zeros, bf16, false, false, false, false};
+    problem p = {"decode", n_out, n_in, bits, group, 16, zeros, bf16, false, false, false, false, 1};
     rq_rng rng = {(uint64_t)bits * 31u + (uint64_t)group};
     matrix m = make_matrix(&p, &rng);
 
@@ -252,24 +267,32 @@ int main(void) {
         for (int bf16 = 0; bf16 < 2; ++bf16) {
             test_decode(19, 160, bits, 32, true, bf16);
             test_decode(16, 256, bits, 128, false, bf16);
+            test_decode(33, 320, bits, 64, true, bf16);
+            test_decode(16, 384, bits, 128, true, bf16);
         }
         const problem problems[] = {
-            /* what      n_out n_in      bits  group    n_tok zeros  bf16   perm   bias   residual early */
-            {"least", 1, 32, bits, 32, 1, false, false, false, false, false, false},
-            {"rows", 15, 128, bits, 128, 2, true, false, false, true, false, false},
-            {"rows", 16, 160, bits, 32, 3, false, true, false, false, true, false},
-            {"rows", 17, 160, bits, 64, 8, true, true, true, true, true, true},
-            {"odd", 33, 1000, bits, 1000, 9, true, false, true, false, true, true},
-            {"odd", 51, 333, bits, 96, 5, false, false, false, true, true, false},
-            {"long", 40, 4096 + 32, bits, 128, 1, false, false, false, false, false, false},
-            {"long", 40, 4096 + 32, bits, 64, 16, true, true, false, true, true, true},
-            {"rowwise", 70, 2050, bits, 2050, 4, true, false, false, false, false, false},
+            /* what      n_out n_in      bits  group    n_tok zeros  bf16   perm   bias   residual early stack */
+            {"least", 1, 32, bits, 32, 1, false, false, false, false, false, false, 1},
+            {"rows", 15, 128, bits, 128, 2, true, false, false, true, false, false, 1},
+            {"rows", 16, 160, bits, 32, 3, false, true, false, false, true, false, 1},
+            {"rows", 17, 160, bits, 64, 8, true, true, true, true, true, true, 1},
+            {"odd", 33, 1000, bits, 1000, 9, true, false, true, false, true, true, 1},
+            {"odd", 51, 333, bits, 96, 5, false, false, false, true, true, false, 1},
+            {"long", 40, 4096 + 32, bits, 128, 1, false, false, false, false, false, false, 1},
+            {"long", 40, 4096 + 32, bits, 64, 16, true, true, false, true, true, true, 1},
+            {"zeros", 100, 2000, bits, 128, 1, true, false, false, false, false, true, 1},
+            {"zeros", 50, 1000, bits, 64, 7, true, false, false, false, false, false, 1},
+            {"rowwise", 70, 2050, bits, 2050, 4, true, false, false, false, false, false, 1},
+            {"qkv", 85, 333, bits, 96, 3, true, false, true, true, false, false, 3},
+            {"gate_up", 160, 416, bits, 128, 11, false, true, false, false, false, true, 2},
         };
         for (size_t i = 0; i < sizeof problems / sizeof problems[0]; ++i)
             if (!rq_small() || problems[i].n_in <= 1000) test_problem(&problems[i]);
         /* The shape whose counts docs/kernels.md has. */
-        const problem layer = {"layer", 4096, 4096, bits, 128, 1, false, false, false, false, false, true};
+        const problem layer = {"layer", 4096, 4096, bits, 128, 1, false, false, false, false, false, true, 1};
         test_problem(&layer);
+        const problem with_zeros = {"layer", 4096, 4096, 2, 128, 1, true, false, false, false, false, true, 1};
+        if (bits == 2) test_problem(&with_zeros);
     }
     return rq_done(__FILE__);
 }

@@ -332,6 +332,8 @@ int main(void) {
             {"decode", {19}, 160, vec_len, 8, 160, 160, 0, 16, true, false, false, false, false, false},
             {"decode", {16}, 300, vec_len, 8, 128, 32, 3, 16, true, true, false, false, false, false},
             {"decode", {32, 17}, 384, vec_len, 8, 256, 128, 16, 16, false, false, false, false, false, false},
+            {"decode", {33}, 384, vec_len, 8, 256, 32, 5, 16, true, false, false, false, false, false},
+            {"decode", {16}, 400, vec_len, 6, 400, 128, 0, 16, true, false, false, false, false, false},
         };
         for (size_t i = 0; i < sizeof decodes / sizeof decodes[0]; ++i) test_decode(&decodes[i]);
         const problem problems[] = {
@@ -347,6 +349,8 @@ int main(void) {
             {"qkv", {32, 16, 16}, 640, vec_len, 8, 256, 128, 3, 12, true, true, false, true, false, true},
             {"long", {40}, 4096 + 36, vec_len, 8, 4096 + 36, 4096 + 36, 16, 1, true, false, false, false, false, false},
             {"long", {40}, 4096 + 36, vec_len, 8, 2048, 64, 7, 16, true, true, false, true, true, true},
+            {"bytes", {50}, 900, vec_len, 8, 256, 32, 4, 4, true, false, false, true, true, false},
+            {"bytes", {50}, 900, vec_len, 8, 900, 128, 1, 13, true, false, true, false, true, true},
             {"rowwise", {70}, 2050, vec_len, 8, 2050, 2050, 0, 4, false, false, false, false, false, false},
         };
         for (size_t i = 0; i < sizeof problems / sizeof problems[0]; ++i)

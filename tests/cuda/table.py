@@ -83,10 +83,12 @@ def main_loop(lines):
         elif m := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)", line):
             if target := re.search(r"`\((\.L_x_\d+)\)", m.group(2)): branches.append((len(code), target.group(1)))
             code.append(m.group(1))
+    # What stands behind the last EXIT is no loop: pieces that a divergent warp runs, and comes back from.
+    last = max((i for i, opcode in enumerate(code) if opcode == "EXIT"), default=len(code))
     loops = {}
     for at, label in branches:
         start = label_at.get(label, len(code))
-        if start < at: loops[start] = max(loops.get(start, 0), at)
+        if start < at <= last: loops[start] = max(loops.get(start, 0), at)
     best = None
     for start, end in loops.items():
         inner = [(s, e) for s, e in loops.items() if start <= s and e <= end and (s, e) != (start, end)]

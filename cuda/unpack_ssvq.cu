@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* SSVQ for unpack_tile.cuh: w = scale (+- book_scale magnitude), each product rounded to fp32 as the definition has it (fmt_ssvq.h), and outlier
+ * columns from their int8 weights. The codebook is read through L1, where it stays. Targets: sm_80 sm_90a. */
+#include "unpack_tile.cuh"
+
+template <int VEC> struct rq_unpack_ssvq {
+    const rq_unpack_job &job;
+    const int rb, kb, lane;
+    uint32_t codes[4], signs[2]; /* codes: of vectors of 8 two words */
+    const uint8_t *book;
+    float book_scale;
+
+    __device__ __forceinline__ rq_unpack_ssvq(const rq_unpack_job &job_, int rb_, int kb_, int lane_)
+        : job(job_), rb(rb_), kb(kb_), lane(lane_) {
+        const rq_tile_layout &t = job.t;
+        const uint8_t *from = job.from + t.tiles + ((int64_t)rb * t.n_kb + kb) * t.tile_bytes;
+        const uint4 v = ptx_load_once16(from + lane * 16);
+        codes[0] = v.x, codes[1] = v.y, codes[2] = v.z, codes[3] = v.w;
+        const uint2 more = VEC == 8 ? make_uint2(v.z, v.w) : ptx_load_once8(from + 512 + lane * 8);
+        signs[0] = more.x, signs[1] = more.y;
+        const int which = t.n_book == 1 ? 0 : kb / (int)(t.book_cols / RQ_TILE_COLS);
+        book = job.from + t.book + (int64_t)which * 256 * VEC * (t.book_u8 ? 1 : 2);
+        book_scale = __ldg(reinterpret_cast<const float *>(job.from + t.book_scales) + rb * t.n_book + which);
+    }
+    __device__ __forceinline__ uint32_t code(int s, int lower, int vector) const {
+        return VEC == 8 ? codes[s / 2] >> (16 * (s % 2) + 8 * lower) & 0xffu
+                        : codes[s] >> (16 * lower + 8 * vector) & 0xffu;
+    }
+    /* The signs of a pair of columns: bits 0 and 16. */
+    __device__ __forceinline__ uint32_t sign_pair(int s, int lower, int pair) const {
+        return signs[s / 2] >> (15 - 4 * (s % 2) - 2 * lower - pair / 2 - pair % 2 * 8);
+    }
+    __device__ __forceinline__ float magnitude(uint32_t code, int e) const {
+        const uint32_t at = code * VEC + e;
+        return job.t.book_u8 ? (float)__ldg(book + at) : rq_unpack_half(book, at);
+    }
+    __device__ __forceinline__ void values(float (&v)[8], int s, int lower) const {
+        const rq_tile_layout &t = job.t;
+        const int row = lane / 4 + 8 * lower;
+        const float scale = rq_unpack_half(job.from + t.scales, rq_unpack_group(t, rb, kb, s) * RQ_TILE_ROWS + row);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+            const float size = __fmul_rn(book_scale, magnitude(code(s, lower, e / VEC), e % VEC));
+            v[e] = __fmul_rn(scale, sign_pair(s, lower, e / 2) >> e % 2 * 16 & 1u ? -size : size);
+        }
+        for (int o = 0; o < t.n_outlier; ++o) {
+            const int at = __ldg(reinterpret_cast<const int32_t *>(job.from + t.outlier_cols) + o) -
+                           (kb * RQ_TILE_COLS + s * 32 + lane % 4 * 8);
+            if (at < 0 || at >= 8) continue;
+            const int64_t i = (int64_t)rb * t.n_outlier + o;
+            const float w = __ldg(reinterpret_cast<const float *>(job.from + t.outlier_scales) + i) *
+                            (float)(int8_t)__ldg(job.from + t.outliers + i * RQ_TILE_ROWS + row);
+#pragma unroll
+            for (int e = 0; e < 8; ++e)
+                if (e == at) v[e] = w;
+        }
+    }
+};
+
+template <int VEC> static const void *function(rq_act act) {
+    return act == RQ_ACT_F16 ? (const void *)rq_unpack<rq_unpack_ssvq<VEC>, RQ_ACT_F16>
+                             : (const void *)rq_unpack<rq_unpack_ssvq<VEC>, RQ_ACT_BF16>;
+}
+const void *rq_unpack_ssvq_function(const rq_cuda_gemv_desc *d) {
+    return d->vec_len == 8 ? function<8>(d->act) : function<4>(d->act);
+}

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What unpack_launch.cu and the dequantize kernels of a format agree on. A format is a function, and a line in unpack_launch.cu. */
+#ifndef RQ_UNPACK_VARIANTS_H
+#define RQ_UNPACK_VARIANTS_H
+#include "gemv_variants.h"
+
+enum { RQ_UNPACK_THREADS = 256 };
+
+typedef struct rq_unpack_job { /* the kernels' parameter */
+    void *to;
+    const uint8_t *from; /* the repacked matrix */
+    int64_t ld;          /* elements from a row of `to` to the next */
+    int wide;            /* rows begin at multiples of 16 bytes */
+    rq_tile_layout t;
+} rq_unpack_job;
+
+/* The kernel of a description that the format's GEMV does not refuse. */
+const void *rq_unpack_grid_function(const rq_cuda_gemv_desc *d);
+const void *rq_unpack_ssvq_function(const rq_cuda_gemv_desc *d);
+#endif

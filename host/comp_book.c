@@ -1,0 +1,487 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A set of matrices to codebook codes: targets and scales, the codebook, the sweep, the refinement, and the formats' arrays. */
+#include <math.h>
+
+#include "backend.h"
+#include "comp_book.h"
+#include "kmeans.h"
+#include "random.h"
+
+void rq_invert_spd(double *inv, const double *a, int64_t n) {
+    double l[RQ_VEC_MAX * RQ_VEC_MAX] = {0}, m[RQ_VEC_MAX * RQ_VEC_MAX] = {0}; /* a = l l^T, m = l^-1 */
+    memset(inv, 0, (size_t)(n * n) * sizeof *inv);
+    for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j <= i; ++j) {
+            double sum = a[i * n + j];
+            for (int64_t k = 0; k < j; ++k) sum -= l[i * n + k] * l[j * n + k];
+            if (j < i) {
+                l[i * n + j] = sum / l[j * n + j];
+            } else if (sum > 0) {
+                l[i * n + i] = sqrt(sum);
+            } else {
+                for (int64_t k = 0; k < n; ++k) inv[k * n + k] = a[k * n + k] > 0 ? 1 / a[k * n + k] : 0;
+                return;
+            }
+        }
+    }
+    for (int64_t j = 0; j < n; ++j) {
+        m[j * n + j] = 1 / l[j * n + j];
+        for (int64_t i = j + 1; i < n; ++i) {
+            double sum = 0;
+            for (int64_t k = j; k < i; ++k) sum -= l[i * n + k] * m[k * n + j];
+            m[i * n + j] = sum / l[i * n + i];
+        }
+    }
+    for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j < n; ++j) {
+            for (int64_t k = rq_max_i64(i, j); k < n; ++k) inv[i * n + j] += m[k * n + i] * m[k * n + j];
+        }
+    }
+}
+
+/* ---- codebooks ---- */
+
+void rq_book_expand(const rq_book *b, int64_t vec, const rq_vec_code *c, float *v) {
+    int64_t which = vec / b->vec_per_book;
+    const float *first = b->value[0] + (which * b->k[0] + c->code[0]) * b->d;
+    for (int r = 0; r < b->d; ++r) v[r] = c->negative >> r & 1 ? -first[r] : first[r];
+    if (b->n_stage < 2) return;
+    const float *second = b->value[1] + (which * b->k[1] + c->code[1]) * b->d;
+    for (int r = 0; r < b->d; ++r) v[r] += second[r];
+}
+
+void rq_book_row(const rq_book_task *t, int64_t row, float *q) {
+    const rq_prep *p = t->prep;
+    float v[RQ_VEC_MAX] = {0};
+    for (int64_t b = 0; b < t->n_vec; ++b) {
+        float s = t->scale[row * t->n_group + b * t->d / t->group];
+        rq_book_expand(&t->book, b, &t->code[row * t->n_vec + b], v);
+        for (int64_t j = b * t->d; j < rq_min_i64(t->n, (b + 1) * t->d); ++j) q[j] = s * v[j - b * t->d];
+    }
+    for (int o = 0; o < p->n_outlier; ++o) {
+        q[p->outlier_col[o]] =
+            t->outlier_step[t->matrix[row] * p->n_outlier + o] * (float)t->outlier[row * p->n_outlier + o];
+    }
+}
+
+int64_t rq_book_scratch(const rq_book *b) { return b->k_pad[0] + b->k_pad[1]; }
+
+void rq_book_free(rq_book *b) {
+    for (int i = 0; i < 2; ++i) {
+        free(b->value[i]);
+        free(b->table[i]);
+        free(b->f16[i]);
+    }
+    free(b->u8);
+    free(b->book_scale);
+    *b = (rq_book){0};
+}
+
+static rq_status book_new(rq_book *b, const rq_book_task *t) {
+    rq_status status = RQ_OK;
+    const rq_quant_opt *o = t->opt;
+    int64_t cols = o->book_cols > 0 ? o->book_cols : t->n_vec * t->d;
+    *b = (rq_book){.d = t->d, .n_stage = o->codes2 > 0 ? 2 : 1, .k = {o->codes, o->codes2}};
+    b->vec_per_book = cols / t->d;
+    b->n_book = rq_ceil_div(t->n_vec, b->vec_per_book);
+    b->n_table = t->vec->n_table(b->d);
+    const int64_t k[2] = {o->codes, o->codes2};
+    for (int i = 0; i < 2 && k[i] > 0; ++i) {
+        int64_t n = b->n_book * k[i] * b->d;
+        b->k_pad[i] = rq_ceil_div(b->k[i], RQ_SEARCH_PAD) * RQ_SEARCH_PAD;
+        RQ_TRY(RQ_NEW_ZERO(b->value[i], n));
+        RQ_TRY(RQ_NEW(b->table[i], b->n_book * b->n_table * b->k_pad[i]));
+        if (o->book_dtype == RQ_BOOK_U8) {
+            RQ_TRY(RQ_NEW(b->u8, n));
+        } else {
+            RQ_TRY(RQ_NEW(b->f16[i], n));
+        }
+    }
+    RQ_TRY(RQ_NEW(b->book_scale, b->n_book));
+done:
+    return status;
+}
+
+void rq_book_store(rq_book_task *t) {
+    rq_book *b = &t->book;
+    for (int stage = 0; stage < b->n_stage; ++stage) {
+        int64_t per_book = b->k[stage] * b->d;
+        for (int64_t which = 0; which < b->n_book; ++which) {
+            float *v = b->value[stage] + which * per_book, top = 0;
+            b->book_scale[which] = 1;
+            for (int64_t i = 0; i < per_book; ++i) top = fmaxf(top, v[i]);
+            if (b->u8) b->book_scale[which] = top > 0 ? top / 255.0f : 1;
+            for (int64_t i = 0; i < per_book; ++i) {
+                if (b->u8) {
+                    float u = rintf(v[i] / b->book_scale[which]);
+                    b->u8[which * per_book + i] = (uint8_t)(u > 255 ? 255 : u);
+                    v[i] = b->book_scale[which] * (float)b->u8[which * per_book + i];
+                } else {
+                    float u = fminf(fmaxf(v[i], -65504.0f), 65504.0f);
+                    rq_f16 h = rq_f16_of_f32(u == 0 ? 0 : u); /* no negative zero among magnitudes */
+                    b->f16[stage][which * per_book + i] = h;
+                    v[i] = rq_f32_of_f16(h);
+                }
+            }
+            t->vec->make_table(b->table[stage] + which * b->n_table * b->k_pad[stage], v, b->d, b->k[stage],
+                               b->k_pad[stage]);
+        }
+    }
+}
+
+typedef struct points {
+    float *x, *weight;
+    int64_t n;
+} points;
+
+/* Vectors of codebook `which`, at even steps with a random offset in each when there are more than wanted: scaled weights and
+ * what an error in each costs. Vectors whose scale is zero are left out. */
+static rq_status gather_points(points *out, const rq_book_task *t, int64_t which, const float *metric) {
+    rq_status status = RQ_OK;
+    const rq_prep *p = t->prep;
+    int64_t v0 = which * t->book.vec_per_book, v1 = rq_min_i64(t->n_vec, v0 + t->book.vec_per_book);
+    int64_t n = t->n, d = t->d, all = t->n_out * (v1 - v0),
+            wanted = t->opt->kmeans_points > 0 ? rq_min_i64(all, t->opt->kmeans_points) : all;
+    bool *kept = NULL;
+    RQ_TRY(RQ_NEW(out->x, wanted * d));
+    RQ_TRY(RQ_NEW(out->weight, wanted * d));
+    RQ_TRY(RQ_NEW_ZERO(kept, n));
+    for (int o = 0; o < p->n_outlier; ++o) kept[p->outlier_col[o]] = true;
+    uint64_t seed = (uint64_t)t->opt->kmeans_seed + 1;
+    double step = (double)all / (double)wanted;
+    for (int64_t i = 0; i < wanted; ++i) {
+        int64_t at = (int64_t)(step * ((double)i + (wanted < all ? rq_random_unit(seed, (uint64_t)i) : 0)));
+        at = rq_min_i64(at, all - 1);
+        int64_t row = at / (v1 - v0), v = v0 + at % (v1 - v0);
+        float s = t->scale[row * t->n_group + v * d / t->group];
+        if (!(s > 0)) continue;
+        for (int64_t r = 0; r < d; ++r) {
+            int64_t j = v * d + r;
+            bool counts = j < n && !kept[j];
+            float x = counts ? t->start[row * n + j] / s : 0;
+            out->x[out->n * d + r] = t->vec->magnitudes ? fabsf(x) : x;
+            out->weight[out->n * d + r] = counts ? s * s * metric[v * d * d + r * d + r] : 0;
+        }
+        ++out->n;
+    }
+done:
+    free(kept);
+    return status;
+}
+
+rq_status rq_book_fit(rq_book_task *t, const float *metric) {
+    rq_status status = RQ_OK;
+    rq_book *b = &t->book;
+    uint16_t *assign = NULL;
+    points p = {0};
+    for (int64_t which = 0; which < b->n_book; ++which) {
+        free(p.x);
+        free(p.weight);
+        p = (points){0};
+        RQ_TRY(gather_points(&p, t, which, metric));
+        if (p.n == 0) continue; /* nothing but zeros: the codebook stays zero */
+        free(assign);
+        assign = NULL;
+        RQ_TRY(RQ_NEW(assign, p.n));
+        for (int stage = 0; stage < b->n_stage; ++stage) {
+            float *centroid = b->value[stage] + which * b->k[stage] * b->d;
+            rq_kmeans_opt o = rq_kmeans_default(b->k[stage], b->d);
+            o.n_iter = t->opt->kmeans_iters;
+            o.weights = RQ_KMEANS_PER_COMPONENT;
+            o.seeding = RQ_KMEANS_PLUSPLUS;
+            o.seed = (uint64_t)t->opt->kmeans_seed;
+            RQ_TRY(rq_kmeans(centroid, assign, NULL, p.x, p.weight, p.n, &o, false));
+            for (int64_t i = 0; stage + 1 < b->n_stage && i < p.n * b->d; ++i)
+                p.x[i] -= centroid[assign[i / b->d] * b->d + i % b->d];
+        }
+    }
+    rq_book_store(t);
+done:
+    free(p.x);
+    free(p.weight);
+    free(assign);
+    return status;
+}
+
+rq_status rq_book_sweep_metric(float **metric, const rq_book_task *t) {
+    rq_status status = RQ_OK;
+    const rq_prep *p = t->prep;
+    int64_t d = t->d, n = t->n;
+    RQ_TRY(RQ_NEW_ZERO(*metric, t->n_vec * d * d));
+    for (int64_t i = 0; i < p->n_span; ++i) {
+        const rq_span *s = &p->span[i];
+        if (s->vec < 0) continue;
+        double a[RQ_VEC_MAX * RQ_VEC_MAX] = {0}, inv[RQ_VEC_MAX * RQ_VEC_MAX] = {0}, top = 0;
+        int64_t k = s->width;
+        for (int64_t r = 0; r < k; ++r) {
+            for (int64_t c = 0; p->u && c < k; ++c) {
+                for (int64_t e = 0; e <= rq_min_i64(r, c); ++e)
+                    a[r * k + c] +=
+                        (double)p->u[(s->pos + e) * n + s->pos + r] * (double)p->u[(s->pos + e) * n + s->pos + c];
+            }
+        }
+        if (p->u) {
+            rq_invert_spd(inv, a, k);
+        } else {
+            for (int64_t r = 0; r < k; ++r) inv[r * k + r] = p->hdiag ? (double)p->hdiag[p->perm[s->pos + r]] : 1;
+        }
+        for (int64_t r = 0; r < k; ++r) top = fmax(top, inv[r * k + r]);
+        for (int64_t r = 0; r < k && top > 0; ++r) {
+            for (int64_t c = 0; c < k; ++c) {
+                int64_t lr = p->perm[s->pos + r] % d, lc = p->perm[s->pos + c] % d;
+                (*metric)[s->vec * d * d + lr * d + lc] = (float)(inv[r * k + c] / top);
+            }
+        }
+    }
+done:
+    return status;
+}
+
+/* ---- targets and scales ---- */
+
+/* Everything of a run that has to be freed. */
+typedef struct run {
+    rq_book_task t;
+    float *start, *goal, *search_metric;
+    int32_t *matrix;
+    double unit; /* real weights are this times ours: a power of two */
+} run;
+
+static rq_status stack(run *z, const rq_quant_matrix *m, int n_matrices) {
+    rq_status status = RQ_OK;
+    rq_book_task *t = &z->t;
+    const rq_prep *p = t->prep;
+    const rq_quant_opt *o = t->opt;
+    double sum = 0;
+    int64_t row = 0, live = 0;
+    RQ_TRY(RQ_NEW(z->start, t->n_out * t->n));
+    RQ_TRY(RQ_NEW(z->matrix, t->n_out));
+    for (int i = 0; i < n_matrices; row += m[i++].n_out) {
+        float *w = z->start + row * t->n;
+        for (int64_t k = 0; k < m[i].n_out; ++k) z->matrix[row + k] = i;
+        for (int64_t k = 0; k < m[i].n_out * t->n; ++k) {
+            w[k] = m[i].w[k];
+            if (!isfinite(w[k])) {
+                RQ_FAIL(RQ_ERR_INPUT, "%s: weight [%lld][%lld] is %g", m[i].name, (long long)(k / t->n),
+                        (long long)(k % t->n), (double)w[k]);
+            }
+            sum += (double)w[k] * (double)w[k];
+            live += w[k] != 0;
+        }
+    }
+    t->matrix = z->matrix;
+    z->unit = sum > 0 ? ldexp(1.0, ilogb(sqrt(sum / (double)live))) : 1;
+    z->unit = fmin(fmax(z->unit, 0x1p-100), 0x1p100);
+    for (int64_t i = 0; i < t->n_out * t->n; ++i) z->start[i] = (float)((double)z->start[i] / z->unit);
+    if (p->u && o->rho != 0) {
+        RQ_TRY(RQ_NEW(z->goal, t->n_out * t->n));
+        memcpy(z->goal, z->start, (size_t)(t->n_out * t->n) * sizeof *z->goal);
+        rq_sgemm(RQ_N, RQ_N, t->n_out, t->n, t->n, (float)o->rho, z->goal, t->n, p->m, t->n, 1, z->start, t->n);
+        for (int64_t i = 0; i < t->n_out * t->n; ++i) {
+            if (!isfinite(z->start[i])) RQ_FAIL(RQ_ERR_NUMERIC, "%s: the moved target is not finite", m[0].name);
+        }
+    }
+    for (int64_t i = 0; i < t->n_out * t->n; ++i) z->start[i] = p->dead[i % t->n] ? 0 : z->start[i];
+    t->start = t->goal = z->start;
+    if (p->u && o->alpha != 0 && p->m) {
+        if (!z->goal) RQ_TRY(RQ_NEW(z->goal, t->n_out * t->n));
+        memcpy(z->goal, z->start, (size_t)(t->n_out * t->n) * sizeof *z->goal);
+        rq_sgemm(RQ_N, RQ_N, t->n_out, t->n, t->n, (float)o->alpha, z->start, t->n, p->m, t->n, 1, z->goal, t->n);
+        for (int64_t i = 0; i < t->n_out * t->n; ++i) z->goal[i] = p->dead[i % t->n] ? 0 : z->goal[i];
+        t->goal = z->goal;
+    }
+done:
+    return status;
+}
+
+/* Scales: root mean square of the group without outlier columns. Steps of outlier columns: their largest weight over 127. */
+static rq_status first_scales(run *z, int n_matrices) {
+    rq_status status = RQ_OK;
+    rq_book_task *t = &z->t;
+    const rq_prep *p = t->prep;
+    bool *kept = NULL;
+    RQ_TRY(RQ_NEW_ZERO(kept, t->n));
+    RQ_TRY(RQ_NEW(t->scale, t->n_out * t->n_group));
+    RQ_TRY(RQ_NEW_ZERO(t->outlier_step, rq_max_i64(1, n_matrices * p->n_outlier)));
+    RQ_TRY(RQ_NEW_ZERO(t->outlier, rq_max_i64(1, t->n_out * p->n_outlier)));
+    for (int o = 0; o < p->n_outlier; ++o) kept[p->outlier_col[o]] = true;
+    for (int64_t r = 0; r < t->n_out; ++r) {
+        const float *w = t->start + r * t->n;
+        for (int64_t g = 0; g < t->n_group; ++g) {
+            double sum = 0;
+            int64_t count = 0;
+            for (int64_t j = g * t->group; j < rq_min_i64(t->n, (g + 1) * t->group); ++j) {
+                if (kept[j] || p->dead[j]) continue;
+                sum += (double)w[j] * (double)w[j];
+                ++count;
+            }
+            t->scale[r * t->n_group + g] = rq_book_scale_round(t, count ? (float)sqrt(sum / (double)count) : 0);
+        }
+        for (int o = 0; o < p->n_outlier; ++o) {
+            float *step = &t->outlier_step[t->matrix[r] * p->n_outlier + o];
+            *step = fmaxf(*step, fabsf(w[p->outlier_col[o]]) / 127.0f);
+        }
+    }
+done:
+    free(kept);
+    return status;
+}
+
+/* What the search measures in, from what the sweep loses. */
+static rq_status search_metric(run *z, const float *exact) {
+    const rq_book_task *t = &z->t;
+    int64_t d = t->d, n = t->n_vec * d * d;
+    rq_status status = RQ_NEW(z->search_metric, n);
+    for (int64_t i = 0; status == RQ_OK && i < n; ++i) {
+        bool on = i / d % d == i % d;
+        bool plain = t->opt->assign == RQ_ASSIGN_EUCLID;
+        z->search_metric[i] = !on && t->opt->assign != RQ_ASSIGN_MAHALANOBIS ? 0
+                              : on && plain                                  ? (exact[i] > 0 ? 1.0f : 0)
+                                                                             : exact[i];
+    }
+    return status;
+}
+
+/* ---- results ---- */
+
+static void *own(rq_quant_result *r, void *p) { return r->owned[r->n_owned++] = p; }
+
+#define OWN(ptr, count)                                                                                                \
+    do {                                                                                                               \
+        RQ_TRY(RQ_NEW_ZERO(ptr, count));                                                                               \
+        own(r, ptr);                                                                                                   \
+    } while (0)
+
+static int bits_of(int64_t k) {
+    int bits = 4;
+    while (1 << bits < k) ++bits;
+    return bits;
+}
+
+/* Arrays of the format for rows [row0, row0 + n_out) of the stack. */
+static rq_status emit(rq_quant_result *r, const run *z, const rq_quant_matrix *m, int which, int64_t row0, int users) {
+    rq_status status = RQ_OK;
+    const rq_book_task *t = &z->t;
+    const rq_prep *p = t->prep;
+    const rq_book *b = &t->book;
+    int64_t n_out = m[which].n_out, n = t->n, d = t->d;
+    uint16_t *code[2] = {NULL, NULL};
+    uint8_t *negative, *u8 = NULL;
+    float *scale, *book_scale, *step;
+    int32_t *cols;
+    int8_t *outlier;
+    rq_f16 *f16[2] = {NULL, NULL};
+    rq_packed packed = {0};
+    OWN(negative, n_out * n);
+    OWN(scale, n_out * t->n_group);
+    OWN(book_scale, b->n_book);
+    OWN(cols, rq_max_i64(1, p->n_outlier));
+    OWN(outlier, rq_max_i64(1, n_out * p->n_outlier));
+    OWN(step, rq_max_i64(1, p->n_outlier));
+    for (int s = 0; s < b->n_stage; ++s) {
+        int64_t size = b->n_book * b->k[s] * d;
+        OWN(code[s], n_out * t->n_vec);
+        for (int64_t i = 0; i < n_out * t->n_vec; ++i) code[s][i] = t->code[row0 * t->n_vec + i].code[s];
+        if (b->u8) {
+            OWN(u8, size);
+            memcpy(u8, b->u8, (size_t)size);
+        } else {
+            OWN(f16[s], size);
+            memcpy(f16[s], b->f16[s], (size_t)size * sizeof(rq_f16));
+        }
+    }
+    for (int64_t i = 0; i < n_out * n; ++i)
+        negative[i] = t->code[(row0 + i / n) * t->n_vec + i % n / d].negative >> (i % n % d) & 1;
+    for (int64_t i = 0; i < n_out * t->n_group; ++i) scale[i] = t->scale[row0 * t->n_group + i] * t->scale_unit;
+    for (int64_t i = 0; i < b->n_book; ++i) book_scale[i] = (float)((double)b->book_scale[i] * z->unit);
+    for (int o = 0; o < p->n_outlier; ++o) {
+        cols[o] = p->outlier_col[o];
+        step[o] = (float)((double)t->outlier_step[which * p->n_outlier + o] * z->unit);
+    }
+    memcpy(outlier, t->outlier + row0 * p->n_outlier, (size_t)(n_out * p->n_outlier));
+    const char *book = which == 0 ? NULL : m[0].name;
+    r->format = t->vec->format;
+    if (r->format == RQ_FORMAT_SSVQ) {
+        r->ssvq = (rq_ssvq_codes){.n_out = n_out,
+                                  .n_in = n,
+                                  .vec_len = t->d,
+                                  .code_bits = bits_of(b->k[0]),
+                                  .n_codes = b->k[0],
+                                  .book_cols = b->vec_per_book * d,
+                                  .group = t->group,
+                                  .codes = code[0],
+                                  .negative = negative,
+                                  .book_f16 = f16[0],
+                                  .book_u8 = u8,
+                                  .book_scale = book_scale,
+                                  .scale = scale,
+                                  .n_outlier = p->n_outlier,
+                                  .outlier_col = cols,
+                                  .outlier = outlier,
+                                  .outlier_scale = step,
+                                  .book = book,
+                                  .book_users = users};
+    } else {
+        r->vq = (rq_vq_codes){.n_out = n_out,
+                              .n_in = n,
+                              .vec_len = t->d,
+                              .n_stage = b->n_stage,
+                              .code_bits = {bits_of(b->k[0]), bits_of(b->k[1])},
+                              .n_codes = {b->k[0], b->k[1]},
+                              .book_cols = b->vec_per_book * d,
+                              .group = t->group,
+                              .codes = {code[0], code[1]},
+                              .book = {f16[0], f16[1]},
+                              .scale = scale,
+                              .n_outlier = p->n_outlier,
+                              .outlier_col = cols,
+                              .outlier = outlier,
+                              .outlier_scale = step,
+                              .book_name = book,
+                              .book_users = users};
+    }
+    /* The later layers are calibrated on what a reader of the format will see: let the format say it. */
+    RQ_TRY(RQ_NEW(r->q, n_out * n));
+    RQ_TRY(rq_result_pack(&packed, r));
+    for (int64_t i = 0; i < n_out; ++i) rq_unpack_row(&packed, i, r->q + i * n);
+done:
+    rq_packed_free(&packed);
+    return status;
+}
+
+rq_status rq_quantize_books(rq_quant_result *r, const rq_quant_matrix *m, int n_matrices, const rq_prep *p,
+                            const rq_quant_opt *o) {
+    rq_status status = RQ_OK;
+    float *exact = NULL;
+    int64_t row = 0, d = o->vec_len, n_vec = rq_ceil_div(p->n, d), group = o->group ? o->group : p->n;
+    run z = {
+        .t = {.prep = p, .opt = o, .vec = rq_round_get(o->round)->vec, .n = p->n, .d = o->vec_len, .n_vec = n_vec}};
+    rq_book_task *t = &z.t;
+    for (int i = 0; i < n_matrices; ++i) t->n_out += m[i].n_out;
+    t->group = group < p->n ? group : p->n;
+    t->n_group = rq_ceil_div(p->n, t->group);
+    RQ_TRY(rq_backend_init());
+    RQ_TRY(stack(&z, m, n_matrices));
+    t->scale_unit = o->book_dtype == RQ_BOOK_U8 ? 1.0f : (float)z.unit;
+    RQ_TRY(first_scales(&z, n_matrices));
+    RQ_TRY(RQ_NEW_ZERO(t->code, t->n_out * n_vec));
+    RQ_TRY(book_new(&t->book, t));
+    RQ_TRY(rq_book_sweep_metric(&exact, t));
+    RQ_TRY(search_metric(&z, exact));
+    RQ_TRY(rq_book_fit(t, z.search_metric));
+    RQ_TRY(rq_block_sweep(t, z.search_metric));
+    RQ_TRY(rq_refine_book(t));
+    for (int i = 0; i < n_matrices; row += m[i++].n_out) RQ_TRY(emit(&r[i], &z, m, i, row, n_matrices));
+done:
+    rq_book_free(&t->book);
+    free(t->scale);
+    free(t->code);
+    free(t->outlier);
+    free(t->outlier_step);
+    free(z.start);
+    free(z.goal);
+    free(z.search_metric);
+    free(z.matrix);
+    free(exact);
+    return status;
+}

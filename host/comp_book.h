@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Codebook quantization of a set of matrices that share their input: what its stages share. The matrices are stacked: n_out is the
+ * rows of all of them. docs/methods.md ("Codebooks") has the formulas. Internal to the compensation stage.
+ *
+ * Everything here is in units in which the stacked weights have a root mean square near 1 (a power of two away from the real
+ * ones), and H a mean diagonal near 1: no scale of a model or of its activations overflows fp32. */
+#ifndef RQ_COMP_BOOK_H
+#define RQ_COMP_BOOK_H
+
+#include "comp.h"
+
+enum { RQ_VEC_MAX = 16, RQ_BOOK_TILE = 96 /* rows of a task */ };
+
+/* What one vector became: the codes of its stages and, for ssvq, bit r set where lane r is negative. */
+typedef struct rq_vec_code {
+    uint16_t code[2], negative;
+} rq_vec_code;
+
+typedef struct rq_book {
+    int d, n_stage;
+    int64_t k[2], k_pad[2], n_book, vec_per_book;
+    float *value[2]; /* [n_book][k][d]: what the stored entries stand for */
+    float *table[2]; /* [n_book][n_table][k_pad]: made from value, for the search */
+    int64_t n_table;
+    uint8_t *u8; /* the stored entries: of ssvq one of u8 with book_scale, and f16; of vq f16 */
+    float *book_scale;
+    rq_f16 *f16[2];
+} rq_book;
+
+/* A batch of searches: n vectors of one block of columns under one metric, row-major [d][d] with zeros in lanes that do not count.
+ * In: t[n][d] targets, s[n] scales. Out: code[n], and q[n][d] = s * what the code stands for. */
+typedef struct rq_pick {
+    const rq_book *book;
+    int64_t which; /* of the n_book codebooks */
+    const float *metric;
+    bool diagonal; /* only the metric's diagonal counts */
+    int64_t n;
+    const float *t, *s;
+    rq_vec_code *code;
+    float *q;
+    float *scratch; /* [2][k_pad of both stages] */
+} rq_pick;
+
+typedef struct rq_vec_rounder {
+    rq_format format;
+    bool magnitudes; /* entries are not negative and signs are apart */
+    int64_t (*n_table)(int d);
+    void (*make_table)(float *table, const float *value, int d, int64_t k, int64_t k_pad);
+    void (*pick)(const rq_pick *p);
+} rq_vec_rounder;
+
+typedef struct rq_book_task {
+    const rq_prep *prep;
+    const rq_quant_opt *opt;
+    const rq_vec_rounder *vec;
+    int64_t n_out, n, n_vec, group, n_group;
+    int d;
+    const float *start;    /* [n_out][n] natural order: where the sweep starts, and W0 of ResComp's term */
+    const float *goal;     /* [n_out][n]: what the refinement aims at */
+    float *scale;          /* [n_out][n_group] */
+    float scale_unit;      /* a power of two: scale * scale_unit is exact in fp16 */
+    rq_vec_code *code;     /* [n_out][n_vec] */
+    int8_t *outlier;       /* [n_out][n_outlier] */
+    float *outlier_step;   /* [n_matrices][n_outlier] */
+    const int32_t *matrix; /* [n_out] of the set */
+    rq_book book;
+} rq_book_task;
+
+/* The stored type of a scale. */
+static inline float rq_book_scale_round(const rq_book_task *t, float s) {
+    float v = s * t->scale_unit;
+    v = v > 65504.0f ? 65504.0f : v;
+    return rq_f32_of_f16(rq_f16_of_f32(v)) / t->scale_unit;
+}
+
+/* v[d] = what a code stands for, without the scale. */
+void rq_book_expand(const rq_book *b, int64_t vec, const rq_vec_code *c, float *v);
+
+/* q[n]: what row `row` of the stack became. */
+void rq_book_row(const rq_book_task *t, int64_t row, float *q);
+
+/* inv = a^-1 for a symmetric positive definite a[n][n], n <= RQ_VEC_MAX; its diagonal's inverse when a is not. */
+void rq_invert_spd(double *inv, const double *a, int64_t n);
+
+/* k-means on the scaled start weights of all rows, weighed by the diagonals of metric [n_vec][d][d]; then rq_book_store. */
+rq_status rq_book_fit(rq_book_task *t, const float *metric);
+/* Round book->value to the stored type, what it stands for back to value, and make the search tables. */
+void rq_book_store(rq_book_task *t);
+void rq_book_free(rq_book *b);
+int64_t rq_book_scratch(const rq_book *b); /* floats of rq_pick.scratch */
+
+/* metric [n_vec][d][d], largest entry 1: what the sweep pays for an error in a vector, (U_bb^T U_bb)^-1. Without a factor
+ * the diagonal of H, or ones. */
+rq_status rq_book_sweep_metric(float **metric, const rq_book_task *t);
+
+/* comp_block.c: the sweep. */
+rq_status rq_block_sweep(rq_book_task *t, const float *metric);
+/* comp_refine_book.c: descent over codes, scales and codebooks on tr((Q - goal) Hd (Q - goal)^T). */
+rq_status rq_refine_book(rq_book_task *t);
+/* comp_refit_book.c: the codebooks that minimize it with codes, signs and scales as they are, if they lower it when stored. */
+rq_status rq_refit_book(rq_book_task *t);
+
+/* The whole, for rq_quantize_set. */
+rq_status rq_quantize_books(rq_quant_result *r, const rq_quant_matrix *m, int n_matrices, const rq_prep *p,
+                            const rq_quant_opt *o);
+
+/* comp_search.c: the lowest j < k with the least sum_p ca[p] a[p][j] + sum_p cb[p] b[p][j]; rows of k_pad floats, a multiple
+ * of RQ_SEARCH_PAD. */
+enum { RQ_SEARCH_PAD = 64 };
+int64_t rq_best_code(const float *a, const float *ca, int64_t na, const float *b, const float *cb, int64_t nb,
+                     int64_t k, int64_t k_pad);
+
+#endif

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Codebooks by least squares under the full H (AQLM's and QuIP#'s tuning, in closed form): with codes, signs and scales fixed, Q = S c
+ * + outlier columns is linear in the entries c of the codebooks, and J(c) = tr((Q - goal) H (Q - goal)^T) is minimal where
+ * S^T ((S c + o - goal) H) = 0. That system is k d wide and never formed: conjugate gradients apply S (look up), H (one product)
+ * and S^T (add up), preconditioned by the diagonal, sum over the members of an entry of s^2 H_jj. An entry of ssvq that turns
+ * negative gives its sign to its members. The result is rounded to the stored type and kept only where J is lower then. */
+#include <math.h>
+
+#include "backend.h"
+#include "comp_book.h"
+
+enum { N_STEPS = 8, N_CHUNKS = 8 };
+
+typedef struct refit {
+    rq_book_task *t;
+    int64_t n_entry; /* numbers in the codebooks of both stages */
+    float *q, *h;    /* [n_out][n]: S v, (S v) H */
+    double *sum;     /* [N_CHUNKS][n_entry] */
+    const double *v; /* what expand() spreads */
+    bool *kept;      /* [n] outlier columns */
+    bool squares;    /* scatter() sums s^2 H_jj instead of s g */
+} refit;
+
+static int64_t stage_offset(const rq_book_task *t, int stage) {
+    return stage ? t->book.n_book * t->book.k[0] * t->d : 0;
+}
+
+/* Where in a codebook vector i of a row has its entry of a stage. */
+static int64_t entry_of(const rq_book_task *t, int stage, int64_t i, const rq_vec_code *c) {
+    return stage_offset(t, stage) + (i / t->book.vec_per_book * t->book.k[stage] + c->code[stage]) * t->d;
+}
+
+static void rows_of_chunk(const refit *f, int64_t chunk, int64_t *row0, int64_t *row1) {
+    *row0 = f->t->n_out * chunk / N_CHUNKS;
+    *row1 = f->t->n_out * (chunk + 1) / N_CHUNKS;
+}
+
+/* q = S v, zero in outlier columns. */
+static void expand(void *arg, int64_t chunk) {
+    const refit *f = arg;
+    const rq_book_task *t = f->t;
+    int64_t row0, row1, n = t->n;
+    rows_of_chunk(f, chunk, &row0, &row1);
+    for (int64_t r = row0; r < row1; ++r) {
+        for (int64_t i = 0; i < t->n_vec; ++i) {
+            const rq_vec_code *c = &t->code[r * t->n_vec + i];
+            float s = t->scale[r * t->n_group + i * t->d / t->group];
+            for (int64_t j = i * t->d; j < rq_min_i64(n, (i + 1) * t->d); ++j) {
+                double v = 0;
+                for (int stage = 0; stage < t->book.n_stage; ++stage)
+                    v += f->v[entry_of(t, stage, i, c) + j - i * t->d];
+                if (c->negative >> (j - i * t->d) & 1) v = -v;
+                f->q[r * n + j] = f->kept[j] ? 0 : s * (float)v;
+            }
+        }
+    }
+}
+
+/* sum += S^T h, or the diagonal of S^T H S with the same structure. */
+static void scatter(void *arg, int64_t chunk) {
+    const refit *f = arg;
+    const rq_book_task *t = f->t;
+    int64_t row0, row1, n = t->n;
+    double *sum = f->sum + chunk * f->n_entry;
+    rows_of_chunk(f, chunk, &row0, &row1);
+    memset(sum, 0, (size_t)f->n_entry * sizeof *sum);
+    for (int64_t r = row0; r < row1; ++r) {
+        for (int64_t i = 0; i < t->n_vec; ++i) {
+            const rq_vec_code *c = &t->code[r * t->n_vec + i];
+            double s = (double)t->scale[r * t->n_group + i * t->d / t->group];
+            for (int64_t j = i * t->d; j < rq_min_i64(n, (i + 1) * t->d); ++j) {
+                if (f->kept[j]) continue;
+                double v = f->squares                          ? s * s * (double)t->prep->hd[j * n + j]
+                           : c->negative >> (j - i * t->d) & 1 ? -s * (double)f->h[r * n + j]
+                                                               : s * (double)f->h[r * n + j];
+                for (int stage = 0; stage < t->book.n_stage; ++stage) sum[entry_of(t, stage, i, c) + j - i * t->d] += v;
+            }
+        }
+    }
+}
+
+static void scatter_all(refit *f, double *out, bool squares) {
+    f->squares = squares;
+    rq_parallel_for(N_CHUNKS, scatter, f);
+    for (int64_t e = 0; e < f->n_entry; ++e) {
+        out[e] = 0;
+        for (int64_t c = 0; c < N_CHUNKS; ++c) out[e] += f->sum[c * f->n_entry + e];
+    }
+}
+
+static void times_h(const refit *f) {
+    const rq_book_task *t = f->t;
+    rq_sgemm(RQ_N, RQ_N, t->n_out, t->n, t->n, 1, f->q, t->n, t->prep->hd, t->n, 0, f->h, t->n);
+}
+
+/* q = Q - goal, h = q H; J. */
+static double loss(const refit *f) {
+    const rq_book_task *t = f->t;
+    double sum = 0;
+    for (int64_t r = 0; r < t->n_out; ++r) rq_book_row(t, r, f->q + r * t->n);
+    for (int64_t i = 0; i < t->n_out * t->n; ++i) f->q[i] -= t->goal[i];
+    times_h(f);
+    for (int64_t i = 0; i < t->n_out * t->n; ++i) sum += (double)f->q[i] * (double)f->h[i];
+    return sum;
+}
+
+static double dot(const double *a, const double *b, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+    return sum;
+}
+
+/* Conjugate gradients from the codebooks as they are; x gains the change. r holds minus half the gradient. */
+static rq_status solve(refit *f, double *x, double *r) {
+    rq_status status = RQ_OK;
+    int64_t n = f->n_entry;
+    double *diagonal = NULL, *z = NULL, *p = NULL, *ap = NULL;
+    RQ_TRY(RQ_NEW(diagonal, n));
+    RQ_TRY(RQ_NEW(z, n));
+    RQ_TRY(RQ_NEW(p, n));
+    RQ_TRY(RQ_NEW(ap, n));
+    scatter_all(f, diagonal, true);
+    for (int64_t i = 0; i < n; ++i) p[i] = z[i] = diagonal[i] > 0 ? r[i] / diagonal[i] : 0;
+    double rz = dot(r, z, n), first = rz;
+    for (int step = 0; step < N_STEPS && rz > 1e-8 * first; ++step) {
+        f->v = p;
+        rq_parallel_for(N_CHUNKS, expand, f);
+        times_h(f);
+        scatter_all(f, ap, false);
+        double curve = dot(p, ap, n);
+        if (!(curve > 0)) break;
+        double a = rz / curve;
+        for (int64_t i = 0; i < n; ++i) {
+            x[i] += a * p[i];
+            r[i] -= a * ap[i];
+            z[i] = diagonal[i] > 0 ? r[i] / diagonal[i] : 0;
+        }
+        double now = dot(r, z, n), b = now / rz;
+        rz = now;
+        for (int64_t i = 0; i < n; ++i) p[i] = z[i] + b * p[i];
+    }
+done:
+    free(diagonal);
+    free(z);
+    free(p);
+    free(ap);
+    return status;
+}
+
+/* Flip the signs of members whose entry is negative; flipping twice brings them back. */
+static void fold_signs(const refit *f, const double *x) {
+    rq_book_task *t = f->t;
+    for (int64_t r = 0; r < t->n_out; ++r) {
+        for (int64_t i = 0; i < t->n_vec; ++i) {
+            rq_vec_code *c = &t->code[r * t->n_vec + i];
+            const double *v = x + entry_of(t, 0, i, c);
+            for (int e = 0; e < t->d; ++e) c->negative = (uint16_t)(c->negative ^ (v[e] < 0) << e);
+        }
+    }
+}
+
+static void set_values(rq_book_task *t, const double *x) {
+    for (int stage = 0; stage < t->book.n_stage; ++stage) {
+        const double *from = x + stage_offset(t, stage);
+        for (int64_t i = 0; i < t->book.n_book * t->book.k[stage] * t->d; ++i)
+            t->book.value[stage][i] = (float)(t->vec->magnitudes ? fabs(from[i]) : from[i]);
+    }
+}
+
+rq_status rq_refit_book(rq_book_task *t) {
+    rq_status status = RQ_OK;
+    refit f = {.t = t};
+    double *x = NULL, *r = NULL, *was = NULL;
+    bool *kept = NULL;
+    for (int stage = 0; stage < t->book.n_stage; ++stage) f.n_entry += t->book.n_book * t->book.k[stage] * t->d;
+    RQ_TRY(RQ_NEW(f.q, t->n_out * t->n));
+    RQ_TRY(RQ_NEW(f.h, t->n_out * t->n));
+    RQ_TRY(RQ_NEW(f.sum, N_CHUNKS * f.n_entry));
+    RQ_TRY(RQ_NEW_ZERO(kept, t->n));
+    RQ_TRY(RQ_NEW(x, f.n_entry));
+    RQ_TRY(RQ_NEW(r, f.n_entry));
+    RQ_TRY(RQ_NEW(was, f.n_entry));
+    for (int o = 0; o < t->prep->n_outlier; ++o) kept[t->prep->outlier_col[o]] = true;
+    f.kept = kept;
+    for (int stage = 0; stage < t->book.n_stage; ++stage) {
+        for (int64_t i = 0; i < t->book.n_book * t->book.k[stage] * t->d; ++i)
+            was[stage_offset(t, stage) + i] = (double)t->book.value[stage][i];
+    }
+    memcpy(x, was, (size_t)f.n_entry * sizeof *x);
+    double before = loss(&f);
+    scatter_all(&f, r, false);
+    for (int64_t i = 0; i < f.n_entry; ++i) r[i] = -r[i];
+    RQ_TRY(solve(&f, x, r));
+    for (int64_t i = 0; i < f.n_entry; ++i) {
+        if (!isfinite(x[i])) goto done; /* nothing was changed yet */
+    }
+    if (t->vec->magnitudes) fold_signs(&f, x);
+    set_values(t, x);
+    rq_book_store(t);
+    if (!(loss(&f) < before)) {
+        if (t->vec->magnitudes) fold_signs(&f, x);
+        set_values(t, was);
+        rq_book_store(t); /* stored values come back as they were */
+    }
+done:
+    free(f.q);
+    free(f.h);
+    free(f.sum);
+    free(kept);
+    free(x);
+    free(r);
+    free(was);
+    return status;
+}

@@ -1,0 +1,539 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Codebook quantization against definitions worked out here in fp64 with inverses by Gauss-Jordan: the block terms, the block
+ * sweep of every compensator, the search, the refinement; and small hard problems. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "backend.h"
+#include "comp_book.h"
+
+enum { MAX_N = 64 };
+
+typedef struct problem {
+    int64_t m, n;
+    float *w;
+    double *h, *d;
+} problem;
+
+static double uniform(uint64_t *seed) {
+    *seed = *seed * 6364136223846793005u + 1442695040888963407u;
+    return (double)(*seed >> 11) / 9007199254740992.0 - 0.5;
+}
+
+static problem problem_new(int64_t m, int64_t n, int64_t tokens, uint64_t seed) {
+    problem p = {m, n, NULL, NULL, NULL};
+    p.w = malloc((size_t)(m * n) * sizeof *p.w);
+    p.h = calloc((size_t)(n * n), sizeof *p.h);
+    p.d = calloc((size_t)(n * n), sizeof *p.d);
+    double *x = malloc((size_t)n * sizeof *x), *dx = malloc((size_t)n * sizeof *dx);
+    for (int64_t i = 0; i < m * n; ++i) p.w[i] = (float)(uniform(&seed) + uniform(&seed));
+    for (int64_t t = 0; t < tokens; ++t) {
+        double common = uniform(&seed);
+        for (int64_t j = 0; j < n; ++j) {
+            x[j] = uniform(&seed) * (1 + (double)(j % 7)) + common;
+            dx[j] = 0.2 * uniform(&seed) + 0.1 * common + 0.05 * x[j];
+        }
+        for (int64_t i = 0; i < n; ++i) {
+            for (int64_t j = 0; j < n; ++j) {
+                p.h[i * n + j] += x[i] * x[j];
+                p.d[i * n + j] += dx[i] * x[j];
+            }
+        }
+    }
+    free(x);
+    free(dx);
+    return p;
+}
+
+static void problem_free(problem *p) {
+    free(p->w);
+    free(p->h);
+    free(p->d);
+}
+
+static void inverse(double *inv, const double *a, int64_t n) {
+    double *m = malloc((size_t)(n * n) * sizeof *m);
+    memcpy(m, a, (size_t)(n * n) * sizeof *m);
+    memset(inv, 0, (size_t)(n * n) * sizeof *inv);
+    for (int64_t i = 0; i < n; ++i) inv[i * n + i] = 1;
+    for (int64_t c = 0; c < n; ++c) {
+        double pivot = m[c * n + c];
+        for (int64_t j = 0; j < n; ++j) {
+            m[c * n + j] /= pivot;
+            inv[c * n + j] /= pivot;
+        }
+        for (int64_t r = 0; r < n; ++r) {
+            double f = m[r * n + c];
+            for (int64_t j = 0; r != c && j < n; ++j) {
+                m[r * n + j] -= f * m[c * n + j];
+                inv[r * n + j] -= f * inv[c * n + j];
+            }
+        }
+    }
+    free(m);
+}
+
+static rq_quant_opt options(rq_round round, rq_comp comp, int vec_len, int codes) {
+    rq_quant_opt o;
+    rq_quant_default_round(&o, comp, round);
+    o.vec_len = vec_len;
+    o.codes = codes;
+    o.outliers = 0;
+    o.shrink = 0;
+    o.cd_sweeps = 0;
+    return o;
+}
+
+/* H and D as the sweep sees them: sweep order, damped; H without the prepared unit. */
+static void in_sweep_order(double *h, double *d, const problem *p, const rq_prep *prep) {
+    int64_t n = p->n;
+    for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j < n; ++j) {
+            h[i * n + j] = p->h[prep->perm[i] * n + prep->perm[j]] + (i == j ? prep->damp_used : 0);
+            d[i * n + j] = p->d[prep->perm[i] * n + prep->perm[j]];
+        }
+    }
+}
+
+/* out[k][rest] = a[rows r0.., columns c1..] (H_rest)^-1, H_rest what comes after column c1. */
+static void solve_rest(double *out, const double *a, const double *h, int64_t n, int64_t r0, int64_t k, int64_t c1) {
+    int64_t rest = n - c1;
+    double *sub = malloc((size_t)(rest * rest + 1) * sizeof *sub),
+           *inv = malloc((size_t)(rest * rest + 1) * sizeof *inv);
+    for (int64_t i = 0; i < rest; ++i) {
+        for (int64_t j = 0; j < rest; ++j) sub[i * rest + j] = h[(c1 + i) * n + c1 + j];
+    }
+    inverse(inv, sub, rest);
+    for (int64_t r = 0; r < k; ++r) {
+        for (int64_t j = 0; j < rest; ++j) {
+            out[r * rest + j] = 0;
+            for (int64_t i = 0; i < rest; ++i) out[r * rest + j] += a[(r0 + r) * n + c1 + i] * inv[i * rest + j];
+        }
+    }
+    free(sub);
+    free(inv);
+}
+
+/* The prepared T has, for the columns b of a vector and all later ones R, D_bR (H_RR)^-1, and nothing inside the vector. */
+static void block_terms_match_definitions(void **state) {
+    (void)state;
+    enum { N = 27 }; /* the last vector has 3 columns, others miss outlier columns */
+    problem p = problem_new(2, N, 200, 7);
+    rq_quant_opt o = options(RQ_ROUND_SSVQ, RQ_COMP_GPTAQ, 4, 16);
+    o.outliers = 3;
+    rq_prep prep;
+    double h[N * N], d[N * N], want[8 * N];
+    assert_int_equal(rq_prepare(&prep, p.h, p.d, N, &o, "test"), RQ_OK);
+    assert_int_equal(prep.n_outlier, 3);
+    in_sweep_order(h, d, &p, &prep);
+    int64_t seen = 0;
+    for (int64_t b = 0; b < prep.n_span; ++b) {
+        const rq_span *s = &prep.span[b];
+        int64_t c1 = s->pos + s->width, rest = N - c1;
+        assert_int_equal(s->pos, seen);
+        seen = c1;
+        for (int64_t i = 0; i < s->width; ++i) {
+            int32_t j = prep.perm[s->pos + i];
+            if (s->vec < 0) assert_int_equal(j, prep.outlier_col[-1 - s->vec]);
+            if (s->vec >= 0) assert_int_equal(j / 4, s->vec);
+        }
+        solve_rest(want, d, h, N, s->pos, s->width, c1);
+        for (int64_t i = 0; i < s->width; ++i) {
+            const float *t = prep.t + (s->pos + i) * N;
+            for (int64_t j = 0; j < c1; ++j) assert_true(t[j] == 0);
+            for (int64_t j = 0; j < rest; ++j) assert_true(fabs(want[i * rest + j] - (double)t[c1 + j]) < 1e-4);
+        }
+    }
+    assert_int_equal(seen, N);
+    rq_prep_free(&prep);
+    problem_free(&p);
+}
+
+static double loss_of(const problem *p, const rq_prep *prep, const double *goal, const double *q) {
+    double sum = 0;
+    for (int64_t i = 0; i < p->n; ++i) {
+        double eh = 0;
+        for (int64_t k = 0; k < p->n; ++k)
+            eh += (q[k] - goal[k]) * (p->h[k * p->n + i] + (k == i ? prep->damp_used : 0));
+        sum += eh * (q[i] - goal[i]);
+    }
+    return sum;
+}
+
+typedef struct codebook {
+    int64_t k, d;
+    double v[64][8]; /* real units */
+} codebook;
+
+static codebook codebook_of(const rq_quant_result *r) {
+    codebook c = {r->vq.n_codes[0], r->vq.vec_len, {{0}}};
+    for (int64_t i = 0; i < c.k; ++i) {
+        for (int64_t e = 0; e < c.d; ++e) c.v[i][e] = (double)rq_f32_of_f16(r->vq.book[0][i * c.d + e]);
+    }
+    return c;
+}
+
+/* The nearest of scale * codebook to t[width] by the quadratic form a. */
+static int64_t nearest(const codebook *c, const double *t, double scale, const double *a, int64_t width,
+                       double *margin) {
+    double best = INFINITY, second = INFINITY;
+    int64_t at = 0;
+    for (int64_t i = 0; i < c->k; ++i) {
+        double cost = 0;
+        for (int64_t x = 0; x < width; ++x) {
+            for (int64_t y = 0; y < width; ++y)
+                cost += (t[x] - scale * c->v[i][x]) * (t[y] - scale * c->v[i][y]) * a[x * width + y];
+        }
+        if (cost < best) {
+            second = best;
+            best = cost;
+            at = i;
+        } else if (cost < second) {
+            second = cost;
+        }
+    }
+    *margin = second - best;
+    return at;
+}
+
+/* One row swept literally: every correction is a solve against what is left of H, every search goes through the codebook under
+ * H_bb - H_bR H_RR^-1 H_Rb. False when two codes were too close to call in fp32. */
+static bool literal_row(double *q, const problem *p, const rq_quant_opt *o, const double *h, const double *d,
+                        const codebook *c, const double *start, double scale) {
+    int64_t n = p->n;
+    double w[MAX_N], hr[8 * MAX_N], dr[8 * MAX_N], schur[64], margin;
+    bool clear = true;
+    memcpy(w, start, (size_t)n * sizeof *w);
+    for (int64_t b = 0; b < n; b += c->d) {
+        int64_t width = n - b < c->d ? n - b : c->d, c1 = b + width, rest = n - c1;
+        solve_rest(hr, h, h, n, b, width, c1);
+        solve_rest(dr, d, h, n, b, width, c1);
+        for (int64_t x = 0; x < width; ++x) {
+            for (int64_t y = 0; y < width; ++y) {
+                schur[x * width + y] = h[(b + x) * n + b + y];
+                for (int64_t j = 0; j < rest; ++j) schur[x * width + y] -= hr[x * rest + j] * h[(b + y) * n + c1 + j];
+            }
+        }
+        int64_t code = nearest(c, w + b, scale, schur, width, &margin);
+        clear = clear && margin > 1e-4 * schur[0] * scale * scale;
+        for (int64_t x = 0; x < width; ++x) q[b + x] = scale * c->v[code][x];
+        for (int64_t j = 0; j < rest; ++j) {
+            for (int64_t x = 0; x < width; ++x) {
+                double a = o->update == RQ_UPDATE_ALLW ? w[b + x] : q[b + x];
+                w[c1 + j] += (w[b + x] - q[b + x]) * hr[x * rest + j] + o->alpha * a * dr[x * rest + j] +
+                             o->alpha2 * (start[b + x] - a) * (hr[x * rest + j] + dr[x * rest + j]);
+            }
+        }
+    }
+    return clear;
+}
+
+/* GPTQ, GPTAQ, ResComp and QEP on vectors, against the literal sweep; blocks of columns that do not divide the row. */
+static void sweep_equals_its_literal_form(void **state) {
+    (void)state;
+    enum { M = 24, N = 22, D = 4 };
+    static const rq_comp comps[] = {RQ_COMP_GPTQ, RQ_COMP_GPTAQ, RQ_COMP_RESCOMP, RQ_COMP_QEP};
+    for (int i = 0; i < 8; ++i) {
+        problem p = problem_new(M, N, 120, 31 + (uint64_t)i);
+        rq_quant_opt o = options(RQ_ROUND_VQ, comps[i % 4], D, 16);
+        o.update = i < 4 ? RQ_UPDATE_ORG : RQ_UPDATE_ALLW;
+        o.block = 10;
+        if (o.alpha != 0) o.alpha = 0.4;
+        rq_prep prep;
+        rq_quant_result r;
+        assert_int_equal(rq_prepare(&prep, p.h, p.d, N, &o, "test"), RQ_OK);
+        assert_int_equal(rq_quantize_matrix(&r, p.w, M, &prep, &o, "test"), RQ_OK);
+        codebook c = codebook_of(&r);
+        double h[N * N], d[N * N], inv[N * N], move[N * N] = {0};
+        in_sweep_order(h, d, &p, &prep);
+        inverse(inv, h, N);
+        for (int64_t x = 0; x < N * N; ++x) {
+            for (int64_t k = 0; k < N; ++k) move[x] += p.d[x / N * N + k] * inv[k * N + x % N];
+        }
+        int n_compared = 0;
+        for (int64_t row = 0; row < M; ++row) {
+            double start[N], goal[N], q[N], near[N], unit[D * D] = {0}, margin, scale = (double)r.vq.scale[row];
+            for (int64_t j = 0; j < N; ++j) start[j] = (double)p.w[row * N + j];
+            for (int64_t j = 0; j < N; ++j) {
+                for (int64_t k = 0; k < N; ++k) start[j] += o.rho * (double)p.w[row * N + k] * move[k * N + j];
+            }
+            for (int64_t j = 0; j < N; ++j) {
+                goal[j] = start[j];
+                for (int64_t k = 0; k < N; ++k) goal[j] += o.alpha * start[k] * move[k * N + j];
+            }
+            bool clear = literal_row(q, &p, &o, h, d, &c, start, scale);
+            for (int64_t b = 0; b < N; b += D) { /* what plain rounding would give; it is taken when it loses less */
+                int64_t width = N - b < D ? N - b : D;
+                for (int64_t x = 0; x < D * D; ++x) unit[x] = x / width == x % width && x < width * width;
+                int64_t code = nearest(&c, goal + b, scale, unit, width, &margin);
+                clear = clear && margin > 1e-5 * scale * scale;
+                for (int64_t x = 0; x < width; ++x) near[b + x] = scale * c.v[code][x];
+            }
+            double swept = loss_of(&p, &prep, goal, q), plain = loss_of(&p, &prep, goal, near);
+            if (!clear || fabs(swept - plain) < 1e-3 * swept) continue;
+            ++n_compared;
+            for (int64_t j = 0; j < N; ++j)
+                assert_true(fabs((swept <= plain ? q : near)[j] - (double)r.q[row * N + j]) < 1e-3 * scale);
+        }
+        assert_true(n_compared > M / 2);
+        rq_quant_result_free(&r);
+        rq_prep_free(&prep);
+        problem_free(&p);
+    }
+}
+
+static double total_loss(const problem *p, const rq_prep *prep, const float *q) {
+    double sum = 0, w[MAX_N], v[MAX_N];
+    for (int64_t i = 0; i < p->m; ++i) {
+        for (int64_t j = 0; j < p->n; ++j) {
+            w[j] = (double)p->w[i * p->n + j];
+            v[j] = (double)q[i * p->n + j];
+        }
+        sum += loss_of(p, prep, w, v);
+    }
+    return sum;
+}
+
+static double quantized_loss(const problem *p, const rq_quant_opt *o) {
+    rq_prep prep;
+    rq_quant_result r;
+    assert_int_equal(rq_prepare(&prep, p->h, NULL, p->n, o, "test"), RQ_OK);
+    assert_int_equal(rq_quantize_matrix(&r, p->w, p->m, &prep, o, "test"), RQ_OK);
+    double loss = total_loss(p, &prep, r.q);
+    rq_quant_result_free(&r);
+    rq_prep_free(&prep);
+    return loss;
+}
+
+/* Sweeps over codes, and rounds of codebook and scale refits, never raise the loss; both lower it here. */
+static void refinement_lowers_the_loss(void **state) {
+    (void)state;
+    enum { M = 130, N = 44 };
+    for (int kind = 0; kind < 6; ++kind) {
+        problem p = problem_new(M, N, 300, 3 + (uint64_t)kind);
+        rq_quant_opt o = options(kind % 2 ? RQ_ROUND_VQ : RQ_ROUND_SSVQ, RQ_COMP_GPTQ, 4, 16);
+        if (kind >= 2) o.outliers = 3;
+        if (kind >= 2) o.group = 20;
+        if (kind == 3) o.codes2 = 16;
+        if (kind == 4) o.book_dtype = RQ_BOOK_F16;
+        if (kind >= 4) o.book_cols = 16;
+        double none = quantized_loss(&p, &o);
+        o.refit = 1;
+        double refit = quantized_loss(&p, &o);
+        o.refit = 0;
+        o.cd_sweeps = 1;
+        double once = quantized_loss(&p, &o);
+        o.cd_sweeps = 4;
+        double often = quantized_loss(&p, &o);
+        o.refit = 3;
+        double both = quantized_loss(&p, &o);
+        assert_true(refit < 0.999 * none);
+        assert_true(once < 0.999 * none && often <= once * (1 + 1e-6) && both < often);
+        problem_free(&p);
+    }
+}
+
+/* After enough sweeps no single vector can change its code for the better (vq: the search is exact). */
+static void descent_reaches_a_local_minimum(void **state) {
+    (void)state;
+    enum { M = 6, N = 22, D = 4 };
+    problem p = problem_new(M, N, 200, 77);
+    rq_quant_opt o = options(RQ_ROUND_VQ, RQ_COMP_GPTQ, D, 16);
+    o.cd_sweeps = 60;
+    rq_prep prep;
+    rq_quant_result r;
+    assert_int_equal(rq_prepare(&prep, p.h, NULL, N, &o, "test"), RQ_OK);
+    assert_int_equal(rq_quantize_matrix(&r, p.w, M, &prep, &o, "test"), RQ_OK);
+    codebook c = codebook_of(&r);
+    for (int64_t row = 0; row < M; ++row) {
+        double w[N], q[N];
+        for (int64_t j = 0; j < N; ++j) {
+            w[j] = (double)p.w[row * N + j];
+            q[j] = (double)r.q[row * N + j];
+        }
+        double loss = loss_of(&p, &prep, w, q);
+        for (int64_t b = 0; b < N; b += D) {
+            for (int64_t code = 0; code < c.k; ++code) {
+                double other[N];
+                memcpy(other, q, sizeof q);
+                for (int64_t j = b; j < N && j < b + D; ++j) other[j] = (double)r.vq.scale[row] * c.v[code][j - b];
+                assert_true(loss_of(&p, &prep, w, other) >= loss * (1 - 1e-5));
+            }
+        }
+    }
+    rq_quant_result_free(&r);
+    rq_prep_free(&prep);
+    problem_free(&p);
+}
+
+/* Signs and codeword together against all 16 signs times all codewords: nearly always the best. */
+static void sign_search_is_nearly_exact(void **state) {
+    (void)state;
+    enum { D = 4, K = 24, TRIALS = 400 };
+    uint64_t seed = 5;
+    float value[K * D], t[D], s = 1.5f, q[D], scratch[64];
+    float *table = NULL;
+    const rq_vec_rounder *vec = rq_round_ssvq.vec;
+    double got = 0, want = 0;
+    for (int i = 0; i < K * D; ++i) value[i] = (float)fabs(uniform(&seed) * 3);
+    assert_int_equal(RQ_NEW(table, vec->n_table(D) * RQ_SEARCH_PAD), RQ_OK);
+    vec->make_table(table, value, D, K, RQ_SEARCH_PAD);
+    rq_book book = {.d = D,
+                    .n_stage = 1,
+                    .k = {K, 0},
+                    .k_pad = {RQ_SEARCH_PAD, 0},
+                    .n_book = 1,
+                    .vec_per_book = 1,
+                    .value = {value, NULL},
+                    .table = {table, NULL},
+                    .n_table = vec->n_table(D)};
+    for (int trial = 0; trial < TRIALS; ++trial) {
+        bool diagonal = trial % 4 == 0;
+        float m[D * D] = {0}, a[D * D];
+        for (int i = 0; i < D * D; ++i) a[i] = (float)uniform(&seed) + (i / D == i % D ? 0.6f : 0);
+        for (int i = 0; i < D; ++i) {
+            for (int j = 0; j < D; ++j) {
+                for (int k = 0; k < D; ++k) m[i * D + j] += diagonal && i != j ? 0 : a[i * D + k] * a[j * D + k];
+            }
+        }
+        for (int i = 0; i < D; ++i) t[i] = (float)uniform(&seed) * 6;
+        rq_vec_code code;
+        rq_pick pick = {.book = &book,
+                        .metric = m,
+                        .diagonal = diagonal,
+                        .n = 1,
+                        .t = t,
+                        .s = &s,
+                        .code = &code,
+                        .q = q,
+                        .scratch = scratch};
+        vec->pick(&pick);
+        double best = INFINITY, cost = 0;
+        for (int c = 0; c < K; ++c) {
+            for (int signs = 0; signs < 1 << D; ++signs) {
+                double e[D], now = 0;
+                for (int i = 0; i < D; ++i)
+                    e[i] = (double)t[i] - (double)s * (signs >> i & 1 ? -1 : 1) * (double)value[c * D + i];
+                for (int i = 0; i < D * D; ++i) now += e[i / D] * e[i % D] * (double)m[i];
+                best = fmin(best, now);
+            }
+        }
+        float v[RQ_VEC_MAX];
+        rq_book_expand(&book, 0, &code, v);
+        for (int i = 0; i < D; ++i) assert_true(fabsf(q[i] - s * v[i]) < 1e-5f);
+        for (int i = 0; i < D * D; ++i)
+            cost += ((double)t[i / D] - (double)q[i / D]) * ((double)t[i % D] - (double)q[i % D]) * (double)m[i];
+        assert_true(cost >= best * (1 - 1e-4) - 1e-6);
+        if (diagonal) assert_true(cost <= best * (1 + 1e-4) + 1e-6);
+        got += cost;
+        want += best;
+    }
+    assert_true(got < 1.1 * want);
+    free(table);
+}
+
+/* Matrices of a set have one codebook, stored under the first one's name; each gives what its packed form unpacks to. */
+static void a_set_shares_its_codebook(void **state) {
+    (void)state;
+    enum { N = 36 };
+    problem a = problem_new(40, N, 200, 1), b = problem_new(100, N, 1, 2);
+    for (int round = RQ_ROUND_SSVQ; round <= RQ_ROUND_VQ; ++round) {
+        rq_quant_opt o = options((rq_round)round, RQ_COMP_RESCOMP, 8, 32);
+        o.outliers = 2;
+        o.cd_sweeps = 1;
+        const rq_quant_matrix m[2] = {{"first", a.w, 40}, {"second", b.w, 100}};
+        rq_prep prep;
+        rq_quant_result r[2];
+        assert_int_equal(rq_prepare(&prep, a.h, a.d, N, &o, "test"), RQ_OK);
+        assert_int_equal(rq_quantize_set(r, m, 2, &prep, &o), RQ_OK);
+        for (int i = 0; i < 2; ++i) {
+            rq_packed p;
+            float row[N];
+            assert_int_equal(rq_result_pack(&p, &r[i]), RQ_OK);
+            for (int64_t k = 0; k < m[i].n_out; ++k) {
+                rq_unpack_row(&p, k, row);
+                assert_memory_equal(row, r[i].q + k * N, sizeof row);
+            }
+            rq_packed_free(&p);
+        }
+        if (round == RQ_ROUND_SSVQ) {
+            assert_memory_equal(r[0].ssvq.book_u8, r[1].ssvq.book_u8, 32 * 8);
+            assert_null(r[0].ssvq.book);
+            assert_string_equal(r[1].ssvq.book, "first");
+            assert_int_equal(r[1].ssvq.book_users, 2);
+            assert_int_equal(r[1].ssvq.n_outlier, 2);
+        } else {
+            assert_memory_equal(r[0].vq.book[0], r[1].vq.book[0], 32 * 8 * 2);
+            assert_string_equal(r[1].vq.book_name, "first");
+        }
+        rq_quant_result_free(&r[0]);
+        rq_quant_result_free(&r[1]);
+        rq_prep_free(&prep);
+    }
+    problem_free(&a);
+    problem_free(&b);
+}
+
+static void same_bytes_for_any_thread_count(void **state) {
+    (void)state;
+    enum { M = 300, N = 40 };
+    problem p = problem_new(M, N, 200, 8);
+    rq_quant_opt o = options(RQ_ROUND_SSVQ, RQ_COMP_QEP, 8, 64);
+    o.outliers = 2;
+    o.cd_sweeps = 2;
+    o.refit = 1;
+    float *want = NULL;
+    for (int threads = 1; threads <= 3; ++threads) {
+        rq_prep prep;
+        rq_quant_result r;
+        rq_set_threads(threads);
+        assert_int_equal(rq_prepare(&prep, p.h, p.d, N, &o, "test"), RQ_OK);
+        assert_int_equal(rq_quantize_matrix(&r, p.w, M, &prep, &o, "test"), RQ_OK);
+        if (want) assert_memory_equal(want, r.q, M * N * sizeof *want);
+        if (!want) {
+            want = r.q;
+            r.q = NULL;
+        }
+        rq_quant_result_free(&r);
+        rq_prep_free(&prep);
+    }
+    rq_set_threads(0);
+    free(want);
+    problem_free(&p);
+}
+
+static void bad_options_are_refused(void **state) {
+    (void)state;
+    static const struct {
+        const char *key, *value, *says;
+    } bad[] = {
+        {"vec-len", "6", "4 or 8"},        {"codes", "8", "16 to 4096"}, {"codes", "5000", "16 to 4096"},
+        {"codes2", "256", "second stage"}, {"group", "12", "multiple"},  {"book-cols", "12", "multiple"},
+        {"scale-dtype", "f32", "f16"},     {"outliers", "17", "0..16"},  {"kmeans-iters", "-1", "too small"},
+    };
+    rq_quant_opt o;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; ++i) {
+        rq_quant_default_round(&o, RQ_COMP_QEP, RQ_ROUND_SSVQ);
+        assert_int_equal(rq_quant_check(&o, 64), RQ_OK);
+        assert_int_equal(rq_quant_set(&o, bad[i].key, bad[i].value), RQ_OK);
+        assert_int_equal(rq_quant_check(&o, 64), RQ_ERR_ARG);
+        assert_non_null(strstr(rq_last_error(), bad[i].says));
+    }
+    rq_quant_default(&o, RQ_COMP_GPTQ);
+    assert_int_equal(rq_quant_set_all(&o, "round=ssvq,codes=64"), RQ_OK);
+    assert_true(o.round == RQ_ROUND_SSVQ && o.codes == 64 && o.group == 0 && !o.act_order);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(block_terms_match_definitions),   cmocka_unit_test(sweep_equals_its_literal_form),
+        cmocka_unit_test(refinement_lowers_the_loss),      cmocka_unit_test(descent_reaches_a_local_minimum),
+        cmocka_unit_test(sign_search_is_nearly_exact),     cmocka_unit_test(a_set_shares_its_codebook),
+        cmocka_unit_test(same_bytes_for_any_thread_count), cmocka_unit_test(bad_options_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
