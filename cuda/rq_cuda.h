@@ -85,6 +85,56 @@ rq_status rq_cuda_unpack_supports(const rq_cuda_gemv_desc *d, const char **why);
 rq_status rq_cuda_unpack_run(const rq_cuda_gemv_desc *d, void *to, int64_t ld, const void *weights,
                              rq_cuda_stream stream);
 
+/* ---- y = W x for any number of tokens: the GEMV in chunks of up to 16, or dense weights and cuBLAS, whichever should be faster.
+ * The second rounds each weight to act before it multiplies, so its results differ by up to 2^-11 (bfloat16: 2^-8) of the terms' sizes. cuBLAS is
+ * loaded when a plan first needs it; without it such a plan is refused with a sentence, and RQ_LINEAR_GEMV still runs. */
+
+typedef enum rq_linear_path { RQ_LINEAR_AUTO, RQ_LINEAR_GEMV, RQ_LINEAR_DEQUANTIZE } rq_linear_path;
+
+/* What the choice reckons with. The defaults stand for an H200: what such a GPU is reported to copy (read + written) and to multiply in fp16, and
+ * estimates of the share of the former that a GEMV reaches and of a launch. None is measured here yet; bench_gemv shows both ways.
+ *   gemv         = chunks (launch_us + format / (gemv_of_copy copy)) + (x + y) / copy
+ *   dequantize   = 2 launch_us + (format + 2 dense + x + y) / copy + 2 n_out n_in n_tok / matrix       in bytes and operations */
+typedef struct rq_cuda_rates {
+    double copy_gbs, matrix_tflops, gemv_of_copy, launch_us;
+} rq_cuda_rates;
+
+typedef struct rq_cuda_linear_desc {
+    size_t struct_size;
+    rq_cuda_gemv_desc weights; /* n_tok: from 1 */
+    rq_linear_path path;       /* RQ_LINEAR_AUTO by default */
+    rq_cuda_rates rates;
+    size_t blas_workspace; /* bytes of scratch for cuBLAS, 32 MiB */
+    void *blas; /* a cublasHandle_t of this device, whose stream and workspace a run sets; NULL: one of ours */
+} rq_cuda_linear_desc;
+
+typedef struct rq_cuda_linear_args {
+    rq_cuda_gemv_args gemv; /* y, x, residual of all tokens; workspace: zero before its first use, left zero after */
+    void *scratch;          /* plan.scratch_bytes, 256-byte aligned, of any contents */
+} rq_cuda_linear_args;
+
+typedef struct rq_cuda_linear_plan { /* filled by rq_cuda_linear_make_plan */
+    rq_linear_path path;             /* GEMV or DEQUANTIZE */
+    size_t workspace_bytes, scratch_bytes;
+    double gemv_us, dequantize_us; /* what the choice was made by */
+    const char *kernel;
+    int launches;
+    int64_t chunk;                /* tokens of a GEMV; the last one has what is left */
+    rq_cuda_gemv_plan most, last; /* of the chunks */
+    int64_t ld;                   /* of dense weights and x in scratch */
+    size_t x_at, sums_at, blas_at;
+} rq_cuda_linear_plan;
+
+rq_cuda_linear_desc rq_cuda_linear_desc_default(void);
+rq_status rq_cuda_linear_supports(const rq_cuda_linear_desc *d, const char **why);
+/* Not while a stream is captured: it may load cuBLAS. */
+rq_status rq_cuda_linear_make_plan(rq_cuda_linear_plan *plan, const rq_cuda_linear_desc *d);
+/* Only queues: it can be captured. */
+rq_status rq_cuda_linear_run(const rq_cuda_linear_plan *plan, const rq_cuda_linear_desc *d,
+                             const rq_cuda_linear_args *a, rq_cuda_stream stream);
+/* Ends the cuBLAS handles that plans made; runs have ended. */
+void rq_cuda_linear_release(void);
+
 /* The sentence behind the last status of this thread that was not RQ_OK. */
 const char *rq_cuda_last_error(void);
 
