@@ -24,7 +24,7 @@ typedef struct run {
     const rq_kernel *kernel; /* NULL: sgemv */
     float *y;
     const float *x;
-    int64_t n_tok;
+    int64_t n_tok, item_rows;
     bool rotate;
     rq_packed packed; /* the copy in use: this, or */
     rq_dense dense;
@@ -32,7 +32,7 @@ typedef struct run {
 
 static void rows_body(void *arg, int64_t item) {
     const run *r = arg;
-    int64_t step = rq_gemv_item_rows(r->s->n_out), row0 = item * step, n = rq_min_i64(step, r->s->n_out - row0);
+    int64_t row0 = item * r->item_rows, n = rq_min_i64(r->item_rows, r->s->n_out - row0);
     if (!r->kernel) {
         const float *w = (const float *)r->dense.data + row0 * r->s->n_in;
         for (int64_t t = 0; t < r->n_tok; ++t) {
@@ -49,7 +49,7 @@ static void run_once(void *arg, int64_t i) {
     run *r = arg;
     const unsigned char *data = r->s->copies + (r->rotate ? i % r->s->n_copies : 0) * r->s->copy_bytes;
     bench_copy_at(&r->packed, &r->dense, r->s, data);
-    rq_parallel_for(rq_ceil_div(r->s->n_out, rq_gemv_item_rows(r->s->n_out)), rows_body, r);
+    rq_parallel_for(rq_ceil_div(r->s->n_out, r->item_rows), rows_body, r);
 }
 
 /* Up to CHECK_ROWS rows spread over the matrix against fp64; all outputs written; a second run bit-equal.
@@ -185,6 +185,7 @@ static rq_status line(context *c, int shape, const bench_subject *s, const rq_ke
                       int64_t n_tok) {
     const char *name = k ? k->impl : "sgemv";
     run r = {.s = s, .kernel = k, .y = y, .x = x, .n_tok = n_tok};
+    r.item_rows = rq_gemv_item_rows(s->n_out, rq_get_threads());
     if (!passes_filter(c, shape, s, n_tok, name)) return RQ_OK;
     print_start(c, shape, s, n_tok, name);
     if (c->o.dry_run) {

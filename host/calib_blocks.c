@@ -35,6 +35,7 @@ typedef struct calib {
     float *norm1, *norm2;
     float *x, *a, *q, *k, *v, *g, *u; /* one chunk each */
     double *h, *cross;
+    float *token;            /* [n_samples * seq_len] what each token counts in this block; NULL: 1 */
     bool need_h, need_cross; /* of the stage at hand */
 } calib;
 
@@ -54,7 +55,7 @@ static void calib_free(calib *c) {
         free(s->in);
     }
     for (int m = 0; m < RQ_N_LINEARS; ++m) free(c->bias[m]);
-    void *all[] = {c->norm1, c->norm2, c->x, c->a, c->q, c->k, c->v, c->g, c->u, c->h, c->cross};
+    void *all[] = {c->norm1, c->norm2, c->x, c->a, c->q, c->k, c->v, c->g, c->u, c->h, c->cross, c->token};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
 }
 
@@ -99,6 +100,7 @@ static rq_status calib_new(calib *c, rq_quantizer *z) {
     RQ_TRY(RQ_NEW(c->u, t * c->ff));
     RQ_TRY(RQ_NEW(c->h, widest * widest));
     if (any_cross) RQ_TRY(RQ_NEW(c->cross, widest * widest));
+    if (job->token_weights != RQ_TOKENS_EVEN) RQ_TRY(RQ_NEW(c->token, c->n_samples * c->seq_len));
 done:
     return status;
 }
@@ -180,11 +182,41 @@ static int64_t without_first_tokens(const calib *c, float *rows, int64_t n_tok, 
     return n;
 }
 
-static rq_status accumulate(calib *c, int stage, int64_t n_tok) {
+/* What the tokens of a chunk count in this block: from the q stream's input, which stage 0 left in c->x and in->in, and the original
+ * matrices. */
+static rq_status weigh_tokens(calib *c, const stream *in, int64_t row0, int64_t n_tok) {
+    rq_status status = RQ_OK;
+    const rq_quantize_job *job = c->z->job;
+    const rq_linear *lin = c->s[FP].block.lin;
+    int64_t n_seq = n_tok / c->seq_len;
+    float *token = c->token + row0;
+    if (job->token_weights == RQ_TOKENS_NORM) {
+        rq_token_norm(token, c->x, n_tok, c->d);
+    } else {
+        RQ_TRY(rq_linear_apply(&lin[RQ_Q], c->q, in->in, n_tok));
+        RQ_TRY(rq_linear_apply(&lin[RQ_K], c->k, in->in, n_tok));
+        RQ_TRY(rq_token_attention(token, c->z->model, c->q, c->k, n_seq, c->seq_len));
+    }
+    rq_token_scale(token, n_seq, c->seq_len, job->skip_tokens, job->token_min);
+done:
+    return status;
+}
+
+static void scale_rows(float *rows, const float *by, int64_t n_tok, int64_t width) {
+    for (int64_t t = 0; t < n_tok; ++t) {
+        for (int64_t j = 0; j < width; ++j) rows[t * width + j] *= by[t];
+    }
+}
+
+static rq_status accumulate(calib *c, int stage, int64_t row0, int64_t n_tok) {
     rq_status status = RQ_OK;
     int64_t width = stage_width(c, stage);
     float *q = c->s[QS].in, *fp = c->s[FP].in;
     if (!c->need_h) return RQ_OK;
+    if (c->token) {
+        scale_rows(q, c->token + row0, n_tok, width);
+        if (c->need_cross) scale_rows(fp, c->token + row0, n_tok, width);
+    }
     int64_t kept = without_first_tokens(c, q, n_tok, width);
     RQ_TRY(rq_gram_add(c->h, q, kept, width));
     if (c->need_cross) {
@@ -207,7 +239,8 @@ static rq_status run_stage(calib *c, int stage, const char *text) {
         for (int k = 0; k < N_STREAMS; ++k) {
             if (c->s[k].active) RQ_TRY(stage_input(c, &c->s[k], stage, row0, n_tok));
         }
-        RQ_TRY(accumulate(c, stage, n_tok));
+        if (c->token && stage == 0) RQ_TRY(weigh_tokens(c, &c->s[QS], row0, n_tok));
+        RQ_TRY(accumulate(c, stage, row0, n_tok));
         double per_token = rq_stage_flops(c->cfg, stage, c->seq_len) * (c->s[FP].active ? 2 : 1);
         if (c->need_h) per_token += (double)(width * width) * (c->need_cross ? 3 : 1);
         rq_quantizer_progress(c->z, per_token * (double)n_tok,

@@ -9,6 +9,8 @@ static const cmd_flag flags[] = {
     {"n-samples", 'n', "N", "calibration windows (128)"},
     {"seq-len", 0, "N", "tokens in a window (2048; an id file's own length)"},
     {"skip-tokens", 0, "N", "leave the first N tokens of each window out of the statistics (0; codebooks: 1)"},
+    {"token-weights", 0, "HOW", "what tokens count by: none (default), attention or norm"},
+    {"token-min", 0, "X", "the least a token counts, the most being 1 (0.005)"},
     {"seed", 0, "N", "of the rotation and of the choice of windows (0)"},
     {"preset", 0, "NAME", "best (default) or reference: the settings of the papers' code"},
     {"rotate", 0, "HOW", "none or residual (default: the preset's; codebooks: none)"},
@@ -140,6 +142,13 @@ int cmd_quantize(int argc, char **argv) {
         !cmd_int(&a, "skip-tokens", 0, 1 << 20, book ? 1 : 0, &job.skip_tokens)) {
         return EXIT_USAGE;
     }
+    const char *tokens = cmd_value(&a, "token-weights"), *least = cmd_value(&a, "token-min");
+    if (tokens && !rq_token_weights_by_name(tokens, &job.token_weights)) {
+        RQ_FAIL(RQ_ERR_ARG, "--token-weights %s: it is none, attention or norm", tokens);
+    }
+    char *end = NULL;
+    job.token_min = least ? strtod(least, &end) : 0.005;
+    if (least && (end == least || *end)) RQ_FAIL(RQ_ERR_ARG, "--token-min %s is not a number", least);
     const char *device = cmd_value(&a, "device"), *ram = cmd_value(&a, "max-ram");
     const char *preset = cmd_value(&a, "preset");
     if (device && strcmp(device, "cpu") != 0) {
@@ -160,6 +169,10 @@ int cmd_quantize(int argc, char **argv) {
     job.dry_run = cmd_has(&a, "dry-run");
     job.force = cmd_has(&a, "force");
     json_t *j = cmd_quant_json(&job.opt);
+    if (job.token_weights != RQ_TOKENS_EVEN) {
+        json_object_set_new(j, "token-weights", json_string(rq_token_weights_name(job.token_weights)));
+        json_object_set_new(j, "token-min", json_real(job.token_min));
+    }
     options = json_dumps(j, JSON_COMPACT);
     json_decref(j);
     job.options_json = options;

@@ -89,7 +89,7 @@ void rq_quant_default_round(rq_quant_opt *o, rq_comp comp, rq_round round) {
     o->group = 0;
     o->shrink = propagates ? 0.3 : 0;
     o->cd_sweeps = propagates ? 2 : 0;
-    o->refit = 0;
+    o->refit = propagates ? 2 : 0;
     if (comp == RQ_COMP_QEP) o->rho = 0.25;
     o->vec_len = round == RQ_ROUND_SSVQ ? 8 : 4;
     o->codes = 256;

@@ -319,6 +319,8 @@ rq_status rq_refine_book(rq_book_task *t) {
         }
         if (t->opt->cd_sweeps > 0) rq_parallel_for(n_tile, descend_tile, &s);
     }
+    if (t->opt->refit > 0)
+        rq_parallel_for(n_tile, choose_tile, &s); /* there are other codebooks to be nearest in now */
     if (s.failed) RQ_FAIL(RQ_ERR_NOMEM, "out of memory in the refinement");
 done:
     free(s.metric);

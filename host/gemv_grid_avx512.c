@@ -5,17 +5,18 @@
  * however wide they are. The s-th codes of all lanes are then one shift away, and vpermps looks them up in a table of the
  * group's 16 (or 8, or 4, repeated) values scale * (code - zero): it ignores the index bits above the fourth, so nothing is
  * masked. Three instructions decode and multiply 16 weights, and each weight is the very float of the definition. x is put
- * in the matching order once per call: xr[block][s][l] = x[128 block + 8 l + s]. Groups that are no multiple of a block
+ * in the matching order once per call: xr[block][s][l] = x[128 block + 8 l + s]. With one token four rows run together, which
+ * halves the loads of x; scales and zeros of a row become floats before it starts, so that a group's table is two instructions. Groups that are no multiple of a block
  * carry scale and zero per lane instead (two instructions more), so they must be multiples of 8; others go to the C twin.
  *
  * 8 bits. 16 columns at a time: widen, subtract, scale, multiply. Groups must be multiples of 16.
  *
  * Columns are cut so that the reordered x stays in L1. Weights are read from memory once: the tokens, at most 8 at a time
- * in registers, pass over a piece of rows that is in cache. A row's sum is 16 lanes (times up to 4 chains for few tokens)
+ * in registers, pass over a piece of rows that is in cache. A row's sum is 16 lanes (times 2 chains for 1 or 2 tokens; 8 bits: up to 4)
  * and one tree per cut: it depends on n_in and n_tok only. */
 #include "simd_avx512.h"
 
-enum { BLOCK = 128, MAX_BLOCKS = XR_FLOATS / BLOCK };
+enum { ROWS = 4, BLOCK = 128, MAX_BLOCKS = XR_FLOATS / BLOCK };
 
 /* One cut of the columns: [first, first + n) blocks, and for lane scales which groups its lanes belong to. */
 typedef struct cut {
@@ -58,10 +59,27 @@ INLINE float scale_at(const rq_grid *g, int64_t k) {
 
 INLINE float zero_at(const rq_grid *g, int64_t k) { return g->zero ? (float)g->zero[k] : (float)(1 << (g->bits - 1)); }
 
-/* scale * (code - zero) of a group for every index */
-INLINE __m512 group_table(const rq_grid *g, int64_t k, int bits) {
-    __m512 level = _mm512_sub_ps(code_values(bits), _mm512_set1_ps(zero_at(g, k)));
-    return _mm512_mul_ps(_mm512_set1_ps(scale_at(g, k)), level);
+/* Scales and zeros of n groups of a row, from k on, as floats; up to 15 more are written. */
+INLINE void group_floats(float *scale, float *zero, const rq_grid *g, int64_t k, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = mask_left(n - i);
+        const bool whole = mask == 0xffff; /* plain loads, as above */
+        __m512 s, z;
+        if (g->scale_f32)
+            s = _mm512_maskz_loadu_ps(mask, g->scale_f32 + k + i);
+        else if (whole)
+            s = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(g->scale_f16 + k + i)));
+        else
+            s = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, g->scale_f16 + k + i));
+        if (!g->zero)
+            z = _mm512_set1_ps((float)(1 << (g->bits - 1)));
+        else if (whole)
+            z = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(g->zero + k + i))));
+        else
+            z = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, g->zero + k + i)));
+        _mm512_storeu_ps(scale + i, s);
+        _mm512_storeu_ps(zero + i, z);
+    }
 }
 
 INLINE __m128i load_bytes(const void *p, size_t n) {
@@ -147,37 +165,43 @@ typedef struct part {
 INLINE void lut_rows(const part *p, int64_t r, int n_rows, int bits, int n_tok, bool lanes) {
     const rq_grid *g = p->g;
     const cut *c = p->c;
-    const int chains = chains_of(n_tok);
+    const int chains = n_tok <= 2 ? 2 : 1, need = bits == 2 ? 32 : 64; /* bytes that a plain load reads */
     const __m512 values = code_values(bits);
     const int64_t group_blocks = g->group < g->n_in ? g->group / BLOCK : INT64_MAX; /* lanes: not used */
-    const unsigned char *row[2];
+    const unsigned char *row[ROWS];
     const int64_t at = c->first * 16 * bits, left = g->row_words * 4 - at, ahead = ROWS_AHEAD * g->row_words * 4;
-    int64_t k = lanes ? 0 : c->first / group_blocks - 1; /* the first block below steps to its group */
-    int64_t until = lanes ? 0 : -(c->first % group_blocks);
-    __m512 sum[2 * PASS_TOK * 4], table[2], scale[2], zero[2];
+    const int64_t n_plain = left < need ? 0 : (left - need) / (16 * bits) + 1; /* blocks that one may read */
+    int64_t k = -1, until = 0; /* of the groups of the cut: the one at hand, and the block where it ends */
+    float group_scale[ROWS][MAX_BLOCKS + 16], group_zero[ROWS][MAX_BLOCKS + 16];
+    __m512 sum[2 * PASS_TOK * 2], table[ROWS], scale[ROWS], zero[ROWS];
+    if (!lanes) until = -(c->first % group_blocks);
     UNROLL for (int i = 0; i < n_rows; ++i) {
         row[i] = (const unsigned char *)(g->words + (r + i) * g->row_words) + at;
         table[i] = scale[i] = zero[i] = values;
+        if (lanes) continue;
+        const int64_t k0 = c->first / group_blocks, k1 = (c->first + c->n - 1) / group_blocks + 1;
+        group_floats(group_scale[i], group_zero[i], g, (r + i) * g->n_group + k0, k1 - k0);
     }
     UNROLL for (int i = 0; i < n_rows * n_tok * chains; ++i) sum[i] = _mm512_setzero_ps();
     for (int64_t b = 0; b < c->n; ++b) {
-        __m512i w[2];
+        __m512i w[ROWS];
         bool step = !lanes && b >= until;
         if (step) {
             ++k;
             until = group_blocks == INT64_MAX ? INT64_MAX : until + group_blocks;
         }
         UNROLL for (int i = 0; i < n_rows; ++i) {
-            w[i] = load_codes(row[i] + b * 16 * bits, left - b * 16 * bits, bits);
+            w[i] = load_codes(row[i] + b * 16 * bits, b < n_plain ? need : left - b * 16 * bits, bits);
             _mm_prefetch((const char *)(row[i] + b * 16 * bits + ahead), _MM_HINT_T0);
             if (lanes)
                 lane_groups(&scale[i], &zero[i], g, (r + i) * g->n_group + c->group0[b], c, b);
             else if (step)
-                table[i] = group_table(g, (r + i) * g->n_group + k, bits);
+                table[i] = _mm512_mul_ps(_mm512_set1_ps(group_scale[i][k]),
+                                         _mm512_sub_ps(values, _mm512_set1_ps(group_zero[i][k])));
         }
         const float *xr = c->xr + b * n_tok * BLOCK;
         UNROLL for (int s = 0; s < 8; ++s) {
-            __m512 v[2];
+            __m512 v[ROWS];
             UNROLL for (int i = 0; i < n_rows; ++i) {
                 __m512i index = s ? _mm512_srli_epi32(w[i], (unsigned)(bits * s)) : w[i];
                 v[i] = _mm512_permutexvar_ps(index, lanes ? values : table[i]);
@@ -200,19 +224,20 @@ INLINE void lut_rows(const part *p, int64_t r, int n_rows, int bits, int n_tok, 
 }
 
 INLINE void lut_all_rows(const part *p, int bits, int n_tok, bool lanes) {
+    const int step = n_tok == 1 && !lanes ? ROWS : 2;
     int64_t r = p->row0, end = p->row0 + p->n_rows;
-    for (; r + 2 <= end; r += 2) lut_rows(p, r, 2, bits, n_tok, lanes);
-    if (r < end) lut_rows(p, r, 1, bits, n_tok, lanes); /* the same sums in the same order */
+    for (; r + step <= end; r += step) lut_rows(p, r, step, bits, n_tok, lanes);
+    for (; r < end; ++r) lut_rows(p, r, 1, bits, n_tok, lanes); /* the same sums in the same order */
 }
 
-#define ROWS(bits, n_tok)                                                                                              \
+#define ROWS_OF(bits, n_tok)                                                                                           \
     static void rows_##bits##_##n_tok(const part *p, bool lanes) {                                                     \
         if (lanes)                                                                                                     \
             lut_all_rows(p, bits, n_tok, true);                                                                        \
         else                                                                                                           \
             lut_all_rows(p, bits, n_tok, false);                                                                       \
     }
-#define ROWS_ALL(bits) ROWS(bits, 1) ROWS(bits, 2) ROWS(bits, 3) ROWS(bits, 4) ROWS(bits, 8)
+#define ROWS_ALL(bits) ROWS_OF(bits, 1) ROWS_OF(bits, 2) ROWS_OF(bits, 3) ROWS_OF(bits, 4) ROWS_OF(bits, 8)
 ROWS_ALL(2)
 ROWS_ALL(3)
 ROWS_ALL(4)

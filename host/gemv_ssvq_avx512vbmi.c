@@ -35,10 +35,14 @@ typedef struct part { /* columns [j0, j0 + n) of one codebook */
 
 /* One byte of an element for 64 codes; high: those from 128 on. They are replaced first, then the others: a lane that the mask
  * leaves out keeps its code, or what was looked up for it. */
-INLINE __m512i look_up(const uint8_t plane[256], __m512i codes, __mmask64 high) {
-    __m512i v =
-        _mm512_mask2_permutex2var_epi8(_mm512_load_si512(plane + 128), codes, high, _mm512_load_si512(plane + 192));
+INLINE __m512i look_up_high(const uint8_t plane[256], __m512i codes, __mmask64 high) {
+    return _mm512_mask2_permutex2var_epi8(_mm512_load_si512(plane + 128), codes, high, _mm512_load_si512(plane + 192));
+}
+INLINE __m512i look_up_rest(const uint8_t plane[256], __m512i v, __mmask64 high) {
     return _mm512_mask2_permutex2var_epi8(_mm512_load_si512(plane), v, ~high, _mm512_load_si512(plane + 64));
+}
+INLINE __m512i look_up(const uint8_t plane[256], __m512i codes, __mmask64 high) {
+    return look_up_rest(plane, look_up_high(plane, codes, high), high);
 }
 
 /* ---- the codebook ----------------------------------------------------------------------------------------------------- */
@@ -107,12 +111,11 @@ INLINE __m512i load_codes(const uint8_t *row, int64_t row_bytes, int64_t v, int 
     return _mm512_and_si512(_mm512_multishift_epi64_epi8(shift, bytes), _mm512_set1_epi8((char)((1 << bits) - 1)));
 }
 
-/* The signs of 64 vectors from column j on: byte v has those of vector v, the last element's in bit 7. */
-INLINE __m512i load_signs(const uint8_t *row, int64_t row_bytes, int64_t j, int V) {
-    const int64_t at = j / 8, left = row_bytes - at;
-    if (V == 8) return load_bytes(row + at, left, CODES);
-    __m256i s = left >= 32 ? _mm256_loadu_si256((const __m256i *)(row + at))
-                           : _mm256_maskz_loadu_epi8((__mmask32) ~(~0u << (left < 0 ? 0 : left)), row + at);
+/* The signs of 64 vectors: byte v has those of vector v, the last element's in bit 7. left: bytes of the row from there. */
+INLINE __m512i load_signs(const uint8_t *signs, int64_t left, int V) {
+    if (V == 8) return load_bytes(signs, left, CODES);
+    __m256i s = left >= 32 ? _mm256_loadu_si256((const __m256i *)signs)
+                           : _mm256_maskz_loadu_epi8((__mmask32) ~(~0u << (left < 0 ? 0 : left)), signs);
     __m512i w = _mm512_cvtepu8_epi16(s);
     return _mm512_or_si512(_mm512_and_si512(_mm512_slli_epi16(w, 4), _mm512_set1_epi16(0x00f0)),
                            _mm512_and_si512(_mm512_slli_epi16(w, 8), _mm512_set1_epi16((short)0xf000)));
@@ -168,66 +171,95 @@ INLINE void finish_row(const part *p, int64_t r, int t, __m512 sum, enum scaling
     *y = p->j0 > 0 ? *y + value : value;
 }
 
+/* What n_rows rows from r on have at hand in their block. */
+typedef struct rows_at {
+    const uint8_t *codes[ROWS], *signs[ROWS]; /* of the rows, from their beginning */
+    __m512 sum[ROWS * PASS_TOK];              /* [row][token][chain] */
+    __m512 total[ROWS * PASS_TOK];            /* OF_QUARTER: of blocks that are done */
+    float scales[ROWS][MAX_VEC / 2 + CODES];  /* OF_VECTOR */
+} rows_at;
+
+/* Element e of a block: 64 weights of each row, times x. Step by step for all rows, so that what depends on each other lies apart. */
+INLINE void one_element(rows_at *a, const part *p, const __m512i *codes, __m512i *signs, const __mmask64 *high,
+                        int64_t j, int e, int n_rows, int V, int n_tok, enum scaling scaling) {
+    const int chains = n_tok == 1 ? 2 : 1;
+    const float *xj = p->xr + j * n_tok;
+    const uint8_t *pl = p->book->lo[e], *ph = p->book->hi[e];
+    const __m512i none = _mm512_setzero_si512();
+    __m512i lo[ROWS], hi[ROWS];
+    UNROLL for (int i = 0; i < n_rows; ++i) lo[i] = look_up_high(pl, codes[i], high[i]);
+    UNROLL for (int i = 0; i < n_rows; ++i) hi[i] = look_up_high(ph, codes[i], high[i]);
+    UNROLL for (int i = 0; i < n_rows; ++i) lo[i] = look_up_rest(pl, lo[i], high[i]);
+    UNROLL for (int i = 0; i < n_rows; ++i) hi[i] = look_up_rest(ph, hi[i], high[i]);
+    UNROLL for (int i = 0; i < n_rows; ++i) {
+        hi[i] = _mm512_ternarylogic_epi32(hi[i], signs[i], _mm512_set1_epi8((char)0x80), 0xf8); /* hi | (sign & 80) */
+        signs[i] = _mm512_add_epi8(signs[i], signs[i]);
+    }
+    UNROLL for (int i = 0; i < n_rows; ++i) {
+        const __m512i low = _mm512_unpacklo_epi8(lo[i], hi[i]);
+        hi[i] = _mm512_unpackhi_epi8(lo[i], hi[i]);
+        lo[i] = low;
+    }
+    UNROLL for (int g = 0; g < 4; ++g) {
+        UNROLL for (int i = 0; i < n_rows; ++i) {
+            const __m512i two = g < 2 ? lo[i] : hi[i];
+            __m512i bits = g % 2 ? _mm512_unpackhi_epi16(none, two) : _mm512_unpacklo_epi16(none, two);
+            __m512 value = _mm512_castsi512_ps(bits);
+            if (scaling == OF_VECTOR) value = _mm512_mul_ps(value, _mm512_loadu_ps(a->scales[i] + j / V + RUN * g));
+            UNROLL for (int t = 0; t < n_tok; ++t) {
+                __m512 *to = &a->sum[(i * n_tok + t) * chains + g % chains];
+                *to = _mm512_fmadd_ps(value, _mm512_loadu_ps(xj + ((g * n_tok + t) * V + e) * RUN), *to);
+            }
+        }
+    }
+}
+
+/* The block from column p->j0 + j on. `plain`: codes are bytes, and the rows have all of the block. */
+INLINE void one_block(rows_at *a, const part *p, int64_t r, int64_t j, int n_rows, int V, int n_tok,
+                      enum scaling scaling, bool plain) {
+    const rq_ssvq *w = p->w;
+    const int chains = n_tok == 1 ? 2 : 1;
+    const int64_t code_bytes = w->code_words * 4, sign_bytes = w->sign_words * 4;
+    const int64_t v = (p->j0 + j) / V, code_at = plain ? v : v * w->code_bits / 8, sign_at = v * V / 8;
+    __m512i codes[ROWS], signs[ROWS];
+    __mmask64 high[ROWS];
+    UNROLL for (int i = 0; i < n_rows; ++i) {
+        codes[i] = plain ? _mm512_loadu_si512(a->codes[i] + v) : load_codes(a->codes[i], code_bytes, v, w->code_bits);
+        signs[i] = load_signs(a->signs[i] + sign_at, plain ? CODES : sign_bytes - sign_at, V);
+        high[i] = _mm512_movepi8_mask(codes[i]);
+        _mm_prefetch((const char *)a->codes[i] + ROWS * code_bytes + code_at, _MM_HINT_T0);
+        _mm_prefetch((const char *)a->signs[i] + ROWS * sign_bytes + sign_at, _MM_HINT_T0);
+    }
+    for (int e = V - 1; e >= 0; --e) one_element(a, p, codes, signs, high, j, e, n_rows, V, n_tok, scaling);
+    UNROLL for (int i = 0; i < n_rows && scaling == OF_QUARTER; ++i) {
+        __m512 scale = quarter_scales(p, r + i, p->quarter_group + j / (RUN * V));
+        UNROLL for (int c = 0; c < n_tok * chains; ++c) {
+            __m512 *to = &a->total[i * n_tok * chains + c], *from = &a->sum[i * n_tok * chains + c];
+            *to = _mm512_fmadd_ps(*from, scale, *to);
+            *from = _mm512_setzero_ps();
+        }
+    }
+}
+
 /* n_rows rows from r on. Everything but p and r is a constant where this is inlined. */
 INLINE void some_rows(const part *p, int64_t r, int n_rows, int V, int n_tok, enum scaling scaling) {
     const rq_ssvq *w = p->w;
     const int chains = n_tok == 1 ? 2 : 1;
-    const int64_t code_bytes = w->code_words * 4, sign_bytes = w->sign_words * 4;
-    float scales[ROWS][MAX_VEC / 2 + CODES];
-    const uint8_t *code_row[ROWS], *sign_row[ROWS];
-    __m512 sum[ROWS * PASS_TOK], total[ROWS * PASS_TOK];
+    rows_at a;
+    int64_t j = 0;
     UNROLL for (int i = 0; i < n_rows; ++i) {
-        code_row[i] = (const uint8_t *)(w->codes + (r + i) * w->code_words);
-        sign_row[i] = (const uint8_t *)(w->signs + (r + i) * w->sign_words);
+        a.codes[i] = (const uint8_t *)(w->codes + (r + i) * w->code_words);
+        a.signs[i] = (const uint8_t *)(w->signs + (r + i) * w->sign_words);
     }
     if (scaling == OF_VECTOR)
-        for (int i = 0; i < n_rows; ++i) spread_scales(scales[i], p, r + i);
-    UNROLL for (int i = 0; i < n_rows * n_tok * chains; ++i) sum[i] = total[i] = _mm512_setzero_ps();
-    for (int64_t j = 0; j < p->n; j += CODES * V) {
-        const int64_t v = (p->j0 + j) / V;
-        __m512i codes[ROWS], signs[ROWS];
-        __mmask64 high[ROWS];
-        UNROLL for (int i = 0; i < n_rows; ++i) {
-            codes[i] = load_codes(code_row[i], code_bytes, v, w->code_bits);
-            signs[i] = load_signs(sign_row[i], sign_bytes, p->j0 + j, V);
-            high[i] = _mm512_movepi8_mask(codes[i]);
-            _mm_prefetch((const char *)code_row[i] + ROWS * code_bytes + v * w->code_bits / 8, _MM_HINT_T0);
-            _mm_prefetch((const char *)sign_row[i] + ROWS * sign_bytes + (p->j0 + j) / 8, _MM_HINT_T0);
-        }
-        const float *xj = p->xr + j * n_tok;
-        for (int e = V - 1; e >= 0; --e) {
-            UNROLL for (int i = 0; i < n_rows; ++i) {
-                __m512i lo = look_up(p->book->lo[e], codes[i], high[i]);
-                __m512i hi = look_up(p->book->hi[e], codes[i], high[i]);
-                hi = _mm512_ternarylogic_epi32(hi, signs[i], _mm512_set1_epi8((char)0x80), 0xf8); /* hi | (sign & 80) */
-                signs[i] = _mm512_add_epi8(signs[i], signs[i]);
-                const __m512i none = _mm512_setzero_si512();
-                const __m512i low = _mm512_unpacklo_epi8(lo, hi), top = _mm512_unpackhi_epi8(lo, hi);
-                UNROLL for (int g = 0; g < 4; ++g) {
-                    const __m512i two = g < 2 ? low : top;
-                    __m512i bits = g % 2 ? _mm512_unpackhi_epi16(none, two) : _mm512_unpacklo_epi16(none, two);
-                    __m512 value = _mm512_castsi512_ps(bits);
-                    if (scaling == OF_VECTOR)
-                        value = _mm512_mul_ps(value, _mm512_loadu_ps(scales[i] + j / V + RUN * g));
-                    UNROLL for (int t = 0; t < n_tok; ++t) {
-                        __m512 *to = &sum[(i * n_tok + t) * chains + g % chains];
-                        *to = _mm512_fmadd_ps(value, _mm512_loadu_ps(xj + ((g * n_tok + t) * V + e) * RUN), *to);
-                    }
-                }
-            }
-        }
-        UNROLL for (int i = 0; i < n_rows && scaling == OF_QUARTER; ++i) {
-            __m512 scale = quarter_scales(p, r + i, p->quarter_group + j / (RUN * V));
-            UNROLL for (int c = 0; c < n_tok * chains; ++c) {
-                __m512 *to = &total[i * n_tok * chains + c], *from = &sum[i * n_tok * chains + c];
-                *to = _mm512_fmadd_ps(*from, scale, *to);
-                *from = _mm512_setzero_ps();
-            }
-        }
-    }
+        for (int i = 0; i < n_rows; ++i) spread_scales(a.scales[i], p, r + i);
+    UNROLL for (int i = 0; i < n_rows * n_tok * chains; ++i) a.sum[i] = a.total[i] = _mm512_setzero_ps();
+    if (w->code_bits == 8)
+        for (; j + CODES * V <= p->n; j += CODES * V) one_block(&a, p, r, j, n_rows, V, n_tok, scaling, true);
+    for (; j < p->n; j += CODES * V) one_block(&a, p, r, j, n_rows, V, n_tok, scaling, false);
     UNROLL for (int i = 0; i < n_rows; ++i) {
         UNROLL for (int t = 0; t < n_tok; ++t) {
-            const __m512 *from = scaling == OF_QUARTER ? total : sum;
+            const __m512 *from = scaling == OF_QUARTER ? a.total : a.sum;
             __m512 all = from[(i * n_tok + t) * chains];
             if (chains == 2) all = _mm512_add_ps(all, from[i * 2 + 1]);
             finish_row(p, r + i, t, all, scaling);

@@ -31,9 +31,11 @@ rq_need rq_kernel_ceiling(void);
 /* RQ_ERR_ARG when RQ_KERNEL is not one of those, or asks for what this machine lacks. */
 rq_status rq_kernels_check(void);
 
-/* Rows of one item when a matrix is shared out to threads: a kernel puts x in its own order once per call, so enough rows to
- * pay for that, and few enough that the items spread evenly. */
-static inline int64_t rq_gemv_item_rows(int64_t n_out) { return rq_max_i64(32, rq_min_i64(128, n_out / 64 / 32 * 32)); }
+/* Rows of one item when a matrix is shared out to n_threads: a kernel puts x in its own order once per call, so enough rows to
+ * pay for that, and few enough that the items spread evenly. The result does not depend on it. */
+static inline int64_t rq_gemv_item_rows(int64_t n_out, int n_threads) {
+    return rq_max_i64(32, rq_min_i64(n_threads > 1 ? 128 : 256, n_out / (8 * (int64_t)n_threads) / 32 * 32));
+}
 
 /* The definition that every kernel is held to, for any packed format: rows are unpacked one by one and summed in fp64.
  * y64[n_tok][n_out] and, unless NULL, mag[n_tok][n_out] = sum |w x|; x in input-feature order. */

@@ -23,6 +23,7 @@ typedef struct linear_job {
     float *y;
     const float *x; /* in stored column order where the kernel wants that */
     int64_t n_tok;
+    int64_t item_rows;       /* gemv */
     const rq_kernel *kernel; /* NULL: no kernel for this operand */
     rq_dense dense;
     pthread_mutex_t lock; /* guards the two below */
@@ -68,7 +69,7 @@ static void add_bias(const linear_job *j, int64_t t0, int64_t t1, int64_t r0, in
 static void gemv_body(void *arg, int64_t item) {
     linear_job *j = arg;
     const rq_linear *l = j->l;
-    int64_t step = rq_gemv_item_rows(l->n_out), r0 = item * step, r1 = rq_min_i64(l->n_out, r0 + step);
+    int64_t r0 = item * j->item_rows, r1 = rq_min_i64(l->n_out, r0 + j->item_rows);
     if (l->packed) {
         if (j->kernel) {
             j->kernel->gemv(j->y, &l->packed->u, j->x, j->n_tok, r0, r1 - r0);
@@ -86,7 +87,7 @@ static void gemv_body(void *arg, int64_t item) {
 static void scratch_body(void *arg, int64_t item) {
     linear_job *j = arg;
     const rq_linear *l = j->l;
-    int64_t step = rq_gemv_item_rows(l->n_out), r0 = item * step, r1 = rq_min_i64(l->n_out, r0 + step);
+    int64_t r0 = item * j->item_rows, r1 = rq_min_i64(l->n_out, r0 + j->item_rows);
     float *w = NULL;
     rq_status status = RQ_NEW(w, l->n_in);
     rq_dense row = {l->n_out, l->n_in, 0, (const unsigned char *)w}; /* row_bytes 0: every row is this one */
@@ -150,7 +151,8 @@ static rq_status apply_gemv(linear_job *j) {
             body = scratch_body;
         }
     }
-    rq_parallel_for(rq_ceil_div(l->n_out, rq_gemv_item_rows(l->n_out)), body, j);
+    j->item_rows = rq_gemv_item_rows(l->n_out, rq_get_threads());
+    rq_parallel_for(rq_ceil_div(l->n_out, j->item_rows), body, j);
     if (j->status == RQ_OK && body == gemv_body && l->tensor && l->tensor->n_interleaved_heads) {
         j->status = split_heads(j);
         if (j->status != RQ_OK) snprintf(j->error, sizeof j->error, "%.500s", rq_last_error());

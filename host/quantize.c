@@ -213,9 +213,10 @@ static rq_status fingerprint(const rq_quantizer *z, char text[40]) {
             XXH3_128bits_update(state, line, (size_t)used);
         }
     }
-    int used = snprintf(line, sizeof line, "%lld/%lld/%lld/%s/%llu", (long long)job->samples.n_samples,
-                        (long long)job->samples.seq_len, (long long)job->skip_tokens,
-                        job->rotate ? job->rotate : "none", (unsigned long long)job->seed);
+    int used =
+        snprintf(line, sizeof line, "%lld/%lld/%lld/%s/%llu/%s/%.17g", (long long)job->samples.n_samples,
+                 (long long)job->samples.seq_len, (long long)job->skip_tokens, job->rotate ? job->rotate : "none",
+                 (unsigned long long)job->seed, rq_token_weights_name(job->token_weights), job->token_min);
     XXH3_128bits_update(state, line, (size_t)used);
     XXH128_hash_t h = XXH3_128bits_digest(state);
     snprintf(text, 40, "%016llx%016llx\n", (unsigned long long)h.high64, (unsigned long long)h.low64);
@@ -321,6 +322,9 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
     double started = rq_seconds();
     *report = (rq_quantize_report){0};
     RQ_TRY(rq_quant_check(&job->opt, 0));
+    if (job->token_weights != RQ_TOKENS_EVEN && !(job->token_min > 0 && job->token_min <= 1)) {
+        RQ_FAIL(RQ_ERR_ARG, "token-min is %g: above 0 and at most 1 is wanted", job->token_min);
+    }
     RQ_TRY(rq_backend_init());
     if (!job->dry_run) RQ_TRY(check_out(job));
     RQ_TRY(rq_model_open(&z.model, job->model_path));

@@ -3,6 +3,7 @@
 #ifndef RQ_QUANTIZE_H
 #define RQ_QUANTIZE_H
 
+#include "calib_tokens.h"
 #include "comp.h"
 #include "llama.h"
 
@@ -43,7 +44,9 @@ typedef struct rq_quantize_job {
     int n_skip;
     rq_samples samples;
     int64_t skip_tokens; /* first tokens of each sample left out of the statistics */
-    const char *rotate;  /* "none" or "residual" */
+    rq_token_weights token_weights;
+    double token_min;   /* the least a token counts, in (0, 1] */
+    const char *rotate; /* "none" or "residual" */
     uint64_t seed;
     int64_t max_ram_bytes; /* 0: no limit */
     bool resume, force, dry_run;

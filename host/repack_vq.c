@@ -190,7 +190,7 @@ void rq_repack_vq(void *to_, const rq_tile_layout *t, const rq_vq *m, int n) {
 static void put_bits(uint32_t *words, int64_t at, int bits, uint32_t value) {
     int o = (int)(at % 32);
     words[at / 32] |= value << o;
-    if (o + bits > 32) words[at / 32 + 1] |= value >> (32 - o);
+    if (o && o + bits > 32) words[at / 32 + 1] |= value >> (32 - o);
 }
 
 static void unpack_row(const rq_vq_arrays *to, const rq_vq *q, const rq_tile_layout *t, const uint8_t *from,
@@ -213,11 +213,11 @@ static void unpack_row(const rq_vq_arrays *to, const rq_vq *q, const rq_tile_lay
     }
 }
 
-void rq_repack_vq_back(const rq_vq_arrays *to, const rq_vq *q, const rq_tile_layout *t, const void *from_,
+void rq_repack_vq_back(const rq_vq_arrays *to, const rq_vq *shape, const rq_tile_layout *t, const void *from_,
                        int64_t first) {
     const uint8_t *from = from_;
     size_t columns = (size_t)t->n_in * sizeof(rq_f16), outliers = (size_t)t->n_outlier * 4;
-    for (int64_t row = 0; row < q->n_out; ++row) unpack_row(to, q, t, from, row, first);
+    for (int64_t row = 0; row < shape->n_out; ++row) unpack_row(to, shape, t, from, row, first);
     for (int s = 0; s < t->n_stage; ++s)
         if (to->book[s]) memcpy(to->book[s], from + (s ? t->book_2 : t->book), (size_t)rq_tile_book_bytes(t, s));
     if (t->columns && to->col_scale) memcpy(to->col_scale, from + t->columns_at, columns);

@@ -279,6 +279,34 @@ def test_threads_give_the_same_bytes():
         assert digest(out) == want, threads
 
 
+def test_token_weights():
+    """Weights of 1 change nothing, others do; the same bytes for any number of threads; a line in the report."""
+    calib = ids_file("tok.safetensors", 6, 70)
+    args = ["--calib", calib, "--comp", "rescomp", "--skip-tokens", "1"]
+    quantize(tiny("llama3"), path("tok-none"), *args)
+    digests = {digest(path("tok-none"))}
+    for how in ("attention", "norm"):
+        quantize(tiny("llama3"), path("tok-flat"), *args, "--token-weights", how, "--token-min", "1", "--force")
+        assert digest(path("tok-flat")) == digest(path("tok-none"))
+        for threads in (1, 3):
+            j = run_json("quantize", tiny("llama3"), path(f"tok-{how}-{threads}"), *QUANT, *args, "--token-weights", how, "--threads", threads)
+            assert j["bpw"] > 3
+            digests.add(digest(path(f"tok-{how}-{threads}")))
+        with open(path(f"tok-{how}-1", "report.json")) as f:
+            options = json.load(f)["options"]
+        assert options["token-weights"] == how and options["token-min"] == 0.005
+    assert len(digests) == 3
+    # Where both streams still have the same input D is 0, weighted or not: q of the first block is gptq's.
+    first = []
+    for comp in ("gptq", "gptaq"):
+        quantize(tiny("llama3"), path("tok-" + comp), "--calib", calib, "--comp", comp, "--token-weights", "norm")
+        tensors = load(path("tok-" + comp, "model.safetensors"))[0]
+        first.append({k: v for k, v in tensors.items() if k.startswith("model.layers.0.self_attn.q_proj.")})
+    assert len(first[0]) >= 3 and first[0] == first[1]
+    for bad in (["--token-weights", "attn"], ["--token-weights", "norm", "--token-min", "0"], ["--token-min", "x"]):
+        sentence(quantize(tiny(), path("bad"), "--calib", calib, *bad, code=2))
+
+
 def test_killed_run_resumes_to_the_same_bytes():
     calib = ids_file("kill.safetensors", 400, 64)
     started = time.time()

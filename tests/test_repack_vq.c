@@ -72,7 +72,7 @@ static matrix make(shape k) {
     q->n_code = k.vec_out ? k.n_in : (k.n_in + k.vec_len - 1) / k.vec_len;
     q->n_book = (q->n_in + q->book_cols - 1) / q->book_cols;
     q->n_group = (q->n_in + q->group - 1) / q->group;
-    for (int s = 0; s < q->n_stage; ++s) {
+    for (int s = 0; s < q->n_stage && s < 2; ++s) {
         make_codes(&m, s);
         q->book[s] = m.own.book[s] = take_halves(q->n_book * q->n_codes[s] * q->vec_len);
     }
@@ -126,7 +126,7 @@ static void decode(fragment f[32], const uint8_t *tile, const uint16_t *book, co
     int first = 64 / t->vec_len * bits[0] / 32, n = first + 64 / t->vec_len * bits[1] / 32, per_row = 8 / t->vec_len;
     const uint16_t *entry[32][2];
     for (int lane = 0; lane < 32; ++lane) {
-        uint32_t words[32];
+        uint32_t words[32] = {0};
         load_words(words, n, tile, lane);
         for (int h = 0; h < per_row; ++h) {
             uint32_t code = code_of(words + (stage ? first : 0), bits[stage], (step * 2 + upper) * per_row + h);
@@ -190,13 +190,13 @@ static void check_back(const rq_vq *q, const rq_tile_layout *t, const uint8_t *t
                            .outlier = take(q->n_out * q->n_outlier, 1),
                            .outlier_scale = take(q->n_outlier, 4)}};
     rq_vq_arrays *b = &back.own;
-    for (int s = 0; s < q->n_stage; ++s) {
+    for (int s = 0; s < q->n_stage && s < 2; ++s) {
         b->codes[s] = take(q->n_line * q->code_words[s], 4);
         b->book[s] = take(q->n_book * q->n_codes[s] * q->vec_len, 2);
         memset(b->codes[s], 0x5a, (size_t)(q->n_line * q->code_words[s]) * 4);
     }
     rq_repack_vq_back(b, q, t, tiles, first);
-    for (int s = 0; s < q->n_stage; ++s) {
+    for (int s = 0; s < q->n_stage && s < 2; ++s) {
         same_bytes(b->codes[s], q->codes[s], q->n_line * q->code_words[s] * 4);
         same_bytes(b->book[s], q->book[s], q->n_book * q->n_codes[s] * q->vec_len * 2);
     }
