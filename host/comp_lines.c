@@ -16,7 +16,7 @@ int64_t rq_lines_tile(const rq_book_task *t) { return t->vec_out ? RQ_BOOK_TILE 
 
 void rq_lines_round(rq_book_task *t, int64_t col, int64_t line0, int64_t n_lines, const float *w, int64_t w_stride,
                     float *q, int64_t q_stride, rq_vec_code *code, float *scratch) {
-    float target[RQ_VEC_MAX], now[RQ_VEC_MAX], plain[RQ_VEC_MAX * RQ_VEC_MAX] = {0};
+    float target[RQ_VEC_MAX] = {0}, now[RQ_VEC_MAX] = {0}, plain[RQ_VEC_MAX * RQ_VEC_MAX] = {0};
     const float one = 1;
     int64_t d = t->d, row0 = t->line_row[line0];
     rq_pick pick = {.book = &t->book,
