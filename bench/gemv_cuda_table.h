@@ -13,7 +13,9 @@ struct gemv_row {
     double weights() const { return (double)desc.n_out * (double)desc.n_in; }
     double bpw() const { return 8.0 * (double)t.bytes / weights(); }
     /* Read and written once: the matrix with all its side data and padding, x, y. */
-    double bytes() const { return (double)t.bytes + 2.0 * (double)(desc.n_tok * (desc.n_in + desc.n_out)); }
+    double bytes() const {
+        return (double)t.bytes + (double)(desc.n_tok * (desc.n_in * (desc.x_s8 ? 1 : 2) + 2 * desc.n_out));
+    }
     double fp16_bytes() const { return 2.0 * weights() + 2.0 * (double)(desc.n_tok * (desc.n_in + desc.n_out)); }
     std::string name() const {
         return model + " " + layer + " " + std::to_string(desc.n_out) + "x" + std::to_string(desc.n_in) + " " + format +
@@ -123,7 +125,11 @@ static inline bench_record gemv_record(const gemv_row &r, const bench_device &de
     o.text("git", git).text("flags", flags).text("device", simulated ? "sim" : "cuda");
     o.text("model", r.model).text("layer", r.layer).integer("n_out", d.n_out).integer("n_in", d.n_in);
     o.text("format", grid ? "grid" : "ssvq").text("variant", r.format).integer("bits", r.t.bits);
-    o.integer("group", d.group).integer("n_tok", d.n_tok).text("act", d.act == RQ_ACT_F16 ? "f16" : "bf16");
+    o.integer("group", d.group)
+        .integer("n_tok", d.n_tok)
+        .text("act", d.x_s8                ? "int8"
+                     : d.act == RQ_ACT_F16 ? "f16"
+                                           : "bf16");
     if (grid)
         o.truth("sym", !d.zeros).none("vec_len").none("codebook").none("outliers");
     else

@@ -305,6 +305,7 @@ rq_status rq_refine_book(rq_book_task *t) {
     refine_shared s = {.t = t};
     int64_t n_tile = rq_ceil_div(t->n_out, RQ_BOOK_TILE), d = t->d;
     if (!t->prep->hd) return RQ_OK;
+    if (t->vec_out) return rq_refine_lines(t);
     RQ_TRY(RQ_NEW_ZERO(s.metric, t->n_vec * d * d));
     RQ_TRY(RQ_NEW_ZERO(s.inverse, t->n_vec * d * d));
     RQ_TRY(RQ_NEW(s.kept, t->n));
@@ -319,6 +320,8 @@ rq_status rq_refine_book(rq_book_task *t) {
         }
         if (t->opt->cd_sweeps > 0) rq_parallel_for(n_tile, descend_tile, &s);
     }
+    if (t->opt->refit > 0)
+        rq_parallel_for(n_tile, choose_tile, &s); /* there are other codebooks to be nearest in now */
     if (s.failed) RQ_FAIL(RQ_ERR_NOMEM, "out of memory in the refinement");
 done:
     free(s.metric);

@@ -47,6 +47,7 @@ function(rq_add_kernels target)
   target_include_directories(${target} PUBLIC ${CMAKE_SOURCE_DIR}/host ${CMAKE_SOURCE_DIR}/cuda)
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${RQ_CUDA_FLAGS}>")
+  target_link_libraries(${target} PUBLIC ${CMAKE_DL_LIBS}) # cuda/blas.cu loads cuBLAS
   set_target_properties(${target} PROPERTIES CUDA_RUNTIME_LIBRARY None)
 endfunction()
 if(RQ_GPUSIM)
@@ -111,6 +112,8 @@ function(rq_add_sim_program source)
                          "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-gencode arch=compute_90a,code=compute_90a;--no-compress>")
   rq_cuda_libraries(libraries there ${source} sim)
   target_link_libraries(sim_${name} PRIVATE ${libraries} gpusim)
+  # cuda/blas.cu looks for cuBLAS in the program first: there the stand-in is.
+  set_target_properties(sim_${name} PROPERTIES ENABLE_EXPORTS ON)
 endfunction()
 
 function(rq_add_gpu_program source)
