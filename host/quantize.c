@@ -118,11 +118,13 @@ double rq_plan_bits(const rq_matrix_plan *p, int n_set) {
                (rq_groups_in_sweep_order(o, p->n_in) && o->act_order ? 32.0 * (double)p->n_in : 0) + 128;
     }
     int64_t codes[2] = {o->codes, o->codes2}, books = o->book_cols ? rq_ceil_div(p->n_in, o->book_cols) : 1;
-    double bits = scales + 128, book = 0;
+    int64_t lines = o->vec_out ? rq_ceil_div(p->n_out, o->vec_len) : p->n_out;
+    double bits = (o->vec_out ? 32.0 * (double)p->n_in : scales) + 128,
+           book = 0; /* a scale and a bias a column, or rows' */
     for (int s = 0; s < 2 && codes[s]; ++s) {
         int code_bits = 4;
         while (1 << code_bits < codes[s]) ++code_bits;
-        bits += 32.0 * (double)(p->n_out * rq_ssvq_code_words(p->n_in, o->vec_len, code_bits));
+        bits += 32.0 * (double)(lines * rq_ssvq_code_words(p->n_in, o->vec_out ? 1 : o->vec_len, code_bits));
         book += (double)(books * codes[s] * o->vec_len) * (o->book_dtype == RQ_BOOK_U8 ? 8 : 16);
     }
     if (o->round == RQ_ROUND_SSVQ) bits += 32.0 * (double)(p->n_out * rq_ssvq_sign_words(p->n_in, o->vec_len));

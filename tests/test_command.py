@@ -190,7 +190,8 @@ def test_codebooks():
     """ssvq and vq from quantize to eval: sizes to the bit, codebooks shared in a set and not across options, resume, threads."""
     calib, text = ids_file("cb.safetensors", 8, 64), ids_file("cbt.safetensors", 2, 64, seed=2)
     for name, options in {"ssvq": ["--codes", 32, "--vec-len", 4], "ssvq-rtn": ["--comp", "rtn", "--codes", 16, "--book-dtype", "f16"],
-                          "vq": ["--codes", 32, "--codes2", 16, "--comp", "rescomp", "--refit", 1]}.items():
+                          "vq": ["--codes", 32, "--codes2", 16, "--comp", "rescomp", "--refit", 1],
+                          "vq-out": ["--codes", 16, "--vec-axis", "out", "--vec-len", 5, "--comp", "gptaq"]}.items():
         out, words = path("cb-" + name), ["--round", name.split("-")[0], *options, "--outliers", 2, "--calib", calib]
         dry = run_json("quantize", tiny(), out, *words, "--dry-run")
         q = run_json("quantize", tiny(), out, *words, "--threads", 1)
