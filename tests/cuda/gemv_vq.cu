@@ -329,8 +329,8 @@ int main(void) {
     rq_need_device(80);
     test_refusals();
     static const kind kinds[] = {
-        {8, false, {256, 0}, false},   {8, false, {256, 256}, false},     {4, false, {256, 0}, false},
-        {4, false, {256, 256}, false}, {8, false, {200, 1}, true}, {4, false, {255, 33}, true},
+        {8, false, {256, 0}, false},   {8, false, {256, 256}, false}, {4, false, {256, 0}, false},
+        {4, false, {256, 256}, false}, {8, false, {200, 1}, true},    {4, false, {255, 33}, true},
     };
     for (size_t n = 0; n < sizeof kinds / sizeof kinds[0]; ++n) {
         const kind *k = &kinds[n];
