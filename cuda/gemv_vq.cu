@@ -2,21 +2,39 @@
 /* VQ as a format of gemv_launch.cu. Targets: sm_80 sm_90a. */
 #include "gemv_vq.cuh"
 
-/* The compiled kernels, by vectors and bits of a code: gemv_vq_<vec_len>_<bits of the first stage>_<of the second>.cu. */
+/* The compiled kernels, by vectors and bits of a code: gemv_vq_<vec_len>[out]_<bits of the first stage>[_<of the second>].cu. */
 typedef struct variant {
     int vec_len, vec_out, bits[2];
     const char *name;
     void (*pick)(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
 } variant;
-void rq_gemv_vq_pick_8_8_0(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
+void rq_gemv_vq_pick_8_8(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
 void rq_gemv_vq_pick_8_8_8(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
-void rq_gemv_vq_pick_4_8_0(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
+void rq_gemv_vq_pick_4_8(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
 void rq_gemv_vq_pick_4_8_8(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
+void rq_gemv_vq_pick_8_12(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
+void rq_gemv_vq_pick_4_12(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
+void rq_gemv_vq_pick_8_12_12(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
+void rq_gemv_vq_pick_8_16(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
+void rq_gemv_vq_pick_8out_8(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
+void rq_gemv_vq_pick_8out_8_8(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
+void rq_gemv_vq_pick_8out_12(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
+void rq_gemv_vq_pick_8out_16(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
+void rq_gemv_vq_pick_8out_16_8(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d);
 static const variant variants[] = {
-    {8, 0, {8, 0}, "gemv_vq_8_8", rq_gemv_vq_pick_8_8_0},
+    {8, 0, {8, 0}, "gemv_vq_8_8", rq_gemv_vq_pick_8_8},
     {8, 0, {8, 8}, "gemv_vq_8_8_8", rq_gemv_vq_pick_8_8_8},
-    {4, 0, {8, 0}, "gemv_vq_4_8", rq_gemv_vq_pick_4_8_0},
+    {4, 0, {8, 0}, "gemv_vq_4_8", rq_gemv_vq_pick_4_8},
     {4, 0, {8, 8}, "gemv_vq_4_8_8", rq_gemv_vq_pick_4_8_8},
+    {8, 0, {12, 0}, "gemv_vq_8_12", rq_gemv_vq_pick_8_12},
+    {4, 0, {12, 0}, "gemv_vq_4_12", rq_gemv_vq_pick_4_12},
+    {8, 0, {12, 12}, "gemv_vq_8_12_12", rq_gemv_vq_pick_8_12_12},
+    {8, 0, {16, 0}, "gemv_vq_8_16", rq_gemv_vq_pick_8_16},
+    {8, 1, {8, 0}, "gemv_vq_8out_8", rq_gemv_vq_pick_8out_8},
+    {8, 1, {8, 8}, "gemv_vq_8out_8_8", rq_gemv_vq_pick_8out_8_8},
+    {8, 1, {12, 0}, "gemv_vq_8out_12", rq_gemv_vq_pick_8out_12},
+    {8, 1, {16, 0}, "gemv_vq_8out_16", rq_gemv_vq_pick_8out_16},
+    {8, 1, {16, 8}, "gemv_vq_8out_16_8", rq_gemv_vq_pick_8out_16_8},
 };
 static const variant *variant_of(const rq_cuda_gemv_desc *d) {
     const int first = rq_tile_code_bits(d->n_codes[0]), second = d->n_stage > 1 ? rq_tile_code_bits(d->n_codes[1]) : 0;
@@ -39,6 +57,8 @@ static const char *refuse(const rq_cuda_gemv_desc *d) {
     if (!variant_of(d)) return "there is no kernel of VQ with these vectors, stages and sizes of codebooks";
     if (d->group < 1 || d->group > d->n_in) return "a group has 1 to n_in columns";
     if (!is_row(d) && (d->group % 32 != 0 || d->no_scales)) return "groups are multiples of 32 columns, or whole rows";
+    if (!is_row(d) && d->n_codes[0] > 4096)
+        return "codebooks of more than 4096 entries go with a scale a row, or with none";
     if (d->book_cols < 1 || d->n_book != (d->n_in + d->book_cols - 1) / d->book_cols)
         return "there is a codebook for each book_cols columns";
     if (d->n_book > 1 && d->book_cols % RQ_TILE_COLS != 0) return "columns of one codebook are multiples of 128";

@@ -10,8 +10,12 @@
  * four additions of pairs.
  *
  * A codebook lies in shared memory several times where that fits. With all copies of an entry in 128 bytes, the lanes that a
- * 128-bit (64-bit) load serves at once, 8 (16) of them, each read a copy of their own: no two meet in a bank.
- * Vectors down the rows are looked up by ldmatrix, whose rows are 16 bytes at any address: it transposes on the way.
+ * 128-bit (64-bit) load serves at once, 8 (16) of them, each read a copy of their own: no two meet in a bank. Up to 1024 entries fit so.
+ * More than 4096 do not fit at all: they are looked up in global memory, which means the L2 cache.
+ *
+ * Vectors down the rows (OUT) are looked up by ldmatrix: its rows of 16 bytes may be anywhere in shared memory, and it transposes. A lane's
+ * codes are of 8 columns of the same 8 rows then; it gets its 8 columns of its row, as always. What comes from global memory goes through a
+ * few KiB of shared memory to be transposed.
  *
  * The tensor cores multiply fp16, as codebooks are. x in bfloat16, or times a scale of each column, is brought to fp16 when it is in shared
  * memory: times a power of two a token that makes its largest 2^14 .. 2^15, taken out of the sums in fp32. bfloat16 stays exact down to
@@ -29,9 +33,6 @@ enum {
     RQ_VQ_DOT_PARTS = RQ_VQ_DOT + 16 * 4,
     RQ_VQ_TABLE = RQ_VQ_DOT_PARTS + RQ_GEMV_WARPS * 16 * 4
 };
-/* Row blocks that a warp takes at once: what is read of x serves 32 rows. */
-enum { RQ_VQ_ROWS = 2 };
-
 struct rq_gemv_vq_args {
     const uint8_t *tiles, *scales, *book[2]; /* one of rq_tile_layout's arrays each */
     const __half *columns;
@@ -47,15 +48,26 @@ struct rq_gemv_vq_args {
 
 /* How the vectors of a stage are looked up: BITS of a code in the tile (0: there is no such stage), and an entry in shared memory, with its
  * copies, 2^SHIFT bytes. */
-template <int BITS_, int SHIFT_> struct rq_vq_stage { static constexpr int BITS = BITS_, SHIFT = SHIFT_; };
+template <int BITS_, int SHIFT_> struct rq_vq_stage {
+    static constexpr int BITS = BITS_, SHIFT = SHIFT_;
+    static constexpr bool GLOBAL =
+        BITS == 16; /* the codebook is not in shared memory; SHIFT is 4, of 16-byte entries */
+    static constexpr int TABLE = BITS == 0 || GLOBAL ? 0 : 1 << (BITS + SHIFT); /* the largest, in bytes */
+    static int table_bytes(int64_t n_codes) { return TABLE ? (int)(n_codes << SHIFT) : 0; }
+};
 typedef rq_vq_stage<0, 0> rq_vq_none;
 
-/* STEPS: 32-column steps between two scales: 1 (any multiple of 32 columns), 0 (a scale for the row, or none). */
-template <int VEC, class FIRST, class SECOND, int STEPS> struct rq_gemv_vq_tiles {
-    static constexpr int ACT = RQ_GEMV_ACT_OF_JOB, ROWS = RQ_VQ_ROWS;
+/* STEPS: 32-column steps between two scales: 1 (any multiple of 32 columns), 0 (a scale for the row, or none).
+ * ROWS: row blocks that a warp takes at once: 2, so that what is read of x serves 32 rows, or as many as there are registers for. */
+template <int VEC, bool OUT, class FIRST, class SECOND, int STEPS, int ROWS_> struct rq_gemv_vq_tiles {
+    static constexpr int ACT = RQ_GEMV_ACT_OF_JOB, ROWS = ROWS_;
     static constexpr int FIRST_WORDS = 64 / VEC * FIRST::BITS / 32, WORDS = FIRST_WORDS + 64 / VEC * SECOND::BITS / 32;
-    static constexpr int DEPTH = STEPS || WORDS > 4 ? 1 : 2;
+    static constexpr int DEPTH = STEPS || WORDS > 4 || FIRST::GLOBAL ? 1 : 2;
     static constexpr int TILE_BYTES = WORDS * 4 * 32, FIRST_PART = WORDS >= 4 ? 16 : 8;
+    /* Tables begin behind what a warp transposes in: a step of both its row blocks. */
+    static constexpr int TO_TRANSPOSE = OUT && (FIRST::GLOBAL || SECOND::GLOBAL) ? ROWS * 2 * 512 : 0;
+    static constexpr int TABLES = RQ_VQ_TABLE + RQ_GEMV_WARPS * TO_TRANSPOSE, SECOND_TABLE = FIRST::TABLE;
+    static_assert(!OUT || VEC == 8, "ldmatrix has rows of 8");
     static constexpr bool EDITS_X = true, SAVES_X = true;
     static constexpr int SUMS = 0;
     typedef rq_gemv_vq_args args;
@@ -74,31 +86,37 @@ template <int VEC, class FIRST, class SECOND, int STEPS> struct rq_gemv_vq_tiles
     const rq_gemv_job &job;
     const int lane;
     uint8_t *const front;
-    const uint32_t table, copy; /* the tables, and this lane's copy in an entry */
-    uint4 x_of_steps[2];        /* what a lane without a token does not load stays what it was */
+    const uint32_t table, copy;   /* the tables, and this lane's copy in an entry */
+    const uint8_t *const book[2]; /* in global memory */
+    uint4 x_of_steps[2];          /* what a lane without a token does not load stays what it was */
 
     __device__ __forceinline__ rq_gemv_vq_tiles(const rq_gemv_vq_args &args_, const rq_gemv_job &job_, uint8_t *front_)
         : a(args_), job(job_), lane(threadIdx.x % 32), front(front_), table(table_address(args_, front_)),
-          copy(threadIdx.x * VEC * 2), x_of_steps() {
+          copy(threadIdx.x * VEC * 2), book{book_of(args_, job_, 0), book_of(args_, job_, 1)}, x_of_steps() {
         const int slot = threadIdx.x / 32 >> job.log_warps, slots = RQ_GEMV_WARPS >> job.log_warps;
         fetch_ends((blockIdx.x / job.split * slots + slot) * ROWS);
     }
     /* As in rq_gemv_ssvq_tiles. */
     static __device__ __forceinline__ uint32_t table_address(const rq_gemv_vq_args &args, const uint8_t *front) {
 #if __CUDA_ARCH__ >= 900
-        return ptx_shared(front) + RQ_VQ_TABLE + args.zero;
+        return ptx_shared(front) + TABLES + args.zero;
 #else
-        return ptx_shared(front) + RQ_VQ_TABLE;
+        return ptx_shared(front) + TABLES;
 #endif
+    }
+    /* Columns of one part have one codebook. */
+    static __device__ __forceinline__ const uint8_t *book_of(const rq_gemv_vq_args &args, const rq_gemv_job &job,
+                                                             int s) {
+        const int kb0 = blockIdx.x % job.split * job.part_kb;
+        return args.book[s] + (size_t)(kb0 / args.book_kb) * args.n_codes[s] * (VEC * 2);
     }
     __device__ __forceinline__ float *outlier_x() const { return reinterpret_cast<float *>(front + RQ_VQ_OUTLIER_X); }
     __device__ __forceinline__ uint32_t *largest() const { return reinterpret_cast<uint32_t *>(front + RQ_VQ_LARGEST); }
     __device__ __forceinline__ float *dot() const { return reinterpret_cast<float *>(front + RQ_VQ_DOT); }
     __device__ __forceinline__ float *dot_parts() const { return reinterpret_cast<float *>(front + RQ_VQ_DOT_PARTS); }
 
-    /* Columns of one part have one codebook. */
-    template <class STAGE> __device__ __forceinline__ void stage_table(int s, int book, uint8_t *to) const {
-        const uint8_t *from = a.book[s] + (size_t)book * a.n_codes[s] * VEC * 2;
+    template <class STAGE> __device__ __forceinline__ void stage_table(int s, uint8_t *to) const {
+        const uint8_t *from = book[s];
 #pragma unroll 1 /* few registers: the first tiles are in some of them */
         for (int i = threadIdx.x; i << 4 < a.n_codes[s] << STAGE::SHIFT; i += RQ_GEMV_THREADS) {
             const int code = i >> (STAGE::SHIFT - 4);
@@ -112,11 +130,10 @@ template <int VEC, class FIRST, class SECOND, int STEPS> struct rq_gemv_vq_tiles
             reinterpret_cast<uint4 *>(to)[i] = v;
         }
     }
-    static constexpr int SECOND_TABLE = 1 << (FIRST::BITS + FIRST::SHIFT);
-    __device__ __forceinline__ void stage(int kb0, int) const {
+    __device__ __forceinline__ void stage(int, int) const {
         if (threadIdx.x < 16) largest()[threadIdx.x] = 0;
-        stage_table<FIRST>(0, kb0 / a.book_kb, front + RQ_VQ_TABLE);
-        if constexpr (SECOND::BITS != 0) stage_table<SECOND>(1, kb0 / a.book_kb, front + RQ_VQ_TABLE + SECOND_TABLE);
+        if constexpr (FIRST::TABLE != 0) stage_table<FIRST>(0, front + TABLES);
+        if constexpr (SECOND::TABLE != 0) stage_table<SECOND>(1, front + TABLES + SECOND_TABLE);
     }
 
     /* ---- x, when it is in shared memory. What the codes of outlier columns say does not count: x is zero there, and kept aside. */
@@ -250,12 +267,34 @@ template <int VEC, class FIRST, class SECOND, int STEPS> struct rq_gemv_vq_tiles
         constexpr uint32_t mask = ((1u << STAGE::BITS) - 1u) << STAGE::SHIFT, copies = (1u << STAGE::SHIFT) - 1u;
         return table + (W ? SECOND_TABLE : 0) + ptx_lop3<0xea>(code<STAGE, W, I>(word), mask, copy & copies);
     }
-    /* The lane's 8 weights of a row in step S; row lane / 4 + 8 o. */
+    /* The lane's 8 weights of a row in step I / 2, row lane / 4 + 8 (I % 2); with OUT of global memory, of 8 rows in its column. */
     template <class STAGE, int W, int I> __device__ __forceinline__ uint4 look_up(const uint32_t (&word)[WORDS]) const {
+        if (STAGE::GLOBAL) {
+            constexpr uint32_t mask = 0xffffu << 4;
+            return ptx_load_entry16(book[W ? 1 : 0] + (code<STAGE, W, I>(word) & mask));
+        }
+        if (OUT) return ptx_load_matrices_transposed(entry<STAGE, W, I>(word));
         if (VEC == 8) return ptx_load_shared16(entry<STAGE, W, I>(word));
         const uint2 u = ptx_load_shared8(entry<STAGE, W, 2 * I>(word)),
                     v = ptx_load_shared8(entry<STAGE, W, 2 * I + 1>(word));
         return make_uint4(u.x, u.y, v.x, v.y);
+    }
+    /* All of a step. */
+    template <class STAGE, int W, int S>
+    __device__ __forceinline__ void look_up_step(uint4 (&to)[ROWS][2], const tile &t) const {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            to[r][0] = look_up<STAGE, W, S * 2>(t.word[r]);
+            to[r][1] = look_up<STAGE, W, S * 2 + 1>(t.word[r]);
+        }
+        if (!OUT || !STAGE::GLOBAL) return;
+        const uint32_t mine = ptx_shared(front) + RQ_VQ_TABLE + threadIdx.x / 32 * TO_TRANSPOSE + lane * 16;
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < ROWS * 2; ++i) ptx_store_shared16(mine + i * 512, to[i / 2][i % 2]);
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < ROWS * 2; ++i) to[i / 2][i % 2] = ptx_load_matrices_transposed(mine + i * 512);
     }
 
     /* Up to 8 tokens have two accumulators for 8 rows (TWO_SUMS). Where the sums of a group must be held too there are not so many
@@ -275,36 +314,38 @@ template <int VEC, class FIRST, class SECOND, int STEPS> struct rq_gemv_vq_tiles
     template <bool TWO_SUMS> static __device__ __forceinline__ float sum_of(const float (*from)[4], int half, int i) {
         return TWO_SUMS ? from[0][i] + from[1][2 + i] : from[0][2 * half + i];
     }
-    template <int S, int O, int HALVES, int N>
-    __device__ __forceinline__ void step_rows(float (&acc)[N][4], const tile &t, int r, const uint4 (&x)[2]) const {
-        static_assert(STEPS == 0 || HALVES == 2, "groups have no kernel of one half");
-        constexpr bool TWO = HALVES == 1;
-        float own[1][4] = {};
-        float(*to)[4] = STEPS ? own : acc + (r * 2 + O) * (TWO ? 2 : 1);
-        multiply_rows<TWO>(to, x, look_up<FIRST, 0, S * 2 + O>(t.word[r]));
-        if constexpr (SECOND::BITS != 0) multiply_rows<TWO>(to, x, look_up<SECOND, FIRST_WORDS, S * 2 + O>(t.word[r]));
-        if (STEPS == 0) return;
-        const uint32_t scales = __shfl_sync(0xffffffffu, t.scale[r], S * 8 + O * 4 + lane % 4);
+    template <int S, int HALVES, int N>
+    __device__ __forceinline__ void add_scaled(float (&acc)[N][4], const float (&own)[1][4], const tile &t, int r,
+                                               int o) const {
+        const uint32_t scales = __shfl_sync(0xffffffffu, t.scale[r], S * 8 + o * 4 + lane % 4);
 #pragma unroll
         for (int half = 0; half < HALVES; ++half)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                float &sum = acc[r * HALVES + half][O * 2 + i];
-                sum = fmaf(ptx_float_of_f16(scales >> (16 * i)), sum_of<TWO>(own, half, i), sum);
+                float &sum = acc[r * HALVES + half][o * 2 + i];
+                sum = fmaf(ptx_float_of_f16(scales >> (16 * i)), sum_of<false>(own, half, i), sum);
             }
     }
     template <int S, int N, int HALVES, class X>
     __device__ __forceinline__ void step(float (&acc)[N][4], const tile &t, const X (&x)[HALVES]) {
-        uint4 here[2] = {};
+        static_assert(STEPS == 0 || HALVES == 2, "groups have no kernel of one half");
+        uint4 here[2] = {}, first[ROWS][2], second[ROWS][2];
+        look_up_step<FIRST, 0, S>(first, t);
+        if constexpr (SECOND::BITS != 0) look_up_step<SECOND, FIRST_WORDS, S>(second, t);
         if (HALVES == 1)
             x[0].step(S, x_of_steps[S % 2]), here[0] = x_of_steps[S % 2];
         else
             here[0] = x[0].step(S), here[1] = x[HALVES - 1].step(S);
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-            step_rows<S, 0, HALVES>(acc, t, r, here);
-            step_rows<S, 1, HALVES>(acc, t, r, here);
-        }
+        for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+            for (int o = 0; o < 2; ++o) {
+                float own[1][4] = {};
+                float(*to)[4] = STEPS ? own : acc + (r * 2 + o) * (HALVES == 1 ? 2 : 1);
+                multiply_rows<HALVES == 1>(to, here, first[r][o]);
+                if constexpr (SECOND::BITS != 0) multiply_rows<HALVES == 1>(to, here, second[r][o]);
+                if constexpr (STEPS != 0) add_scaled<S, HALVES>(acc, own, t, r, o);
+            }
     }
     template <int N, int HALVES, class X>
     __device__ __forceinline__ void multiply(float (&acc)[N][4], const tile &t, const side &, int,
@@ -367,27 +408,35 @@ template <int VEC, class FIRST, class SECOND, int STEPS> struct rq_gemv_vq_tiles
     }
 };
 
-template <int VEC, class FIRST, class SECOND, int STEPS>
-struct rq_gemv_sides<rq_gemv_vq_tiles<VEC, FIRST, SECOND, STEPS>> {
+template <int VEC, bool OUT, class FIRST, class SECOND, int STEPS, int ROWS_>
+struct rq_gemv_sides<rq_gemv_vq_tiles<VEC, OUT, FIRST, SECOND, STEPS, ROWS_>> {
     static constexpr bool X_IS_A = true;
     static constexpr int SUM_PITCH = RQ_GEMV_SUM_PITCH_X_IS_A;
     /* Without group scales: two of 8 rows each, or one for both halves. */
     static __host__ __device__ constexpr int accumulators(int halves) {
-        return RQ_VQ_ROWS * (STEPS ? halves : halves == 1 ? 4 : 2);
+        return ROWS_ * (STEPS ? halves : halves == 1 ? 4 : 2);
     }
 };
 
 /* Fills what pick() says of the kernel. */
-template <int VEC, class FIRST, class SECOND>
+template <int VEC, bool OUT, class FIRST, class SECOND>
 static void rq_gemv_vq_pick(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d) {
-    typedef rq_gemv_vq_tiles<VEC, FIRST, SECOND, 0> row;
-    typedef rq_gemv_vq_tiles<VEC, FIRST, SECOND, 1> each;
-    const bool is_row = d->group == d->n_in, two_halves = d->n_tok > 8;
-    k->function = !is_row      ? (const void *)rq_gemv<each, 2>
-                  : two_halves ? (const void *)rq_gemv<row, 2>
-                               : (const void *)rq_gemv<row, 1>;
-    k->depth = is_row ? row::DEPTH : each::DEPTH, k->rows = RQ_VQ_ROWS, k->x_is_a = 1;
-    k->shared_format = RQ_VQ_TABLE + (SECOND::BITS ? row::SECOND_TABLE + (int)(d->n_codes[1] << SECOND::SHIFT)
-                                                   : (int)(d->n_codes[0] << FIRST::SHIFT));
+    constexpr int ROWS_OF_16_TOKENS = FIRST::GLOBAL ? 1 : 2;
+    typedef rq_gemv_vq_tiles<VEC, OUT, FIRST, SECOND, 0, 2> row;
+    typedef rq_gemv_vq_tiles<VEC, OUT, FIRST, SECOND, 0, ROWS_OF_16_TOKENS> row_16;
+    typedef rq_gemv_vq_tiles<VEC, OUT, FIRST, SECOND, 1, 2> each;
+    k->x_is_a = 1, k->depth = row::DEPTH, k->rows = d->n_tok > 8 ? ROWS_OF_16_TOKENS : 2;
+    k->function = d->n_tok > 8 ? (const void *)rq_gemv<row_16, 2> : (const void *)rq_gemv<row, 1>;
+    if constexpr (!FIRST::GLOBAL) /* refused: there is no register left */
+        if (d->group != d->n_in) k->function = (const void *)rq_gemv<each, 2>, k->depth = each::DEPTH;
+    k->shared_format = row::TABLES + (SECOND::TABLE ? row::SECOND_TABLE + SECOND::table_bytes(d->n_codes[1])
+                                                    : FIRST::table_bytes(d->n_codes[0]));
+}
+/* One stage of up to 4096 entries: 128 KiB hold 128 bytes of each of 1024. */
+template <int VEC, bool OUT> static void rq_gemv_vq_pick_12(rq_gemv_kernel *k, const rq_cuda_gemv_desc *d) {
+    if (d->n_codes[0] <= 1024)
+        rq_gemv_vq_pick<VEC, OUT, rq_vq_stage<12, 7>, rq_vq_none>(k, d);
+    else
+        rq_gemv_vq_pick<VEC, OUT, rq_vq_stage<12, 5>, rq_vq_none>(k, d);
 }
 #endif

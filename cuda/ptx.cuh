@@ -33,6 +33,13 @@ __device__ __forceinline__ uint32_t ptx_load_side4(const void *p) {
     return v;
 }
 
+/* An entry of a table that many lanes read, and that lies in the caches. */
+__device__ __forceinline__ uint4 ptx_load_entry16(const void *p) {
+    uint4 v;
+    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
 /* The line of an address, to L2. */
 __device__ __forceinline__ void ptx_prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
@@ -80,6 +87,10 @@ __device__ __forceinline__ uint32_t ptx_load_shared4(uint32_t at) {
 /* Both at once: the compiler at times makes two stores of a float2. */
 __device__ __forceinline__ void ptx_store_shared8(uint32_t at, float x, float y) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(x), "f"(y) : "memory");
+}
+__device__ __forceinline__ void ptx_store_shared16(uint32_t at, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
 }
 /* Four 8x8 matrices of halves, transposed: lane 8 m + i says where the 16 bytes of row i of matrix m are; register m of lane 4 g + q is
  * elements (2 q, g) and (2 q + 1, g) of it. */

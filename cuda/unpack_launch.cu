@@ -5,7 +5,9 @@
 static const struct unpack_format {
     rq_tile_kind kind;
     const void *(*function)(const rq_cuda_gemv_desc *d);
-} formats[] = {{RQ_TILE_GRID, rq_unpack_grid_function}, {RQ_TILE_SSVQ, rq_unpack_ssvq_function}};
+} formats[] = {{RQ_TILE_GRID, rq_unpack_grid_function},
+               {RQ_TILE_SSVQ, rq_unpack_ssvq_function},
+               {RQ_TILE_VQ, rq_unpack_vq_function}};
 
 static const void *function_of(const rq_cuda_gemv_desc *d) {
     for (size_t i = 0; i < sizeof formats / sizeof formats[0]; ++i)

@@ -17,4 +17,5 @@ typedef struct rq_unpack_job { /* the kernels' parameter */
 /* The kernel of a description that the format's GEMV does not refuse. */
 const void *rq_unpack_grid_function(const rq_cuda_gemv_desc *d);
 const void *rq_unpack_ssvq_function(const rq_cuda_gemv_desc *d);
+const void *rq_unpack_vq_function(const rq_cuda_gemv_desc *d);
 #endif

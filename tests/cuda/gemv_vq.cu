@@ -11,7 +11,7 @@ typedef struct kind { /* of vectors */
     int vec_len;
     bool vec_out;
     int n_codes[2]; /* the second 0: one stage */
-    bool odd;       /* an odd size of a codebook: decoded only */
+    char tests;     /* A: all of them; S: some; B: some, but a larger layer; D: only what reads every weight back */
 } kind;
 typedef struct problem {
     const char *what;
@@ -100,7 +100,7 @@ static stack make_stack(const kind *k, const problem *p, bool exact, rq_rng *rng
         fill_matrix(&m, &m.q[m.n], k, p, p->rows[m.n], m.n ? &m.q[0] : NULL, exact, rng);
         m.n_out += p->rows[m.n];
     }
-    m.stride = m.n_out > 1000 ? 97 : 1;
+    m.stride = m.n_out > 1000 ? 61 : 1;
     m.w = (double *)take(&m, (int64_t)m.n_out * p->n_in, 8);
     for (int i = 0, first = 0; i < m.n; first += (int)m.q[i++].n_out) {
         const rq_vq *q = &m.q[i];
@@ -258,7 +258,7 @@ static void test_problem(const kind *k, const problem *p) {
             EXPECT_NEAR_AT(at, got, want, bound);
             worst = fmax(worst, fabs(got - want) / bound);
         }
-    test_graph(p, &v, stream, y, n_y);
+    if (m.n_out < 1024) test_graph(p, &v, stream, y, n_y);
     expect_clean_workspace(&v);
     CHECK_CUDA(cudaStreamDestroy(stream));
 
@@ -302,6 +302,22 @@ static void test_decode(const kind *k, const problem *p) {
     free_stack(&m);
 }
 
+/* Dense weights from the same tiles: each the number of the definition, rounded once. */
+static void test_unpack(const kind *k, const problem *p) {
+    rq_rng rng = {(uint64_t)k->vec_len * 77u + (uint64_t)k->n_codes[0]};
+    stack m = make_stack(k, p, false, &rng);
+    const rq_cuda_gemv_desc d = describe(p, &m.layout);
+    const size_t n = (size_t)m.n_out * p->n_in;
+    uint16_t *w = (uint16_t *)take(&m, (int64_t)n, 2), *to = (uint16_t *)rq_device_buffer(n * 2);
+    const void *packed = rq_device_copy(m.packed, (size_t)m.layout.bytes);
+    if (rq_cuda_unpack_run(&d, to, p->n_in, packed, 0) != RQ_OK) RQ_DIE("%s: %s", p->what, rq_cuda_last_error());
+    CHECK_CUDA(cudaDeviceSynchronize());
+    rq_device_read(w, to, n * 2);
+    for (size_t i = 0; i < n; ++i) EXPECT_EQ_AT(i, w[i], bits_of(p->bf16, (float)m.w[i]));
+    rq_device_free_all();
+    free_stack(&m);
+}
+
 static void expect_refused(rq_cuda_gemv_desc d, const char *word) {
     const char *why = "";
     EXPECT_EQ(rq_cuda_gemv_supports(&d, &why), RQ_ERR_UNSUPPORTED);
@@ -323,43 +339,56 @@ static void test_refusals(void) {
     d = good, d.n_outlier = 17, expect_refused(d, "outlier");
     d = good, d.zeros = 1, expect_refused(d, "zero points");
     d = good, d.n_tok = 17, expect_refused(d, "n_tok");
+    d = good, d.n_codes[0] = 5000, d.group = 64, expect_refused(d, "4096");
+    d = good, d.n_stage = 2, d.n_codes[1] = 5000, expect_refused(d, "no kernel");
+    d = good, d.vec_len = 4, d.n_codes[0] = 5000, expect_refused(d, "no kernel");
 }
 
 int main(void) {
     rq_need_device(80);
     test_refusals();
     static const kind kinds[] = {
-        {8, false, {256, 0}, false},   {8, false, {256, 256}, false}, {4, false, {256, 0}, false},
-        {4, false, {256, 256}, false}, {8, false, {200, 1}, true},    {4, false, {255, 33}, true},
+        {8, false, {256, 0}, 'A'},   {8, false, {256, 256}, 'A'},   {4, false, {256, 0}, 'A'},
+        {4, false, {256, 256}, 'A'}, {8, false, {200, 1}, 'D'},     {4, false, {255, 33}, 'D'},
+        {8, false, {4096, 0}, 'S'},  {8, false, {700, 0}, 'S'},     {4, false, {4096, 0}, 'B'},
+        {4, false, {1024, 0}, 'D'},  {8, false, {4000, 3000}, 'B'}, {8, false, {65536, 0}, 'S'},
+        {8, true, {256, 0}, 'S'},    {8, true, {256, 200}, 'S'},    {8, true, {4096, 0}, 'S'},
+        {8, true, {1000, 0}, 'D'},   {8, true, {60000, 0}, 'S'},    {8, true, {65536, 256}, 'S'},
     };
     for (size_t n = 0; n < sizeof kinds / sizeof kinds[0]; ++n) {
         const kind *k = &kinds[n];
+        const bool wide = k->n_codes[0] > 4096; /* they have no scales of groups */
         const problem decodes[] = {
             /* rows            n_in book group out n_tok columns bf16 perm   bias   residual early */
             {"decode", {19}, 160, 160, 160, 0, 16, false, false, false, false, false, false},
-            {"decode", {16}, 300, 128, 32, 3, 16, false, true, false, false, false, false},
+            {"decode", {16}, 300, 128, wide ? 300 : 32, 3, 16, false, true, false, false, false, false},
             {"decode", {32, 17}, 384, 256, 0, 16, 16, true, false, false, false, false, false},
         };
-        for (size_t i = 0; i < sizeof decodes / sizeof decodes[0]; ++i) test_decode(k, &decodes[i]);
-        if (k->odd) continue;
+        for (size_t i = k->tests == 'A' ? 0 : k->tests == 'D' ? 1 : 2; i < sizeof decodes / sizeof decodes[0]; ++i)
+            test_decode(k, &decodes[i]);
+        for (size_t i = 1; i < sizeof decodes / sizeof decodes[0]; ++i) test_unpack(k, &decodes[i]);
+        if (k->tests == 'D') continue;
         const problem problems[] = {
             {"least", {1}, 4, 4, 0, 0, 1, false, false, false, false, false, false},
-            {"rows", {15}, 128, 128, 128, 1, 2, false, false, false, true, false, false},
-            {"rows", {16}, 160, 160, 32, 16, 3, false, true, false, false, true, false},
             {"rows", {17}, 160, 160, 160, 2, 8, true, true, true, true, true, true},
             {"odd", {33}, 1000, 1000, 1000, 16, 9, false, false, true, false, true, true},
-            {"odd", {51}, 333, 333, 96, 5, 5, false, false, false, true, true, false},
             {"books", {40}, 900, 256, 900, 4, 7, false, true, false, true, false, false},
-            {"books", {21}, 1000, 128, 0, 0, 16, true, false, true, false, true, false},
             {"qkv", {64, 32, 25}, 640, 640, 640, 16, 1, false, false, false, false, false, true},
-            {"qkv", {32, 16, 16}, 640, 256, 128, 3, 12, true, true, false, true, false, true},
             {"long", {40}, 4096 + 36, 4096 + 36, 4096 + 36, 16, 1, true, false, false, false, false, false},
+            /* The rest with 'A'. */
+            {"rows", {15}, 128, 128, 128, 1, 2, false, false, false, true, false, false},
+            {"rows", {16}, 160, 160, 32, 16, 3, false, true, false, false, true, false},
+            {"odd", {51}, 333, 333, 96, 5, 5, false, false, false, true, true, false},
+            {"books", {21}, 1000, 128, 0, 0, 16, true, false, true, false, true, false},
+            {"qkv", {32, 16, 16}, 640, 256, 128, 3, 12, true, true, false, true, false, true},
             {"long", {40}, 4096 + 36, 2048, 64, 7, 16, false, true, false, true, true, true},
         };
-        for (size_t i = 0; i < sizeof problems / sizeof problems[0]; ++i)
+        const size_t n_problems = k->tests == 'A' ? sizeof problems / sizeof problems[0] : 6;
+        for (size_t i = 0; i < n_problems; ++i)
             if (!rq_small() || problems[i].n_in <= 1000) test_problem(k, &problems[i]);
-        /* The shape whose counts docs/kernels.md has. */
-        const problem layer = {"layer", {4096}, 4096, 4096, 4096, 0, 1, false, false, false, false, false, true};
+        /* Shapes whose counts docs/kernels.md has. */
+        const int rows = k->tests == 'S' ? 1024 : 4096;
+        const problem layer = {"layer", {rows}, 4096, 4096, 4096, 0, 1, false, false, false, false, false, true};
         test_problem(k, &layer);
     }
     return rq_done(__FILE__);
