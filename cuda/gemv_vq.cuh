@@ -19,7 +19,7 @@
  *
  * The tensor cores multiply fp16, as codebooks are. x in bfloat16, or times a scale of each column, is brought to fp16 when it is in shared
  * memory: times a power of two a token that makes its largest 2^14 .. 2^15, taken out of the sums in fp32. bfloat16 stays exact down to
- * 2^-31 of the largest, and nothing is off by more than 2^-40 of it. A product with a column's scale is rounded once, to 2^-11 of it. */
+ * 2^-31 of the largest, and nothing is off by more than 2^-39 of it. A product with a column's scale is rounded once, to 2^-11 of it. */
 #ifndef RQ_GEMV_VQ_CUH
 #define RQ_GEMV_VQ_CUH
 #include "gemv_tile.cuh"
