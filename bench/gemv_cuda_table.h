@@ -135,7 +135,7 @@ static inline bench_record gemv_record(const gemv_row &r, const bench_device &de
     else
         o.none("sym")
             .integer("vec_len", d.vec_len)
-            .text("codebook", d.book_u8 ? "256 u8" : "256 f16")
+            .text("codebook", std::to_string(rq_tile_ssvq_codes(d.code_bits)) + (d.book_u8 ? " u8" : " f16"))
             .integer("outliers", d.n_outlier);
     o.number("bpw", r.bpw()).number("bytes", r.bytes()).number("flops", 2 * r.weights() * (double)d.n_tok);
     return o;

@@ -26,11 +26,14 @@
  *                 So what a shift left by k brings to the top of the four bytes of a word are the signs of 4 columns.
  *   SSVQ 4        (vec_len 4, 256 codes, 3 bits a weight) part 0: word s is step s: codes of row g (columns 0..3, 4..7) in bytes 0, 1,
  *                 of row g + 8 in bytes 2, 3; part 1 (8 B): word s / 2 holds the signs of step s, as above.
+ *   SSVQ, codes of 9 to 12 bits: as above with their low 8 bits; the others follow in a part of their own, 2 (up to 10 bits) or 4 each, so 8 or
+ *                 16 times as many bits a lane (vec_len 8, 4). Of the code in byte b of code word j: 4 bits at 32 (j / 2) + 8 b + 4 (j % 2); 2 bits
+ *                 at 8 b + 2 j (vec_len 4), 4 j + 8 (b % 2) + 2 (b / 2) (vec_len 8).
  *
  * Side data, each array from the next multiple of 256 bytes (rq_tile_layout has the offsets):
  *   scales      GRID: [n_rb][n_group][8][2] fp16: rows 0, 8, 1, 9, ... 7, 15 (rq_tile_grid_place); SSVQ: [n_rb][n_group][16] fp16
  *   zeros       GRID with zero points: [n_rb][n_group][8][2] fp16, the zero point itself (an integer)
- *   book        SSVQ: [n_book][256][vec_len] fp16 or uint8, then [n_rb][n_book] float scales
+ *   book        SSVQ: [n_book][256, or 2^code_bits][vec_len] fp16 or uint8, then [n_rb][n_book] float scales
  *   outliers    SSVQ: [n_rb][n_outlier][16] int8, then [n_outlier] int32 columns, [n_rb][n_outlier] float scales
  * Rows beyond n_out have scale 0. Several matrices with one x (q, k, v) are stacked to one, row block by row block: that is why
  * what is one number a matrix is here one a row block. */
@@ -46,8 +49,9 @@ typedef enum rq_tile_kind { RQ_TILE_GRID, RQ_TILE_SSVQ } rq_tile_kind;
 typedef struct rq_tile_layout { /* offsets in bytes from the start of the repacked matrix; filled by rq_tile_plan */
     rq_tile_kind kind;
     int64_t n_out, n_in, n_rb, n_kb;
-    int bits;    /* GRID: 2, 3, 4, 8; SSVQ: 2 (vec_len 8) or 3 (vec_len 4) */
-    int vec_len; /* SSVQ */
+    int bits;      /* GRID: 2, 3, 4, 8; SSVQ: 2 (vec_len 8) or 3 (vec_len 4) */
+    int vec_len;   /* SSVQ */
+    int code_bits; /* SSVQ: 0 to 12; up to 8 a code is a byte */
     int64_t group, n_group;
     int zeros;                 /* GRID */
     int64_t n_book, book_cols; /* SSVQ: book_cols a multiple of 128, or n_in */
@@ -65,18 +69,24 @@ static inline int64_t rq_tile_round(int64_t bytes) {
 /* Where row r of a row block is among its 16 scales and zero points of grid codes: the two rows of a lane are neighbours. */
 static inline int64_t rq_tile_grid_place(int64_t r) { return r % 8 * 2 + r / 8; }
 
-/* Fills n_rb .. bytes from kind, n_out, n_in, bits, vec_len, group, zeros, n_book, book_cols, book_u8, n_outlier. */
+/* Of a code of SSVQ: the bits that are not in its byte, and the entries that such a codebook has here. */
+static inline int rq_tile_high_bits(int code_bits) { return code_bits <= 8 ? 0 : code_bits <= 10 ? 2 : 4; }
+static inline int64_t rq_tile_ssvq_codes(int code_bits) { return code_bits <= 8 ? 256 : (int64_t)1 << code_bits; }
+
+/* Fills n_rb .. bytes from kind, n_out, n_in, bits, vec_len, code_bits, group, zeros, n_book, book_cols, book_u8, n_outlier. */
 static inline void rq_tile_plan(rq_tile_layout *t) {
     t->n_rb = (t->n_out + RQ_TILE_ROWS - 1) / RQ_TILE_ROWS;
     t->n_kb = (t->n_in + RQ_TILE_COLS - 1) / RQ_TILE_COLS;
     t->n_group = (t->n_in + t->group - 1) / t->group;
     t->tile_bytes = (int64_t)RQ_TILE_ROWS * RQ_TILE_COLS * t->bits / 8;
+    if (t->kind == RQ_TILE_SSVQ)
+        t->tile_bytes += (int64_t)RQ_TILE_ROWS * RQ_TILE_COLS / t->vec_len * rq_tile_high_bits(t->code_bits) / 8;
     t->tiles = 0;
     t->scales = rq_tile_round(t->n_rb * t->n_kb * t->tile_bytes);
     int64_t per_row = t->n_rb * t->n_group * RQ_TILE_ROWS * 2;
     t->zero_points = rq_tile_round(t->scales + per_row);
     t->book = rq_tile_round(t->zero_points + (t->zeros ? per_row : 0));
-    int64_t entries = t->kind == RQ_TILE_SSVQ ? t->n_book * 256 * t->vec_len : 0;
+    int64_t entries = t->kind == RQ_TILE_SSVQ ? t->n_book * rq_tile_ssvq_codes(t->code_bits) * t->vec_len : 0;
     t->book_scales = rq_tile_round(t->book + entries * (t->book_u8 ? 1 : 2));
     t->outliers = rq_tile_round(t->book_scales + (entries ? t->n_rb * t->n_book * 4 : 0));
     t->outlier_cols = rq_tile_round(t->outliers + t->n_rb * t->n_outlier * RQ_TILE_ROWS);
