@@ -59,7 +59,8 @@ static void calib_free(calib *c) {
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
 }
 
-static rq_status calib_new(calib *c, rq_quantizer *z) {
+/* two: the fp stream too, where the plan wants D. */
+static rq_status calib_new(calib *c, rq_quantizer *z, bool two) {
     rq_status status = RQ_OK;
     const rq_quantize_job *job = z->job;
     *c = (calib){.z = z, .cfg = &z->model->cfg, .n_samples = job->samples.n_samples, .seq_len = job->samples.seq_len};
@@ -72,7 +73,7 @@ static rq_status calib_new(calib *c, rq_quantizer *z) {
     int64_t t = c->chunk * c->seq_len, widest = rq_max_i64(rq_max_i64(c->d, c->ff), c->qd);
     bool any_cross = false;
     for (int64_t i = 0; i < cfg->n_layer * RQ_N_LINEARS; ++i)
-        any_cross |= z->plan[i].quantized && rq_quant_wants_cross(&z->plan[i].opt);
+        any_cross |= two && z->plan[i].quantized && rq_quant_wants_cross(&z->plan[i].opt);
     c->s[FP].active = any_cross;
     c->s[QS].active = true;
     for (int i = 0; i < N_STREAMS; ++i) c->s[i].x.fd = c->s[i].ao.fd = c->s[i].f.fd = -1;
@@ -368,7 +369,7 @@ static bool same_preparation(const rq_quant_opt *a, const rq_quant_opt *b) {
            a->damp_frac == b->damp_frac && a->shrink == b->shrink && a->act_order == b->act_order &&
            a->static_groups == b->static_groups && a->group == b->group && a->cd_sweeps == b->cd_sweeps &&
            a->refit == b->refit && a->clip == b->clip && a->clip_weights == b->clip_weights && a->round == b->round &&
-           a->vec_len == b->vec_len && a->outliers == b->outliers && a->outlier_min == b->outlier_min &&
+           a->vec_len == b->vec_len && a->vec_out == b->vec_out && a->outliers == b->outliers && a->outlier_min == b->outlier_min &&
            a->assign == b->assign;
 }
 
@@ -431,13 +432,38 @@ double rq_stage_flops(const rq_config *cfg, int stage, int64_t seq_len) {
 rq_status rq_quantize_blocks(rq_quantizer *z) {
     rq_status status = RQ_OK;
     calib c;
-    RQ_TRY(calib_new(&c, z));
+    RQ_TRY(calib_new(&c, z, true));
     bool forward = rq_plan_needs_calibration(z);
     if (forward) RQ_TRY(start_streams(&c));
     for (int64_t layer = 0; layer < c.cfg->n_layer; ++layer) {
         RQ_TRY(load_block(&c, layer));
         for (int st = 0; st < RQ_N_STAGES; ++st) RQ_TRY(quantize_stage(&c, layer, st, forward));
         if (forward && layer + 1 < c.cfg->n_layer) RQ_TRY(finish_block(&c, "next block"));
+    }
+done:
+    calib_free(&c);
+    return status;
+}
+
+rq_status rq_calibrate_stages(rq_quantizer *z, rq_stage_fn fn, void *arg) {
+    rq_status status = RQ_OK;
+    calib c;
+    char text[96];
+    RQ_TRY(calib_new(&c, z, false));
+    c.need_h = true;
+    RQ_TRY(start_streams(&c));
+    for (int64_t layer = 0; layer < c.cfg->n_layer; ++layer) {
+        RQ_TRY(load_block(&c, layer));
+        snprintf(text, sizeof text, "block %lld of %lld: measuring", (long long)layer + 1, (long long)c.cfg->n_layer);
+        for (int m = 0; m < RQ_N_LINEARS; ++m) { /* the one stream there is runs on the original matrices */
+            const rq_linear *l = &c.s[QS].block.lin[m];
+            memcpy(c.s[QS].w[m], c.s[FP].w[m], (size_t)(l->n_out * l->n_in) * sizeof(float));
+        }
+        for (int st = 0; st < RQ_N_STAGES; ++st) {
+            RQ_TRY(run_stage(&c, st, text));
+            RQ_TRY(fn(arg, layer, st, c.h, c.s[FP].w));
+        }
+        if (layer + 1 < c.cfg->n_layer) RQ_TRY(finish_block(&c, text));
     }
 done:
     calib_free(&c);
