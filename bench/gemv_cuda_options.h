@@ -33,7 +33,7 @@ static inline void gemv_usage(FILE *f) {
           "  --sym                   grid without zero points (default: with them)\n"
           "  --outliers N            of ssvq: 8-bit outlier columns (default 8)\n"
           "  --magnitudes u8|f16     of ssvq (default u8)\n"
-          "  --code-bits 8..12       of ssvq: codebooks of 256 to 4096 entries (default 8)\n"
+          "  --code-bits 8|10|12     of ssvq: codebooks of 256, 1024 or 4096 entries (default 8)\n"
           "  --act f16|bf16|int8     activations and results (default f16); int8: of ssvq\n"
           "  --shapes LIST           presets, PRESET/tpN and NxK, comma-separated (default smollm2-135m); see --list\n"
           "  --tokens 1,2,4,8,16     default 1\n"
@@ -106,7 +106,7 @@ static inline bool gemv_take(gemv_options *o, const std::string &name, const std
     if (name == "--code-bits") {
         const bool ok = gemv_integer(value, 8, 12, &v);
         o->code_bits = (int)v;
-        return ok;
+        return ok && v % 2 == 0; /* any bits are a tile then */
     }
     if (name == "--magnitudes") {
         o->book_f16 = value == "f16";
