@@ -369,8 +369,8 @@ static bool same_preparation(const rq_quant_opt *a, const rq_quant_opt *b) {
            a->damp_frac == b->damp_frac && a->shrink == b->shrink && a->act_order == b->act_order &&
            a->static_groups == b->static_groups && a->group == b->group && a->cd_sweeps == b->cd_sweeps &&
            a->refit == b->refit && a->clip == b->clip && a->clip_weights == b->clip_weights && a->round == b->round &&
-           a->vec_len == b->vec_len && a->vec_out == b->vec_out && a->outliers == b->outliers && a->outlier_min == b->outlier_min &&
-           a->assign == b->assign;
+           a->vec_len == b->vec_len && a->vec_out == b->vec_out && a->outliers == b->outliers &&
+           a->outlier_min == b->outlier_min && a->assign == b->assign;
 }
 
 /* One stage: its pass over the samples, then its matrices. Stages that an interrupted run finished are only replayed. */
