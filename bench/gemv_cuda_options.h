@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "rq_cuda.h"
 #include "shapes.h"
 
 struct gemv_options {
@@ -18,13 +19,20 @@ struct gemv_options {
     int64_t group = 128;
     int outliers = 8;
     bool sym = false, bf16 = false, book_f16 = false, cublas = true;
+    std::string path = "auto"; /* of the dispatcher; auto: by tokens and device */
     bool list = false, dry_run = false, check = false;
     double seconds = 0.25, fail_if_slower = -1, rate = 4300; /* s a row; fraction; GB/s for --dry-run */
     bench_shapes shapes = {};
+
+    /* Whether this way is shown for so many tokens. */
+    bool takes(rq_linear_path way, int n_tok, bool simulated) const {
+        if (path == "both" || (path == "auto" && (n_tok > 16 || !(simulated || dry_run)))) return true;
+        return (path == "dequantize") == (way == RQ_LINEAR_DEQUANTIZE);
+    }
 };
 
 static inline void gemv_usage(FILE *f) {
-    fputs("bench_gemv --device cuda: y = W x on the GPU for 1 .. 16 tokens, checked, then timed. In the simulator: "
+    fputs("bench_gemv --device cuda: y = W x on the GPU for a few tokens, checked, then timed. In the simulator: "
           "checked, then\n"
           "counted.\n"
           "  --format grid|ssvq|all  default all\n"
@@ -35,7 +43,10 @@ static inline void gemv_usage(FILE *f) {
           "  --magnitudes u8|f16     of ssvq (default u8)\n"
           "  --act f16|bf16          activations and results (default f16)\n"
           "  --shapes LIST           presets, PRESET/tpN and NxK, comma-separated (default smollm2-135m); see --list\n"
-          "  --tokens 1,2,4,8,16     default 1\n"
+          "  --tokens 1,8,64         default 1; up to 4096\n"
+          "  --path gemv|dequantize|both  the GEMV (beyond 16 tokens in chunks), or dense weights and cuBLAS; default: "
+          "both,\n"
+          "                          in the simulator and with --dry-run up to 16 tokens the GEMV\n"
           "  --filter A,B            only rows with A or B in \"model layer NxK format t=N\"\n"
           "  --baseline cublas|none|FILE  fp16 cuBLAS beside it (default), not, or compare with the --json of an "
           "earlier run\n"
@@ -110,7 +121,11 @@ static inline bool gemv_take(gemv_options *o, const std::string &name, const std
         o->bf16 = value == "bf16";
         return o->bf16 || value == "f16";
     }
-    if (name == "--tokens") return gemv_integers(value, 1, 16, &o->tokens);
+    if (name == "--tokens") return gemv_integers(value, 1, 4096, &o->tokens);
+    if (name == "--path") {
+        o->path = value;
+        return value == "gemv" || value == "dequantize" || value == "both";
+    }
     if (name == "--shapes") return bench_add_shapes(&o->shapes, value.c_str());
     if (name == "--filter") {
         o->filter = gemv_split(value);
@@ -173,7 +188,7 @@ static inline gemv_options gemv_parse(int argc, char **argv) {
         exit(2);
     }
     if (o.check && !o.shapes.n) bench_add_shapes(&o.shapes, "48x256,33x520");
-    if (o.tokens.empty()) o.tokens = o.check ? std::vector<int>{1, 3, 16} : std::vector<int>{1};
+    if (o.tokens.empty()) o.tokens = o.check ? std::vector<int>{1, 3, 16, 20} : std::vector<int>{1};
     if (!o.shapes.n) bench_add_shapes(&o.shapes, "smollm2-135m");
     return o;
 }

@@ -123,9 +123,7 @@ static int64_t counter_bytes(const rq_tile_layout *t, int64_t n_tok) { return ro
  * at once, lie in different banks. */
 static int64_t x_pitch(int64_t part_kb) { return part_kb * RQ_TILE_COLS * 2 + 64; }
 /* Sums of x, of a tile column: rq_gemv_sums. */
-static int64_t x_sum_bytes(const rq_gemv_kernel *k, int64_t n_tok) {
-    return k->sums * rq_gemv_sums_pitch(n_tok > 8 ? 2 : 1) * 4;
-}
+static int64_t x_sum_bytes(const rq_gemv_kernel *k, int64_t n_tok) { return k->sums * (n_tok > 8 ? 64 : 32); }
 static int64_t sum_bytes(int64_t n_tok, int rows) { return 2 * rows * n_tok * RQ_GEMV_SUM_PITCH * 4; }
 
 rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d) {

@@ -20,15 +20,6 @@ __host__ __device__
     return accumulators == 1 ? 2 : 1;
 }
 
-/* Floats of a run's sums of x, for up to 8 or up to 16 tokens. */
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    static constexpr int
-    rq_gemv_sums_pitch(int halves) {
-    return halves == 1 ? 8 : 24;
-}
-
 /* What a launch is, without what the format needs: the kernels' first parameter. */
 typedef struct rq_gemv_job {
     void *y;

@@ -93,6 +93,7 @@ static rq_status plan_gemv(rq_cuda_linear_plan *p, const rq_cuda_linear_desc *d)
     p->workspace_bytes =
         p->most.workspace_bytes > p->last.workspace_bytes ? p->most.workspace_bytes : p->last.workspace_bytes;
     p->kernel = p->most.kernel;
+    p->bytes = p->most.bytes * (p->launches - 1) + p->last.bytes;
     return s;
 }
 
@@ -106,6 +107,9 @@ static rq_status plan_dequantize(rq_cuda_linear_plan *p, const rq_cuda_linear_de
     p->blas_at = p->sums_at + (w->bias && w->residual ? round_up((size_t)(w->n_tok * w->n_out) * 4) : 0);
     p->scratch_bytes = p->blas_at + round_up(d->blas_workspace);
     p->launches = 2, p->kernel = "dequantize + cuBLAS";
+    const rq_cuda_gemv_desc one = with_tokens(d, 1);
+    p->bytes = (double)rq_gemv_format_of(one.kind)->layout(&one).bytes + 4.0 * (double)w->n_out * (double)p->ld +
+               2.0 * (double)w->n_tok * (double)(w->n_in + w->n_out);
     return s;
 }
 

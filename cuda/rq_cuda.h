@@ -103,6 +103,7 @@ typedef struct rq_cuda_linear_plan { /* filled by rq_cuda_linear_make_plan */
     rq_linear_path path;             /* GEMV or DEQUANTIZE */
     size_t workspace_bytes, scratch_bytes;
     double gemv_us, dequantize_us; /* what the choice was made by */
+    double bytes;                  /* moved by one run, x and y among them */
     const char *kernel;
     int launches;
     int64_t chunk;                /* tokens of a GEMV; the last one has what is left */
