@@ -52,7 +52,7 @@ static gemv_row make_row(const context &c, int shape, rq_tile_kind kind, int bit
     char format[64];
     r.model = o.shapes.at[shape].model, r.layer = o.shapes.at[shape].shape.layer;
     d.kind = kind, d.n_out = o.shapes.at[shape].shape.n_out, d.n_in = o.shapes.at[shape].shape.n_in, d.n_tok = n_tok;
-    d.act = o.bf16 ? RQ_ACT_BF16 : RQ_ACT_F16;
+    d.act = o.bf16 ? RQ_ACT_BF16 : RQ_ACT_F16, d.x_s8 = o.x_s8;
     d.bias = d.residual = d.early_launch = 0;
     if (kind == RQ_TILE_GRID) {
         d.bits = bits, d.zeros = !o.sym;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One matrix, one number of tokens, ready to run; and its check against sums in double: sampled row blocks on random inputs,
+/* One matrix, one number of tokens, ready to run (int8 activations: in steps of 1/64); and its check against sums in double: sampled row blocks on random inputs,
  * decoding on one-hot inputs, every output written, a second run on another copy equal bit for bit, the workspace left zero. */
 #ifndef BENCH_GEMV_CUDA_CHECK_H
 #define BENCH_GEMV_CUDA_CHECK_H
@@ -40,6 +40,12 @@ class gemv_run {
         BENCH_RQ(rq_cuda_linear_make_plan(&plan, &linear_));
         BENCH_CUDA(cudaMalloc(&args_.y, y_bytes()));
         BENCH_CUDA(cudaMalloc((void **)&device_x_, x_.size() * 2));
+        if (desc.x_s8) {
+            const std::vector<float> scale((size_t)d.n_tok, INT8_STEP);
+            BENCH_CUDA(cudaMalloc((void **)&device_scale_, scale.size() * 4));
+            BENCH_CUDA(cudaMemcpy(device_scale_, scale.data(), scale.size() * 4, cudaMemcpyHostToDevice));
+            args_.x_scale = device_scale_;
+        }
         if (plan.workspace_bytes) {
             BENCH_CUDA(cudaMalloc(&args_.workspace, plan.workspace_bytes));
             BENCH_CUDA(cudaMemsetAsync(args_.workspace, 0, plan.workspace_bytes, stream_));
@@ -47,12 +53,13 @@ class gemv_run {
         if (plan.scratch_bytes) BENCH_CUDA(cudaMalloc(&linear_args_.scratch, plan.scratch_bytes));
         args_.x = device_x_;
         gemv_random random = {9};
-        for (uint16_t &v : x_) v = gemv_bits(desc.act, random.unit());
+        for (uint16_t &v : x_) v = bits_of(random.unit());
         set_x();
     }
     ~gemv_run() {
         cudaFree(args_.y);
         cudaFree(device_x_);
+        cudaFree(device_scale_);
         cudaFree(args_.workspace);
         cudaFree(linear_args_.scratch);
     }
@@ -100,13 +107,27 @@ class gemv_run {
     const gemv_weights &weights_;
     cudaStream_t stream_;
     std::vector<uint16_t> x_, expected_;
-    uint16_t *device_x_ = nullptr;
+    uint16_t *device_x_ = nullptr; /* of x_s8, bytes of that many */
+    float *device_scale_ = nullptr;
     rq_cuda_linear_args linear_args_ = {};
     rq_cuda_gemv_args &args_ = linear_args_.gemv;
 
     size_t y_bytes() const { return (size_t)(desc.n_tok * desc.n_out) * 2; }
     void set_x() { upload(x_); }
+    /* An element of x as it is kept here, the bits of its 16, or 8, bits. */
+    static constexpr float INT8_STEP = 1.0f / 64;
+    uint16_t bits_of(float v) const {
+        return desc.x_s8 ? (uint8_t)(int8_t)std::lrint(v / INT8_STEP) : gemv_bits(desc.act, v);
+    }
+    double value_of(uint16_t bits) const {
+        return desc.x_s8 ? (double)(int8_t)bits * INT8_STEP : gemv_value(desc.act, bits);
+    }
     void upload(const std::vector<uint16_t> &x) {
+        if (desc.x_s8) {
+            const std::vector<uint8_t> bytes(x.begin(), x.end());
+            BENCH_CUDA(cudaMemcpy(device_x_, bytes.data(), bytes.size(), cudaMemcpyHostToDevice));
+            return;
+        }
         BENCH_CUDA(cudaMemcpyAsync(device_x_, x.data(), x.size() * 2, cudaMemcpyHostToDevice, stream_));
         BENCH_CUDA(cudaStreamSynchronize(stream_));
     }
@@ -149,7 +170,7 @@ class gemv_run {
             const int64_t tok = looks == 1 ? 0 : k * (desc.n_tok - 1) / (looks - 1);
             double sum = 0, size = 0;
             for (int64_t j = 0; j < desc.n_in; ++j) {
-                const double term = w[(size_t)j] * gemv_value(desc.act, x_[(size_t)(tok * desc.n_in + j)]);
+                const double term = w[(size_t)j] * value_of(x_[(size_t)(tok * desc.n_in + j)]);
                 sum += term, size += std::fabs(term);
             }
             const double got = gemv_value(desc.act, y[(size_t)(tok * desc.n_out + row)]), error = std::fabs(got - sum);
@@ -172,7 +193,7 @@ class gemv_run {
             column.push_back(tok + turn == 0 ? 0 : tok + turn == 2 ? t.n_in - 1 : random.next() % t.n_in);
         std::vector<uint16_t> x(x_.size(), 0);
         for (int64_t tok = 0; tok < desc.n_tok; ++tok)
-            x[(size_t)(tok * desc.n_in + column[(size_t)tok])] = gemv_bits(desc.act, 1.0f);
+            x[(size_t)(tok * desc.n_in + column[(size_t)tok])] = bits_of(1.0f);
         upload(x);
         const std::vector<uint16_t> y = result(0);
         for (int64_t rb : sampled()) {

@@ -18,7 +18,7 @@ struct gemv_options {
     std::vector<int> bits = {2, 3, 4, 8}, tokens;
     int64_t group = 128;
     int outliers = 8;
-    bool sym = false, bf16 = false, book_f16 = false, cublas = true;
+    bool sym = false, bf16 = false, x_s8 = false, book_f16 = false, cublas = true;
     std::string path = "auto"; /* of the dispatcher; auto: by tokens and device */
     bool list = false, dry_run = false, check = false;
     double seconds = 0.25, fail_if_slower = -1, rate = 4300; /* s a row; fraction; GB/s for --dry-run */
@@ -41,7 +41,7 @@ static inline void gemv_usage(FILE *f) {
           "  --sym                   grid without zero points (default: with them)\n"
           "  --outliers N            of ssvq: 8-bit outlier columns (default 8)\n"
           "  --magnitudes u8|f16     of ssvq (default u8)\n"
-          "  --act f16|bf16          activations and results (default f16)\n"
+          "  --act f16|bf16|int8     activations and results (default f16); int8: of ssvq\n"
           "  --shapes LIST           presets, PRESET/tpN and NxK, comma-separated (default smollm2-135m); see --list\n"
           "  --tokens 1,8,64         default 1; up to 4096\n"
           "  --path gemv|dequantize|both  the GEMV (beyond 16 tokens in chunks), or dense weights and cuBLAS; default: "
@@ -118,8 +118,8 @@ static inline bool gemv_take(gemv_options *o, const std::string &name, const std
         return o->book_f16 || value == "u8";
     }
     if (name == "--act") {
-        o->bf16 = value == "bf16";
-        return o->bf16 || value == "f16";
+        o->bf16 = value == "bf16", o->x_s8 = value == "int8";
+        return o->bf16 || o->x_s8 || value == "f16";
     }
     if (name == "--tokens") return gemv_integers(value, 1, 4096, &o->tokens);
     if (name == "--path") {

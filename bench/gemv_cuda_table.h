@@ -18,7 +18,8 @@ struct gemv_row {
     double bytes() const {
         const double turns = path == RQ_LINEAR_GEMV ? (double)((desc.n_tok + 15) / 16) : 1;
         const double dense = path == RQ_LINEAR_GEMV ? 0 : 4.0 * weights();
-        return turns * (double)t.bytes + dense + 2.0 * (double)(desc.n_tok * (desc.n_in + desc.n_out));
+        return turns * (double)t.bytes + dense +
+               (double)(desc.n_tok * (desc.n_in * (desc.x_s8 ? 1 : 2) + 2 * desc.n_out));
     }
     double fp16_bytes() const { return 2.0 * weights() + 2.0 * (double)(desc.n_tok * (desc.n_in + desc.n_out)); }
     std::string name() const {
@@ -129,7 +130,11 @@ static inline bench_record gemv_record(const gemv_row &r, const bench_device &de
     o.text("git", git).text("flags", flags).text("device", simulated ? "sim" : "cuda");
     o.text("model", r.model).text("layer", r.layer).integer("n_out", d.n_out).integer("n_in", d.n_in);
     o.text("format", grid ? "grid" : "ssvq").text("variant", r.format).integer("bits", r.t.bits);
-    o.integer("group", d.group).integer("n_tok", d.n_tok).text("act", d.act == RQ_ACT_F16 ? "f16" : "bf16");
+    o.integer("group", d.group)
+        .integer("n_tok", d.n_tok)
+        .text("act", d.x_s8                ? "int8"
+                     : d.act == RQ_ACT_F16 ? "f16"
+                                           : "bf16");
     if (grid)
         o.truth("sym", !d.zeros).none("vec_len").none("codebook").none("outliers");
     else

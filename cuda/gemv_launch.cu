@@ -64,6 +64,7 @@ const char *rq_gemv_refuse(const rq_cuda_gemv_desc *d) {
     if (d->act != RQ_ACT_F16 && d->act != RQ_ACT_BF16) return "activations are fp16 or bf16";
     const rq_gemv_format *f = rq_gemv_format_of(d->kind);
     if (!f) return "there is no CUDA kernel of this format";
+    if (d->x_s8 && d->kind != RQ_TILE_SSVQ) return "int8 activations go with SSVQ weights only";
     return f->refuse(d);
 }
 
@@ -120,8 +121,12 @@ static int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit 
 static int64_t counter_bytes(const rq_tile_layout *t, int64_t n_tok) { return round_up(t->n_rb * n_tok * 4, 256); }
 
 /* Columns of all tokens in shared memory: 64 bytes more than a multiple of 128, so that two tokens' 64 bytes, which eight lanes read
- * at once, lie in different banks. */
-static int64_t x_pitch(int64_t part_kb) { return part_kb * RQ_TILE_COLS * 2 + 64; }
+ * at once, lie in different banks; of int8 32 more, for four tokens' 32 bytes, which sixteen do. */
+static int64_t x_bytes(const rq_cuda_gemv_desc *d) { return d->x_s8 ? 1 : 2; }
+static int64_t x_pad(const rq_cuda_gemv_desc *d) { return d->x_s8 ? 32 : 64; }
+static int64_t x_pitch(const rq_cuda_gemv_desc *d, int64_t part_kb) {
+    return part_kb * RQ_TILE_COLS * x_bytes(d) + x_pad(d);
+}
 /* Sums of x, of a tile column: rq_gemv_sums. */
 static int64_t x_sum_bytes(const rq_gemv_kernel *k, int64_t n_tok) { return k->sums * (n_tok > 8 ? 64 : 32); }
 static int64_t sum_bytes(int64_t n_tok, int rows) { return 2 * rows * n_tok * RQ_GEMV_SUM_PITCH * 4; }
@@ -141,8 +146,8 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     const int per_sm = rq_gemv_blocks_per_sm((d->n_tok > 8 ? 2 : 1) * k.rows);
     int64_t shared = info.shared_of_multiprocessor / per_sm - 1024;
     if (shared > info.shared_of_block) shared = info.shared_of_block;
-    const int64_t for_x = shared - k.shared_format - sum_bytes(d->n_tok, k.rows) - d->n_tok * 64;
-    const int64_t most_kb = for_x / (d->n_tok * RQ_TILE_COLS * 2 + x_sum_bytes(&k, d->n_tok));
+    const int64_t for_x = shared - k.shared_format - sum_bytes(d->n_tok, k.rows) - d->n_tok * x_pad(d);
+    const int64_t most_kb = for_x / (d->n_tok * RQ_TILE_COLS * x_bytes(d) + x_sum_bytes(&k, d->n_tok));
     if (for_x < 0 || most_kb < 1)
         return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "a block's shared memory is too small for so many tokens");
     const sharing s = share(&t, info.multiprocessors * per_sm, (int)most_kb, &k);
@@ -154,10 +159,11 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     plan->blocks = s.blocks, plan->threads = RQ_GEMV_THREADS, plan->split = s.split;
     plan->log_warps = s.log_warps, plan->part_kb = s.part_kb;
     plan->shared_bytes = (size_t)(k.shared_format + s.part_kb * x_sum_bytes(&k, d->n_tok) +
-                                  d->n_tok * x_pitch(s.part_kb) + sum_bytes(d->n_tok, k.rows));
+                                  d->n_tok * x_pitch(d, s.part_kb) + sum_bytes(d->n_tok, k.rows));
     if (s.split > 1)
         plan->workspace_bytes = (size_t)(counter_bytes(&t, d->n_tok) + t.n_rb * d->n_tok * s.split * RQ_TILE_ROWS * 4);
-    plan->bytes = (double)t.bytes + 2.0 * (double)d->n_tok * (double)(d->n_in + d->n_out * (d->residual ? 2 : 1)) +
+    plan->bytes = (double)t.bytes +
+                  (double)d->n_tok * (double)(x_bytes(d) * d->n_in + 2 * d->n_out * (d->residual ? 2 : 1)) +
                   (d->bias ? 2.0 * (double)d->n_out : 0.0);
     plan->kernel = k.name;
     /* Not in run: it need not be capturable, and is the same for all plans of the kernel. */
@@ -172,6 +178,7 @@ static const char *refuse_args(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv
     if (!a->y || !a->x || !a->weights) return "y, x or weights is NULL";
     if ((a->bias != NULL) != (d->bias != 0) || (a->residual != NULL) != (d->residual != 0))
         return "bias and residual are given if, and only if, the description has them";
+    if ((a->x_scale != NULL) != (d->x_s8 != 0)) return "x_scale is given if, and only if, x is int8";
     if (plan->workspace_bytes && !a->workspace) return "this plan needs a workspace";
     if (reinterpret_cast<uintptr_t>(a->weights) % RQ_TILE_ALIGN ||
         reinterpret_cast<uintptr_t>(a->workspace) % RQ_TILE_ALIGN)
@@ -189,6 +196,7 @@ rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     const rq_gemv_kernel k = f->pick(d);
     rq_gemv_job job = {};
     job.y = a->y, job.x = a->x, job.bias = a->bias, job.residual = a->residual, job.perm = a->perm;
+    job.x_scale = a->x_scale;
     job.counters = static_cast<unsigned *>(a->workspace);
     job.parts = reinterpret_cast<float *>(static_cast<uint8_t *>(a->workspace) + counter_bytes(&t, d->n_tok));
     job.n_out = (int)d->n_out, job.n_in = (int)d->n_in, job.n_tok = (int)d->n_tok;
@@ -197,7 +205,7 @@ rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     job.rb_step = plan->blocks / plan->split * (RQ_GEMV_WARPS >> plan->log_warps) * k.rows;
     job.batch_step = k.depth << plan->log_warps;
     job.rounds = (plan->part_kb + job.batch_step - 1) / job.batch_step;
-    job.x_pitch = (int)x_pitch(plan->part_kb);
+    job.x_pitch = (int)x_pitch(d, plan->part_kb);
     job.shared_format = k.shared_format + (int)(plan->part_kb * x_sum_bytes(&k, d->n_tok));
     alignas(16) uint8_t format_args[RQ_GEMV_ARGS] = {};
     f->fill(format_args, d, a->weights);

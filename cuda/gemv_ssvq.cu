@@ -4,9 +4,17 @@
 
 const void *rq_gemv_ssvq_function_4(const rq_cuda_gemv_desc *d, int steps);
 const void *rq_gemv_ssvq_function_8(const rq_cuda_gemv_desc *d, int steps);
+const void *rq_gemv_ssvq_s8_function_4(const rq_cuda_gemv_desc *d, int steps);
+const void *rq_gemv_ssvq_s8_function_8(const rq_cuda_gemv_desc *d, int steps);
 
 static bool is_row(const rq_cuda_gemv_desc *d) { return d->group == d->n_in; }
-static int steps_of(const rq_cuda_gemv_desc *d) { return is_row(d) ? 0 : d->group % RQ_TILE_COLS == 0 ? 4 : 1; }
+/* Of int8 x: integer sums of several codebooks cannot be added, a row is a group then; and groups of more than 8 tokens, whose sums take
+ * the registers of a tile, are ended at each step. */
+static int steps_of(const rq_cuda_gemv_desc *d) {
+    if (is_row(d) && !(d->x_s8 && d->n_book > 1)) return 0;
+    if (d->x_s8 && d->n_tok > 8) return 1;
+    return is_row(d) || d->group % RQ_TILE_COLS == 0 ? 4 : 1;
+}
 
 static const char *refuse(const rq_cuda_gemv_desc *d) {
     if (d->vec_len != 4 && d->vec_len != 8) return "vectors have 4 or 8 columns";
@@ -16,6 +24,8 @@ static const char *refuse(const rq_cuda_gemv_desc *d) {
         return "there is a codebook for each book_cols columns";
     if (d->n_book > 1 && d->book_cols % RQ_TILE_COLS != 0) return "columns of one codebook are multiples of 128";
     if (d->n_outlier < 0 || d->n_outlier > 16) return "there are 0 to 16 outlier columns";
+    if (d->x_s8 && !d->book_u8) return "int8 activations need byte magnitudes";
+    if (d->x_s8 && d->n_in > 65536) return "int8 activations: at most 65536 columns, for sums of 32 bits";
     if (!d->book_u8 && d->act == RQ_ACT_BF16)
         return "fp16 magnitudes need fp16 activations: bfloat16 has not their 11 bits (byte magnitudes go with both)";
     if (d->zeros) return "SSVQ has no zero points";
@@ -34,11 +44,15 @@ static rq_tile_layout layout(const rq_cuda_gemv_desc *d) {
 
 static rq_gemv_kernel pick(const rq_cuda_gemv_desc *d) {
     rq_gemv_kernel k = {};
-    k.function = d->vec_len == 8 ? rq_gemv_ssvq_function_8(d, steps_of(d)) : rq_gemv_ssvq_function_4(d, steps_of(d));
-    const bool bytes = d->book_u8 && d->act == RQ_ACT_F16;
-    k.name = d->vec_len == 8 ? bytes ? "gemv_ssvq_8_bytes" : "gemv_ssvq_8"
-             : bytes         ? "gemv_ssvq_4_bytes"
-                             : "gemv_ssvq_4";
+    const bool eight = d->vec_len == 8;
+    if (d->x_s8) {
+        k.function = (eight ? rq_gemv_ssvq_s8_function_8 : rq_gemv_ssvq_s8_function_4)(d, steps_of(d));
+        k.name = eight ? "gemv_ssvq_8_s8" : "gemv_ssvq_4_s8";
+    } else {
+        const bool bytes = d->book_u8 && d->act == RQ_ACT_F16;
+        k.function = (eight ? rq_gemv_ssvq_function_8 : rq_gemv_ssvq_function_4)(d, steps_of(d));
+        k.name = eight ? bytes ? "gemv_ssvq_8_bytes" : "gemv_ssvq_8" : bytes ? "gemv_ssvq_4_bytes" : "gemv_ssvq_4";
+    }
     k.shared_format = RQ_SSVQ_SHARED;
     k.depth = rq_gemv_ssvq_depth(steps_of(d)), k.rows = RQ_SSVQ_ROWS;
     return k;

@@ -49,7 +49,6 @@ template <int VEC_, int ACT_, int STEPS_, bool BYTES_> struct rq_gemv_ssvq_tiles
     static constexpr int VEC = VEC_, ACT = ACT_, STEPS = STEPS_, DEPTH = rq_gemv_ssvq_depth(STEPS_);
     static constexpr bool BYTES = BYTES_;
     static constexpr int TILE_BYTES = VEC == 8 ? 512 : 768, ENTRY = VEC * (BYTES ? 1 : 2);
-    static_assert(!BYTES || ACT == RQ_ACT_F16, "bytes become subnormal halves");
     static constexpr bool EDITS_X = true, SAVES_X = true;
     static constexpr int SUMS = 0;
     static constexpr int ROWS = RQ_SSVQ_ROWS;
@@ -122,13 +121,17 @@ template <int VEC_, int ACT_, int STEPS_, bool BYTES_> struct rq_gemv_ssvq_tiles
     /* What the codes of outlier columns say does not count: x is zero there, and kept aside. */
     __device__ __forceinline__ bool edits_x() const { return a.n_outlier != 0; }
     __device__ __forceinline__ void edit_x(const rq_gemv_job &, uint8_t *x, int kb0, int kb1) const {
+        take_outliers<uint16_t>(x, kb0, kb1, [this](size_t i) { return rq_gemv_get<ACT>(job.x, i); });
+    }
+    template <class T, class GET>
+    __device__ __forceinline__ void take_outliers(uint8_t *x, int kb0, int kb1, const GET &get) const {
 #pragma unroll 1
         for (int i = threadIdx.x; i < a.n_outlier * job.n_tok; i += RQ_GEMV_THREADS) {
             const int o = i / job.n_tok, token = i % job.n_tok, col = __ldg(a.outlier_cols + o);
             const int from = job.perm ? __ldg(job.perm + col) : col, here = col - kb0 * RQ_TILE_COLS;
-            outlier_x()[o * 16 + token] = rq_gemv_get<ACT>(job.x, (size_t)token * job.n_in + from);
+            outlier_x()[o * 16 + token] = get((size_t)token * job.n_in + from);
             if (here >= 0 && here < (kb1 - kb0) * RQ_TILE_COLS)
-                reinterpret_cast<uint16_t *>(x + token * job.x_pitch)[here] = 0;
+                reinterpret_cast<T *>(x + token * job.x_pitch)[here] = 0;
         }
     }
 
@@ -172,30 +175,37 @@ template <int VEC_, int ACT_, int STEPS_, bool BYTES_> struct rq_gemv_ssvq_tiles
         row<S, 0>(m, t, r);
         row<S, 1>(m, t, r);
     }
+    template <int S> static __device__ __forceinline__ uint32_t codes(const tile &t, int r) {
+        const uint4 &c = t.code[r];
+        return VEC == 8 ? S < 2 ? c.x : c.y : S == 0 ? c.x : S == 1 ? c.y : S == 2 ? c.z : c.w;
+    }
+    template <int S> static __device__ __forceinline__ uint32_t signs(const tile &t, int r) {
+        return VEC == 8 ? S < 2 ? t.code[r].z : t.code[r].w : S < 2 ? t.sign[r].x : t.sign[r].y;
+    }
+    /* The magnitudes of row lane / 4 + 8 H in step S, columns 0..3 and 4..7. */
+    template <int S, int H> __device__ __forceinline__ uint2 bytes(const tile &t, int r) const {
+        const uint32_t w = codes<S>(t, r);
+        if (VEC == 8) return ptx_load_shared8(entry<S % 2 * 2 + H>(w));
+        return make_uint2(ptx_load_shared4(entry<H * 2>(w)), ptx_load_shared4(entry<H * 2 + 1>(w)));
+    }
+    template <int S, int H> __device__ __forceinline__ uint4 halves(const tile &t, int r) const {
+        const uint32_t w = codes<S>(t, r);
+        if (VEC == 8) return ptx_load_shared16(entry<S % 2 * 2 + H>(w));
+        const uint2 low = ptx_load_shared8(entry<H * 2>(w)), high = ptx_load_shared8(entry<H * 2 + 1>(w));
+        return make_uint4(low.x, low.y, high.x, high.y);
+    }
     template <int S, int H> __device__ __forceinline__ void row(uint32_t (&m)[2][4], const tile &t, int r) const {
         constexpr int LEFT = S % 2 * 4 + H * 2; /* the signs of columns 0..3; of 4..7: LEFT + 1 */
-        const uint4 &c = t.code[r];
-        const uint32_t codes = VEC == 8 ? S < 2 ? c.x : c.y : S == 0 ? c.x : S == 1 ? c.y : S == 2 ? c.z : c.w;
-        const uint32_t signs = VEC == 8 ? S < 2 ? c.z : c.w : S < 2 ? t.sign[r].x : t.sign[r].y;
+        const uint32_t w = signs<S>(t, r);
         if (BYTES) {
-            uint2 u;
-            if (VEC == 8)
-                u = ptx_load_shared8(entry<S % 2 * 2 + H>(codes));
-            else
-                u.x = ptx_load_shared4(entry<H * 2>(codes)), u.y = ptx_load_shared4(entry<H * 2 + 1>(codes));
-            const uint32_t low = signs << LEFT & 0x80808080u, high = signs << (LEFT + 1) & 0x80808080u;
+            const uint2 u = bytes<S, H>(t, r);
+            const uint32_t low = w << LEFT & 0x80808080u, high = w << (LEFT + 1) & 0x80808080u;
             m[0][H] = ptx_prmt(u.x, low, 0x7150), m[0][2 + H] = ptx_prmt(u.x, low, 0x6342);
             m[1][H] = ptx_prmt(u.y, high, 0x7150), m[1][2 + H] = ptx_prmt(u.y, high, 0x6342);
         } else {
-            uint4 u;
-            if (VEC == 8) {
-                u = ptx_load_shared16(entry<S % 2 * 2 + H>(codes));
-            } else {
-                const uint2 a = ptx_load_shared8(entry<H * 2>(codes)), b = ptx_load_shared8(entry<H * 2 + 1>(codes));
-                u = make_uint4(a.x, a.y, b.x, b.y);
-            }
-            m[0][H] = with_signs<LEFT>(signs, u.x), m[0][2 + H] = with_signs<LEFT + 8>(signs, u.y);
-            m[1][H] = with_signs<LEFT + 1>(signs, u.z), m[1][2 + H] = with_signs<LEFT + 9>(signs, u.w);
+            const uint4 u = halves<S, H>(t, r);
+            m[0][H] = with_signs<LEFT>(w, u.x), m[0][2 + H] = with_signs<LEFT + 8>(w, u.y);
+            m[1][H] = with_signs<LEFT + 1>(w, u.z), m[1][2 + H] = with_signs<LEFT + 9>(w, u.w);
         }
     }
 
@@ -269,10 +279,15 @@ template <int VEC_, int ACT_, int STEPS_, bool BYTES_> struct rq_gemv_ssvq_tiles
     }
 
     __device__ __forceinline__ float correct(float sum, const rq_gemv_job &, int rb, int row, int token) const {
-        if (BYTES) sum *= 0x1p24f;
+        return with_outliers(scaled(BYTES ? sum * 0x1p24f : sum, rb, row), rb, row, token);
+    }
+    __device__ __forceinline__ float scaled(float sum, int rb, int row) const {
         if (a.n_book == 1) sum *= __ldg(a.book_scales + rb);
         if (STEPS == 0)
             sum *= __half2float(__ldg(reinterpret_cast<const __half *>(a.scales) + (size_t)rb * RQ_TILE_ROWS + row));
+        return sum;
+    }
+    __device__ __forceinline__ float with_outliers(float sum, int rb, int row, int token) const {
         const uint8_t *codes = a.outliers + (size_t)rb * a.n_outlier * RQ_TILE_ROWS + row;
         const float *scales = a.outlier_scales + (size_t)rb * a.n_outlier, *x = outlier_x() + token;
 #pragma unroll 1

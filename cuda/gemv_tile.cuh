@@ -10,6 +10,7 @@
  *   F(args, job, front)     front: shared memory of the format's own, job.shared_format bytes
  *   stage(kb0, kb1)         fills it, once, by all threads, for tile columns kb0 .. kb1 - 1; a barrier follows
  *   F::EDITS_X, edits_x(), edit_x(job, x, kb0, kb1)   where both are true, by all threads, when x is in shared memory
+ *   rq_gemv_x_of<F, HALVES>  where x is not of ACT
  *   F::SAVES_X              lanes of tokens that are not there load no x: where shared memory is what there is least of
  *   F::SUMS                 0, or 1, 2, 4: x[0].sums(run, half) has the sums of x over the run-th of so many runs of the tile's
  *                           columns, for the tokens of acc[half][0], [1]
@@ -34,6 +35,8 @@
 #define RQ_GEMV_TILE_CUH
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+#include <type_traits>
 
 #include "gemv_variants.h"
 #include "ptx.cuh"
@@ -123,6 +126,23 @@ template <class SUMS> struct rq_gemv_x<true, SUMS> {
     __device__ __forceinline__ uint4 step(int s) const { return ptx_load_shared16_where(there, at + s * 64); }
 };
 
+/* x of bytes (rq_gemv_x_of): 8 of them a step. */
+struct rq_gemv_x_bytes {
+    uint32_t at;
+    bool there;
+    __device__ __forceinline__ void set(const uint8_t *x, const float *, int pitch, int token, int n_tok) {
+        at = ptx_shared(x) + min(token, n_tok - 1) * pitch + threadIdx.x % 4 * 8;
+        there = token < n_tok;
+    }
+    __device__ __forceinline__ rq_gemv_x_bytes tile(int n) const { return {at + n * RQ_TILE_COLS, there}; }
+    __device__ __forceinline__ uint2 step(int s) const { return ptx_load_shared8_where(there, at + s * 32); }
+};
+/* How a format reads x; another one specializes this. More than 8 tokens have no quarter of a warp to save, and no register for the
+ * question. */
+template <class F, int HALVES> struct rq_gemv_x_of {
+    typedef rq_gemv_x<F::SAVES_X && HALVES == 1, rq_gemv_sums<F::SUMS, HALVES>> type;
+};
+
 /* Columns kb0 * 128 .. kb1 * 128 - 1 of all tokens to shared memory, zeros beyond n_in. Not by ld.global.nc: the kernel before may
  * have written x while this one was already there. Loops are hardly unrolled: the first weights are in registers already. */
 static __device__ __forceinline__ void rq_gemv_stage_x(const rq_gemv_job &job, uint8_t *to, int kb0, int kb1) {
@@ -146,6 +166,32 @@ static __device__ __forceinline__ void rq_gemv_stage_x(const rq_gemv_job &job, u
                 if (col0 + i + 1 < job.n_in)
                     pair |= (uint32_t)x[job.perm ? job.perm[col0 + i + 1] : col0 + i + 1] << 16;
                 *reinterpret_cast<uint32_t *>(to + i * 2) = pair;
+            }
+        }
+    }
+}
+
+/* The same of bytes. */
+static __device__ __forceinline__ void rq_gemv_stage_x_bytes(const rq_gemv_job &job, uint8_t *to, int kb0, int kb1) {
+    const int n_col = (kb1 - kb0) * RQ_TILE_COLS, col0 = kb0 * RQ_TILE_COLS;
+    const uint8_t *x = static_cast<const uint8_t *>(job.x);
+    const bool whole = job.perm == nullptr && job.n_in % 16 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
+#pragma unroll 1
+    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += job.n_in) {
+        if (whole) {
+#pragma unroll 2
+            for (int i = threadIdx.x * 16; i < n_col; i += RQ_GEMV_THREADS * 16) {
+                uint4 value = make_uint4(0, 0, 0, 0);
+                if (col0 + i < job.n_in) value = *reinterpret_cast<const uint4 *>(x + col0 + i);
+                *reinterpret_cast<uint4 *>(to + i) = value;
+            }
+        } else {
+#pragma unroll 1
+            for (int i = threadIdx.x * 4; i < n_col; i += RQ_GEMV_THREADS * 4) {
+                uint32_t four = 0;
+                for (int k = 0; k < 4 && col0 + i + k < job.n_in; ++k)
+                    four |= (uint32_t)x[job.perm ? job.perm[col0 + i + k] : col0 + i + k] << 8 * k;
+                *reinterpret_cast<uint32_t *>(to + i) = four;
             }
         }
     }
@@ -243,16 +289,19 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
     format.stage(kb0, kb1);
     ptx_wait_for_kernels_before();
     ptx_let_kernels_after_start();
-    rq_gemv_stage_x(job, shared_x, kb0, kb1);
+    typedef typename rq_gemv_x_of<F, HALVES>::type x_type;
+    if (std::is_same<x_type, rq_gemv_x_bytes>::value)
+        rq_gemv_stage_x_bytes(job, shared_x, kb0, kb1);
+    else
+        rq_gemv_stage_x(job, shared_x, kb0, kb1);
     __syncthreads();
     if (F::EDITS_X && format.edits_x()) {
         format.edit_x(job, shared_x, kb0, kb1);
         __syncthreads();
     }
-    /* Column n of an mma is token n. More than 8 tokens have no quarter of a warp to save, and no register for the question. */
     typedef rq_gemv_sums<F::SUMS, HALVES> sums_type;
-    typedef rq_gemv_x<F::SAVES_X && HALVES == 1, sums_type> x_type;
     float *const sums = reinterpret_cast<float *>(shared_x) - job.part_kb * sums_type::OF_TILE;
+    /* Column n of an mma is token n. */
     x_type x[HALVES];
 #pragma unroll
     for (int h = 0; h < HALVES; ++h)

@@ -24,6 +24,7 @@ __host__ __device__
 typedef struct rq_gemv_job {
     void *y;
     const void *x, *bias, *residual;
+    const float *x_scale; /* of x in bytes */
     const int32_t *perm;
     unsigned *counters; /* [n_rb][n_tok], zero between launches */
     float *parts;       /* [n_rb][n_tok][split][16], likewise */

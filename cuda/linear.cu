@@ -99,6 +99,9 @@ static rq_status plan_gemv(rq_cuda_linear_plan *p, const rq_cuda_linear_desc *d)
 
 static rq_status plan_dequantize(rq_cuda_linear_plan *p, const rq_cuda_linear_desc *d) {
     const rq_cuda_gemv_desc *w = &d->weights;
+    if (w->x_s8)
+        return rq_gemv_fail(RQ_ERR_UNSUPPORTED,
+                            "int8 activations go with the GEMV, not with dense fp16 or bf16 weights");
     rq_status s = rq_cuda_unpack_supports(w, NULL);
     if (s == RQ_OK) s = rq_blas_prepare(d->blas);
     p->ld = (w->n_in + 7) / 8 * 8;
@@ -121,7 +124,7 @@ rq_status rq_cuda_linear_make_plan(rq_cuda_linear_plan *plan, const rq_cuda_line
     costs(plan, d, rq_gemv_format_of(one.kind)->layout(&one).bytes);
     plan->path = d->path;
     if (d->path == RQ_LINEAR_AUTO)
-        plan->path = plan->gemv_us <= plan->dequantize_us ? RQ_LINEAR_GEMV : RQ_LINEAR_DEQUANTIZE;
+        plan->path = d->weights.x_s8 || plan->gemv_us <= plan->dequantize_us ? RQ_LINEAR_GEMV : RQ_LINEAR_DEQUANTIZE;
     rq_cuda_linear_plan p = *plan;
     const rq_status s = p.path == RQ_LINEAR_GEMV ? plan_gemv(&p, d) : plan_dequantize(&p, d);
     if (s == RQ_OK) *plan = p;
@@ -144,7 +147,8 @@ static rq_status run_gemv(const rq_cuda_linear_plan *p, const rq_cuda_linear_des
         const int64_t left = n_tok - t, n = left < p->chunk ? left : p->chunk;
         const rq_cuda_gemv_desc part = with_tokens(d, n);
         rq_cuda_gemv_args g = a->gemv;
-        g.x = static_cast<const uint16_t *>(g.x) + t * n_in;
+        g.x = static_cast<const uint8_t *>(g.x) + t * n_in * (d->weights.x_s8 ? 1 : 2);
+        if (g.x_scale) g.x_scale += t;
         g.y = static_cast<uint16_t *>(g.y) + t * n_out;
         if (g.residual) g.residual = static_cast<const uint16_t *>(g.residual) + t * n_out;
         const rq_status s = rq_cuda_gemv_run(left > p->chunk ? &p->most : &p->last, &part, &g, stream);

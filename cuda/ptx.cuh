@@ -61,6 +61,18 @@ __device__ __forceinline__ uint32_t ptx_load_shared4(uint32_t at) {
     return v;
 }
 
+__device__ __forceinline__ uint2 ptx_load_shared8_where(bool there, uint32_t at) {
+    uint2 v;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.u32 p, %3, 0;\n"
+                 "@p ld.shared.v2.u32 {%0, %1}, [%2];\n"
+                 "}"
+                 : "=r"(v.x), "=r"(v.y)
+                 : "r"(at), "r"((uint32_t)there));
+    return v;
+}
+
 /* ---- integer */
 
 /* threadIdx.x, read again where it stands: one instruction instead of a register that is held. */
@@ -125,6 +137,14 @@ __device__ __forceinline__ void ptx_mma_bf16(float (&c)[4], uint32_t a0, uint32_
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
         "%2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+/* c (16x8, s32) += a (16x32, u8) b (32x8, s8) */
+__device__ __forceinline__ void ptx_mma_u8s8(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 

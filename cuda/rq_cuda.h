@@ -25,21 +25,23 @@ typedef struct rq_cuda_gemv_desc {
     rq_tile_kind kind; /* of the repacked weights */
     int64_t n_out, n_in, n_tok;
     rq_act act;
-    int bits;           /* RQ_TILE_GRID: 2, 3, 4 or 8 */
-    int64_t group;      /* columns that share a scale; n_in: one a row */
-    int zeros;          /* RQ_TILE_GRID: 1 when there are zero points */
-    int vec_len;        /* RQ_TILE_SSVQ, as the four below: 4 or 8 */
-    int64_t n_book;     /* codebooks, each for book_cols columns */
-    int64_t book_cols;  /* a multiple of 128; n_in when there is one codebook */
-    int book_u8;        /* 1: magnitudes are bytes, 0: fp16 */
-    int n_outlier;      /* columns that are int8 */
+    int bits;          /* RQ_TILE_GRID: 2, 3, 4 or 8 */
+    int64_t group;     /* columns that share a scale; n_in: one a row */
+    int zeros;         /* RQ_TILE_GRID: 1 when there are zero points */
+    int vec_len;       /* RQ_TILE_SSVQ, as the four below: 4 or 8 */
+    int64_t n_book;    /* codebooks, each for book_cols columns */
+    int64_t book_cols; /* a multiple of 128; n_in when there is one codebook */
+    int book_u8;       /* 1: magnitudes are bytes, 0: fp16 */
+    int n_outlier;     /* columns that are int8 */
+    int x_s8; /* RQ_TILE_SSVQ with bytes as magnitudes: x is int8 with a scale a token, and act is what the rest has */
     int bias, residual; /* 1: added */
     int early_launch; /* 1: launched with programmatic dependent launch (sm_90): the weights' first loads do not wait for the kernel before */
 } rq_cuda_gemv_desc;
 
 typedef struct rq_cuda_gemv_args {
     void *y;              /* [n_tok][n_out] of act */
-    const void *x;        /* [n_tok][n_in] of act */
+    const void *x;        /* [n_tok][n_in] of act, or int8 */
+    const float *x_scale; /* [n_tok], of int8 x: x_scale[t] x[t][j] is what is multiplied; otherwise NULL */
     const void *weights;  /* rq_tile_bytes() bytes, 256-byte aligned */
     const void *bias;     /* [n_out] of act, or NULL */
     const void *residual; /* [n_tok][n_out] of act, or NULL; may be y */
@@ -65,6 +67,18 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
 rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a,
                            rq_cuda_stream stream);
 
+/* Rows of x as int8, for x_s8:  q[t][j] = rint(x[t][j] / scale[t]), at most 127 in size, ties to even; NaN becomes 0.
+ * scale[t] = max_j |x[t][j]| / 127, or, when fixed is not 0, what is there already (positive). A row of zeros has scale 0. */
+typedef struct rq_cuda_quantize_args {
+    int8_t *q;     /* [n_tok][n_in] */
+    float *scale;  /* [n_tok] */
+    const void *x; /* [n_tok][n_in] of act */
+    rq_act act;
+    int64_t n_tok, n_in;
+    int fixed, early_launch; /* early_launch as of a gemv */
+} rq_cuda_quantize_args;
+rq_status rq_cuda_quantize_rows(const rq_cuda_quantize_args *a, rq_cuda_stream stream);
+
 /* W as a dense matrix to[n_out][ld] of d->act, in stored column order: each weight is the number of the format's definition in fp32, rounded once.
  * What lies between n_in and ld is not written. n_tok, bias, residual and early_launch of d do not count. A run only launches. */
 rq_status rq_cuda_unpack_supports(const rq_cuda_gemv_desc *d, const char **why);
@@ -88,7 +102,7 @@ typedef struct rq_cuda_rates {
 typedef struct rq_cuda_linear_desc {
     size_t struct_size;
     rq_cuda_gemv_desc weights; /* n_tok: from 1 */
-    rq_linear_path path;       /* RQ_LINEAR_AUTO by default */
+    rq_linear_path path;       /* RQ_LINEAR_AUTO by default; int8 x goes with the GEMV only */
     rq_cuda_rates rates;
     size_t blas_workspace; /* bytes of scratch for cuBLAS, 32 MiB */
     void *blas; /* a cublasHandle_t of this device, whose stream and workspace a run sets; NULL: one of ours */

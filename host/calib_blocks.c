@@ -35,6 +35,7 @@ typedef struct calib {
     float *norm1, *norm2;
     float *x, *a, *q, *k, *v, *g, *u; /* one chunk each */
     double *h, *cross;
+    float *token;            /* [n_samples * seq_len] what each token counts in this block; NULL: 1 */
     bool need_h, need_cross; /* of the stage at hand */
 } calib;
 
@@ -54,11 +55,12 @@ static void calib_free(calib *c) {
         free(s->in);
     }
     for (int m = 0; m < RQ_N_LINEARS; ++m) free(c->bias[m]);
-    void *all[] = {c->norm1, c->norm2, c->x, c->a, c->q, c->k, c->v, c->g, c->u, c->h, c->cross};
+    void *all[] = {c->norm1, c->norm2, c->x, c->a, c->q, c->k, c->v, c->g, c->u, c->h, c->cross, c->token};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
 }
 
-static rq_status calib_new(calib *c, rq_quantizer *z) {
+/* two: the fp stream too, where the plan wants D. */
+static rq_status calib_new(calib *c, rq_quantizer *z, bool two) {
     rq_status status = RQ_OK;
     const rq_quantize_job *job = z->job;
     *c = (calib){.z = z, .cfg = &z->model->cfg, .n_samples = job->samples.n_samples, .seq_len = job->samples.seq_len};
@@ -71,7 +73,7 @@ static rq_status calib_new(calib *c, rq_quantizer *z) {
     int64_t t = c->chunk * c->seq_len, widest = rq_max_i64(rq_max_i64(c->d, c->ff), c->qd);
     bool any_cross = false;
     for (int64_t i = 0; i < cfg->n_layer * RQ_N_LINEARS; ++i)
-        any_cross |= z->plan[i].quantized && rq_quant_wants_cross(&z->plan[i].opt);
+        any_cross |= two && z->plan[i].quantized && rq_quant_wants_cross(&z->plan[i].opt);
     c->s[FP].active = any_cross;
     c->s[QS].active = true;
     for (int i = 0; i < N_STREAMS; ++i) c->s[i].x.fd = c->s[i].ao.fd = c->s[i].f.fd = -1;
@@ -99,6 +101,7 @@ static rq_status calib_new(calib *c, rq_quantizer *z) {
     RQ_TRY(RQ_NEW(c->u, t * c->ff));
     RQ_TRY(RQ_NEW(c->h, widest * widest));
     if (any_cross) RQ_TRY(RQ_NEW(c->cross, widest * widest));
+    if (job->token_weights != RQ_TOKENS_EVEN) RQ_TRY(RQ_NEW(c->token, c->n_samples * c->seq_len));
 done:
     return status;
 }
@@ -180,11 +183,41 @@ static int64_t without_first_tokens(const calib *c, float *rows, int64_t n_tok, 
     return n;
 }
 
-static rq_status accumulate(calib *c, int stage, int64_t n_tok) {
+/* What the tokens of a chunk count in this block: from the q stream's input, which stage 0 left in c->x and in->in, and the original
+ * matrices. */
+static rq_status weigh_tokens(calib *c, const stream *in, int64_t row0, int64_t n_tok) {
+    rq_status status = RQ_OK;
+    const rq_quantize_job *job = c->z->job;
+    const rq_linear *lin = c->s[FP].block.lin;
+    int64_t n_seq = n_tok / c->seq_len;
+    float *token = c->token + row0;
+    if (job->token_weights == RQ_TOKENS_NORM) {
+        rq_token_norm(token, c->x, n_tok, c->d);
+    } else {
+        RQ_TRY(rq_linear_apply(&lin[RQ_Q], c->q, in->in, n_tok));
+        RQ_TRY(rq_linear_apply(&lin[RQ_K], c->k, in->in, n_tok));
+        RQ_TRY(rq_token_attention(token, c->z->model, c->q, c->k, n_seq, c->seq_len));
+    }
+    rq_token_scale(token, n_seq, c->seq_len, job->skip_tokens, job->token_min);
+done:
+    return status;
+}
+
+static void scale_rows(float *rows, const float *by, int64_t n_tok, int64_t width) {
+    for (int64_t t = 0; t < n_tok; ++t) {
+        for (int64_t j = 0; j < width; ++j) rows[t * width + j] *= by[t];
+    }
+}
+
+static rq_status accumulate(calib *c, int stage, int64_t row0, int64_t n_tok) {
     rq_status status = RQ_OK;
     int64_t width = stage_width(c, stage);
     float *q = c->s[QS].in, *fp = c->s[FP].in;
     if (!c->need_h) return RQ_OK;
+    if (c->token) {
+        scale_rows(q, c->token + row0, n_tok, width);
+        if (c->need_cross) scale_rows(fp, c->token + row0, n_tok, width);
+    }
     int64_t kept = without_first_tokens(c, q, n_tok, width);
     RQ_TRY(rq_gram_add(c->h, q, kept, width));
     if (c->need_cross) {
@@ -207,7 +240,8 @@ static rq_status run_stage(calib *c, int stage, const char *text) {
         for (int k = 0; k < N_STREAMS; ++k) {
             if (c->s[k].active) RQ_TRY(stage_input(c, &c->s[k], stage, row0, n_tok));
         }
-        RQ_TRY(accumulate(c, stage, n_tok));
+        if (c->token && stage == 0) RQ_TRY(weigh_tokens(c, &c->s[QS], row0, n_tok));
+        RQ_TRY(accumulate(c, stage, row0, n_tok));
         double per_token = rq_stage_flops(c->cfg, stage, c->seq_len) * (c->s[FP].active ? 2 : 1);
         if (c->need_h) per_token += (double)(width * width) * (c->need_cross ? 3 : 1);
         rq_quantizer_progress(c->z, per_token * (double)n_tok,
@@ -335,8 +369,8 @@ static bool same_preparation(const rq_quant_opt *a, const rq_quant_opt *b) {
            a->damp_frac == b->damp_frac && a->shrink == b->shrink && a->act_order == b->act_order &&
            a->static_groups == b->static_groups && a->group == b->group && a->cd_sweeps == b->cd_sweeps &&
            a->refit == b->refit && a->clip == b->clip && a->clip_weights == b->clip_weights && a->round == b->round &&
-           a->vec_len == b->vec_len && a->outliers == b->outliers && a->outlier_min == b->outlier_min &&
-           a->assign == b->assign;
+           a->vec_len == b->vec_len && a->vec_out == b->vec_out && a->outliers == b->outliers &&
+           a->outlier_min == b->outlier_min && a->assign == b->assign;
 }
 
 /* One stage: its pass over the samples, then its matrices. Stages that an interrupted run finished are only replayed. */
@@ -398,13 +432,38 @@ double rq_stage_flops(const rq_config *cfg, int stage, int64_t seq_len) {
 rq_status rq_quantize_blocks(rq_quantizer *z) {
     rq_status status = RQ_OK;
     calib c;
-    RQ_TRY(calib_new(&c, z));
+    RQ_TRY(calib_new(&c, z, true));
     bool forward = rq_plan_needs_calibration(z);
     if (forward) RQ_TRY(start_streams(&c));
     for (int64_t layer = 0; layer < c.cfg->n_layer; ++layer) {
         RQ_TRY(load_block(&c, layer));
         for (int st = 0; st < RQ_N_STAGES; ++st) RQ_TRY(quantize_stage(&c, layer, st, forward));
         if (forward && layer + 1 < c.cfg->n_layer) RQ_TRY(finish_block(&c, "next block"));
+    }
+done:
+    calib_free(&c);
+    return status;
+}
+
+rq_status rq_calibrate_stages(rq_quantizer *z, rq_stage_fn fn, void *arg) {
+    rq_status status = RQ_OK;
+    calib c;
+    char text[96];
+    RQ_TRY(calib_new(&c, z, false));
+    c.need_h = true;
+    RQ_TRY(start_streams(&c));
+    for (int64_t layer = 0; layer < c.cfg->n_layer; ++layer) {
+        RQ_TRY(load_block(&c, layer));
+        snprintf(text, sizeof text, "block %lld of %lld: measuring", (long long)layer + 1, (long long)c.cfg->n_layer);
+        for (int m = 0; m < RQ_N_LINEARS; ++m) { /* the one stream there is runs on the original matrices */
+            const rq_linear *l = &c.s[QS].block.lin[m];
+            memcpy(c.s[QS].w[m], c.s[FP].w[m], (size_t)(l->n_out * l->n_in) * sizeof(float));
+        }
+        for (int st = 0; st < RQ_N_STAGES; ++st) {
+            RQ_TRY(run_stage(&c, st, text));
+            RQ_TRY(fn(arg, layer, st, c.h, c.s[FP].w));
+        }
+        if (layer + 1 < c.cfg->n_layer) RQ_TRY(finish_block(&c, text));
     }
 done:
     calib_free(&c);

@@ -9,6 +9,12 @@ static const cmd_flag flags[] = {
     {"n-samples", 'n', "N", "calibration windows (128)"},
     {"seq-len", 0, "N", "tokens in a window (2048; an id file's own length)"},
     {"skip-tokens", 0, "N", "leave the first N tokens of each window out of the statistics (0; codebooks: 1)"},
+    {"bpw", 0, "X", "X bits a weight in all: each matrix gets the setting of the bank that suits the whole best"},
+    {"bank", 0, "SETTING", "'key=value,...' to choose from; may be repeated (default: several sizes of the rounder)"},
+    {"bpw-loss", 0, "HOW",
+     "relative (default) or absolute: losses of matrices are compared over |W X|^2, or as they are"},
+    {"token-weights", 0, "HOW", "what tokens count by: none (default), attention or norm"},
+    {"token-min", 0, "X", "the least a token counts, the most being 1 (0.005)"},
     {"seed", 0, "N", "of the rotation and of the choice of windows (0)"},
     {"preset", 0, "NAME", "best (default) or reference: the settings of the papers' code"},
     {"rotate", 0, "HOW", "none or residual (default: the preset's; codebooks: none)"},
@@ -66,6 +72,12 @@ static bool parse_size(const char *text, int64_t *bytes) {
     if (end == text || *end || !(v > 0) || v * unit > 9e18) return false;
     *bytes = (int64_t)(v * unit);
     return true;
+}
+
+static bool parse_number(const char *text, double *v) {
+    char *end;
+    *v = strtod(text, &end);
+    return end != text && !*end;
 }
 
 static int collect(const cmd_args *a, const char *name, const char **list) {
@@ -129,7 +141,7 @@ int cmd_quantize(int argc, char **argv) {
     rq_quantize_job job = {0};
     rq_quantize_report report;
     cmd_progress progress;
-    const char *skip[CMD_MAX_PAIRS], *rules[CMD_MAX_PAIRS];
+    const char *skip[CMD_MAX_PAIRS], *rules[CMD_MAX_PAIRS], *bank[CMD_MAX_PAIRS];
     char *options = NULL;
     int code = cmd_parse(&a, argc, argv, &spec);
     if (code >= 0) return code;
@@ -140,6 +152,23 @@ int cmd_quantize(int argc, char **argv) {
         !cmd_int(&a, "skip-tokens", 0, 1 << 20, book ? 1 : 0, &job.skip_tokens)) {
         return EXIT_USAGE;
     }
+    const char *tokens = cmd_value(&a, "token-weights"), *least = cmd_value(&a, "token-min");
+    if (tokens && !rq_token_weights_by_name(tokens, &job.token_weights)) {
+        RQ_FAIL(RQ_ERR_ARG, "--token-weights %s: it is none, attention or norm", tokens);
+    }
+    job.token_min = 0.005;
+    if (least && !parse_number(least, &job.token_min)) RQ_FAIL(RQ_ERR_ARG, "--token-min %s is not a number", least);
+    const char *bpw = cmd_value(&a, "bpw"), *compare = cmd_value(&a, "bpw-loss");
+    if (bpw && !(parse_number(bpw, &job.bpw) && job.bpw > 0 && job.bpw <= 64)) {
+        RQ_FAIL(RQ_ERR_ARG, "--bpw %s: bits a weight, above 0 and at most 64, are wanted", bpw);
+    }
+    job.absolute_loss = compare && strcmp(compare, "absolute") == 0;
+    if (compare && !job.absolute_loss && strcmp(compare, "relative") != 0) {
+        RQ_FAIL(RQ_ERR_ARG, "--bpw-loss %s: it is relative or absolute", compare);
+    }
+    job.bank = bank;
+    job.n_bank = collect(&a, "bank", bank);
+    if (job.n_bank && !bpw) RQ_FAIL(RQ_ERR_ARG, "--bank is what --bpw chooses from: give --bpw too");
     const char *device = cmd_value(&a, "device"), *ram = cmd_value(&a, "max-ram");
     const char *preset = cmd_value(&a, "preset");
     if (device && strcmp(device, "cpu") != 0) {
@@ -160,6 +189,11 @@ int cmd_quantize(int argc, char **argv) {
     job.dry_run = cmd_has(&a, "dry-run");
     job.force = cmd_has(&a, "force");
     json_t *j = cmd_quant_json(&job.opt);
+    if (job.token_weights != RQ_TOKENS_EVEN) {
+        json_object_set_new(j, "token-weights", json_string(rq_token_weights_name(job.token_weights)));
+        json_object_set_new(j, "token-min", json_real(job.token_min));
+    }
+    if (job.bpw > 0) json_object_set_new(j, "bpw", json_real(job.bpw));
     options = json_dumps(j, JSON_COMPACT);
     json_decref(j);
     job.options_json = options;

@@ -78,6 +78,7 @@ struct rq_quant_opt {
     int refit;            /* rounds of least-squares refit of the group scales, and of codebooks */
     /* Codebook rounders (ssvq, vq); bits, sym, clip and static_groups are the grid's. */
     int vec_len, codes, codes2; /* weights a vector; codebook size; size of the second stage's (vq), 0 without one */
+    bool vec_out;               /* vq: vectors run down the outputs, with a scale and a bias for each column */
     int64_t book_cols;          /* columns that share a codebook; 0: all */
     rq_book_dtype book_dtype;   /* ssvq */
     bool share_books;           /* one codebook for matrices with the same input */
@@ -122,7 +123,8 @@ void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t siz
 /* Columns that are rounded together, contiguous in sweep order: one, or those of a vector that are not outlier columns. */
 typedef struct rq_span {
     int32_t pos, width; /* in sweep order */
-    int32_t vec;        /* vector, of columns vec * vec_len and on; or -1 - o for outlier column o */
+    int32_t
+        vec; /* vector, of columns vec * vec_len and on (the column itself with vec_out); or -1 - o: outlier column o */
 } rq_span;
 
 /* Everything that matrices with the same input share. Columns of u and t are in sweep order: position c holds input feature

@@ -5,7 +5,7 @@
  *   W[:, k] -= x U[b][k] - y T[b][k]   for every later k,   x U_bb = (w - q) + a2 (w0 - A),   y = a1 A + a2 (w0 - A)
  *
  * A is q ("org") or w ("allw"). The code is the one nearest to w in the metric of what is lost, |(w - q) U_bb^-1|^2, or in a
- * simpler one. Outlier columns come first, as blocks of one column, rounded to 8 bits.
+ * simpler one. With vectors down the outputs (comp_lines.c) a block is one column. Outlier columns come first, as blocks of one column, rounded to 8 bits.
  *
  * Rows are independent: a task is a tile of rows, swept from the first column to the last. Updates inside a run of about
  * `--block` columns are made block by block, those after it by one product. */
@@ -42,7 +42,8 @@ static void scratch_free(sweep_scratch *b) {
 }
 
 /* Round the columns of one span for all rows of the tile: b->q[row][lane], codes kept. */
-static void round_span(const sweep_shared *sh, sweep_scratch *b, const rq_span *span, int64_t row0, int64_t n_rows) {
+static void round_span(const sweep_shared *sh, sweep_scratch *b, const rq_span *span, int64_t line0, int64_t row0,
+                       int64_t n_rows) {
     const rq_book_task *t = sh->t;
     const rq_prep *p = t->prep;
     int d = t->d;
@@ -55,6 +56,13 @@ static void round_span(const sweep_shared *sh, sweep_scratch *b, const rq_span *
             t->outlier[(row0 + r) * p->n_outlier + o] = (int8_t)v;
             b->q[r * d] = step * v;
         }
+        return;
+    }
+    if (t->vec_out) {
+        int64_t first = line0, n_lines = 0;
+        while (first + n_lines < t->n_line && t->line_row[first + n_lines] < row0 + n_rows) ++n_lines;
+        rq_lines_round(sh->t, span->vec, first, n_lines, b->w + span->pos, t->n, b->q, d, b->code, b->search);
+        for (int64_t i = 0; i < n_lines; ++i) t->code[(first + i) * t->n_vec + span->vec] = b->code[i];
         return;
     }
     memset(b->target, 0, (size_t)(n_rows * d) * sizeof *b->target);
@@ -83,12 +91,13 @@ static void coefficients(const sweep_shared *sh, sweep_scratch *b, const rq_span
     const rq_book_task *t = sh->t;
     const rq_prep *p = t->prep;
     const float *u = p->u + span->pos * p->n + span->pos;
+    bool single = span->vec < 0 || t->vec_out; /* one column, its values in lane 0 */
     float a1 = (float)t->opt->alpha, a2 = (float)t->opt->alpha2;
     for (int64_t r = 0; r < n_rows; ++r) {
         float *x = b->x + r * run + at, *y = b->y + r * run + at;
         for (int64_t i = 0; i < span->width; ++i) {
             int64_t j = p->perm[span->pos + i];
-            float w = b->w[r * t->n + span->pos + i], q = b->q[r * t->d + (span->vec < 0 ? 0 : j % t->d)];
+            float w = b->w[r * t->n + span->pos + i], q = b->q[r * t->d + (single ? 0 : j % t->d)];
             float kept = sh->allw ? w : q, cae = a2 * (t->start[(row0 + r) * t->n + j] - kept), v = (w - q) + cae;
             for (int64_t k = 0; k < i; ++k) v -= x[k] * u[k * p->n + i];
             x[i] = v / u[i * p->n + i];
@@ -111,7 +120,8 @@ static void sweep_tile(void *arg, int64_t tile) {
     sweep_shared *sh = arg;
     const rq_book_task *t = sh->t;
     const rq_prep *p = t->prep;
-    int64_t n = t->n, row0 = tile * RQ_BOOK_TILE, n_rows = rq_min_i64(RQ_BOOK_TILE, t->n_out - row0);
+    int64_t n = t->n, line0 = tile * rq_lines_tile(t), line1 = rq_min_i64(t->n_line, line0 + rq_lines_tile(t));
+    int64_t row0 = t->line_row[line0], n_rows = t->line_row[line1] - row0;
     int64_t longest = rq_min_i64(n, t->opt->block + t->d);
     sweep_scratch b;
     if (!scratch_new(&b, t, longest)) {
@@ -128,7 +138,7 @@ static void sweep_tile(void *arg, int64_t tile) {
         for (int64_t i = first; i < last; ++i) {
             const rq_span *span = &p->span[i];
             int64_t at = span->pos - c0;
-            round_span(sh, &b, span, row0, n_rows);
+            round_span(sh, &b, span, line0, row0, n_rows);
             if (!p->u) continue; /* rtn: nothing moves */
             coefficients(sh, &b, span, at, longest, row0, n_rows);
             propagate(sh, &b, span->pos, span->width, at, longest, span->pos + span->width, c2, n_rows);
@@ -141,6 +151,6 @@ done:
 
 rq_status rq_block_sweep(rq_book_task *t, const float *metric) {
     sweep_shared sh = {.t = t, .metric = metric, .allw = t->opt->update == RQ_UPDATE_ALLW};
-    rq_parallel_for(rq_ceil_div(t->n_out, RQ_BOOK_TILE), sweep_tile, &sh);
+    rq_parallel_for(rq_ceil_div(t->n_line, rq_lines_tile(t)), sweep_tile, &sh);
     return sh.failed ? rq_fail(RQ_ERR_NOMEM, "out of memory in the sweep") : RQ_OK;
 }

@@ -50,14 +50,33 @@ void rq_book_expand(const rq_book *b, int64_t vec, const rq_vec_code *c, float *
     for (int r = 0; r < b->d; ++r) v[r] += second[r];
 }
 
+static void row_of_lines(const rq_book_task *t, int64_t row, float *q) {
+    int64_t line = 0, high = t->n_line - 1;
+    while (line < high) { /* the last line that begins at or before the row */
+        int64_t middle = (line + high + 1) / 2;
+        if (t->line_row[middle] <= row) {
+            line = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    int64_t e = row - t->line_row[line];
+    for (int64_t j = 0; j < t->n; ++j) {
+        float v[RQ_VEC_MAX] = {0};
+        rq_book_expand(&t->book, j, &t->code[line * t->n_vec + j], v);
+        q[j] = rq_book_factor(t, line, j) * v[e] + rq_book_bias(t, line, j);
+    }
+}
+
 void rq_book_row(const rq_book_task *t, int64_t row, float *q) {
     const rq_prep *p = t->prep;
     float v[RQ_VEC_MAX] = {0};
-    for (int64_t b = 0; b < t->n_vec; ++b) {
+    for (int64_t b = 0; b < t->n_vec && !t->vec_out; ++b) {
         float s = t->scale[row * t->n_group + b * t->d / t->group];
         rq_book_expand(&t->book, b, &t->code[row * t->n_vec + b], v);
         for (int64_t j = b * t->d; j < rq_min_i64(t->n, (b + 1) * t->d); ++j) q[j] = s * v[j - b * t->d];
     }
+    if (t->vec_out) row_of_lines(t, row, q);
     for (int o = 0; o < p->n_outlier; ++o) {
         q[p->outlier_col[o]] =
             t->outlier_step[t->matrix[row] * p->n_outlier + o] * (float)t->outlier[row * p->n_outlier + o];
@@ -80,9 +99,9 @@ void rq_book_free(rq_book *b) {
 static rq_status book_new(rq_book *b, const rq_book_task *t) {
     rq_status status = RQ_OK;
     const rq_quant_opt *o = t->opt;
-    int64_t cols = o->book_cols > 0 ? o->book_cols : t->n_vec * t->d;
+    int64_t width = t->vec_out ? 1 : t->d, cols = o->book_cols > 0 ? o->book_cols : t->n_vec * width;
     *b = (rq_book){.d = t->d, .n_stage = o->codes2 > 0 ? 2 : 1, .k = {o->codes, o->codes2}};
-    b->vec_per_book = cols / t->d;
+    b->vec_per_book = cols / width;
     b->n_book = rq_ceil_div(t->n_vec, b->vec_per_book);
     b->n_table = t->vec->n_table(b->d);
     const int64_t k[2] = {o->codes, o->codes2};
@@ -140,7 +159,7 @@ static rq_status gather_points(points *out, const rq_book_task *t, int64_t which
     rq_status status = RQ_OK;
     const rq_prep *p = t->prep;
     int64_t v0 = which * t->book.vec_per_book, v1 = rq_min_i64(t->n_vec, v0 + t->book.vec_per_book);
-    int64_t n = t->n, d = t->d, all = t->n_out * (v1 - v0),
+    int64_t n = t->n, d = t->d, all = t->n_line * (v1 - v0),
             wanted = t->opt->kmeans_points > 0 ? rq_min_i64(all, t->opt->kmeans_points) : all;
     bool *kept = NULL;
     RQ_TRY(RQ_NEW(out->x, wanted * d));
@@ -152,15 +171,16 @@ static rq_status gather_points(points *out, const rq_book_task *t, int64_t which
     for (int64_t i = 0; i < wanted; ++i) {
         int64_t at = (int64_t)(step * ((double)i + (wanted < all ? rq_random_unit(seed, (uint64_t)i) : 0)));
         at = rq_min_i64(at, all - 1);
-        int64_t row = at / (v1 - v0), v = v0 + at % (v1 - v0);
-        float s = t->scale[row * t->n_group + v * d / t->group];
+        int64_t line = at / (v1 - v0), v = v0 + at % (v1 - v0);
+        float s = rq_book_factor(t, line, v), bias = rq_book_bias(t, line, v);
         if (!(s > 0)) continue;
         for (int64_t r = 0; r < d; ++r) {
-            int64_t j = v * d + r;
-            bool counts = j < n && !kept[j];
-            float x = counts ? t->start[row * n + j] / s : 0;
+            int64_t cell = rq_book_lane(t, line, v, r);
+            bool counts = cell >= 0 && !kept[cell % n];
+            float x = counts ? (t->start[cell] - bias) / s : 0;
+            float cost = t->vec_out ? metric[v] : metric[v * d * d + r * d + r];
             out->x[out->n * d + r] = t->vec->magnitudes ? fabsf(x) : x;
-            out->weight[out->n * d + r] = counts ? s * s * metric[v * d * d + r * d + r] : 0;
+            out->weight[out->n * d + r] = counts ? s * s * cost : 0;
         }
         ++out->n;
     }
@@ -206,7 +226,7 @@ done:
 rq_status rq_book_sweep_metric(float **metric, const rq_book_task *t) {
     rq_status status = RQ_OK;
     const rq_prep *p = t->prep;
-    int64_t d = t->d, n = t->n;
+    int64_t d = t->vec_out ? 1 : t->d, n = t->n;
     RQ_TRY(RQ_NEW_ZERO(*metric, t->n_vec * d * d));
     for (int64_t i = 0; i < p->n_span; ++i) {
         const rq_span *s = &p->span[i];
@@ -226,6 +246,7 @@ rq_status rq_book_sweep_metric(float **metric, const rq_book_task *t) {
             for (int64_t r = 0; r < k; ++r) inv[r * k + r] = p->hdiag ? (double)p->hdiag[p->perm[s->pos + r]] : 1;
         }
         for (int64_t r = 0; r < k; ++r) top = fmax(top, inv[r * k + r]);
+        top = sqrt(top); /* columns of very large H would have the codebook to themselves */
         for (int64_t r = 0; r < k && top > 0; ++r) {
             for (int64_t c = 0; c < k; ++c) {
                 int64_t lr = p->perm[s->pos + r] % d, lc = p->perm[s->pos + c] % d;
@@ -294,6 +315,37 @@ done:
     return status;
 }
 
+static float column_round(const rq_book_task *t, double v) {
+    float x = (float)v * t->scale_unit;
+    x = x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
+    return rq_f32_of_f16(rq_f16_of_f32(x)) / t->scale_unit;
+}
+
+/* Bias and scale of each column of each matrix: mean and standard deviation. */
+static rq_status column_scales(run *z, int n_matrices) {
+    rq_status status = RQ_OK;
+    rq_book_task *t = &z->t;
+    RQ_TRY(RQ_NEW_ZERO(t->col_scale, n_matrices * t->n));
+    RQ_TRY(RQ_NEW_ZERO(t->col_bias, n_matrices * t->n));
+    for (int64_t row0 = 0, row1; row0 < t->n_out; row0 = row1) {
+        int32_t m = t->matrix[row0];
+        for (row1 = row0; row1 < t->n_out && t->matrix[row1] == m;) ++row1;
+        for (int64_t j = 0; j < t->n; ++j) {
+            double sum = 0, square = 0, count = (double)(row1 - row0);
+            for (int64_t r = row0; r < row1; ++r) sum += (double)t->start[r * t->n + j];
+            float bias = column_round(t, sum / count);
+            for (int64_t r = row0; r < row1; ++r) {
+                double e = (double)t->start[r * t->n + j] - (double)bias;
+                square += e * e;
+            }
+            t->col_bias[m * t->n + j] = bias;
+            t->col_scale[m * t->n + j] = column_round(t, sqrt(square / count));
+        }
+    }
+done:
+    return status;
+}
+
 /* Scales: root mean square of the group without outlier columns. Steps of outlier columns: their largest weight over 127. */
 static rq_status first_scales(run *z, int n_matrices) {
     rq_status status = RQ_OK;
@@ -301,13 +353,17 @@ static rq_status first_scales(run *z, int n_matrices) {
     const rq_prep *p = t->prep;
     bool *kept = NULL;
     RQ_TRY(RQ_NEW_ZERO(kept, t->n));
-    RQ_TRY(RQ_NEW(t->scale, t->n_out * t->n_group));
+    if (t->vec_out) {
+        RQ_TRY(column_scales(z, n_matrices));
+    } else {
+        RQ_TRY(RQ_NEW(t->scale, t->n_out * t->n_group));
+    }
     RQ_TRY(RQ_NEW_ZERO(t->outlier_step, rq_max_i64(1, n_matrices * p->n_outlier)));
     RQ_TRY(RQ_NEW_ZERO(t->outlier, rq_max_i64(1, t->n_out * p->n_outlier)));
     for (int o = 0; o < p->n_outlier; ++o) kept[p->outlier_col[o]] = true;
     for (int64_t r = 0; r < t->n_out; ++r) {
         const float *w = t->start + r * t->n;
-        for (int64_t g = 0; g < t->n_group; ++g) {
+        for (int64_t g = 0; g < t->n_group && t->scale; ++g) {
             double sum = 0;
             int64_t count = 0;
             for (int64_t j = g * t->group; j < rq_min_i64(t->n, (g + 1) * t->group); ++j) {
@@ -327,10 +383,25 @@ done:
     return status;
 }
 
+/* Lines: rows, or runs of d rows that end with their matrix. */
+static rq_status make_lines(run *z) {
+    rq_book_task *t = &z->t;
+    rq_status status = RQ_NEW(t->line_row, t->n_out + 1);
+    if (status != RQ_OK) return status;
+    for (int64_t row = 0; row < t->n_out;) {
+        int64_t last = row + 1;
+        while (t->vec_out && last < t->n_out && last < row + t->d && t->matrix[last] == t->matrix[row]) ++last;
+        t->line_row[t->n_line++] = row;
+        row = last;
+    }
+    t->line_row[t->n_line] = t->n_out;
+    return RQ_OK;
+}
+
 /* What the search measures in, from what the sweep loses. */
 static rq_status search_metric(run *z, const float *exact) {
     const rq_book_task *t = &z->t;
-    int64_t d = t->d, n = t->n_vec * d * d;
+    int64_t d = t->vec_out ? 1 : t->d, n = t->n_vec * d * d;
     rq_status status = RQ_NEW(z->search_metric, n);
     for (int64_t i = 0; status == RQ_OK && i < n; ++i) {
         bool on = i / d % d == i % d;
@@ -359,29 +430,28 @@ static int bits_of(int64_t k) {
 }
 
 /* Arrays of the format for rows [row0, row0 + n_out) of the stack. */
-static rq_status emit(rq_quant_result *r, const run *z, const rq_quant_matrix *m, int which, int64_t row0, int users) {
+static rq_status emit(rq_quant_result *r, const run *z, const rq_quant_matrix *m, int which, int64_t row0,
+                      int64_t line0, int users) {
     rq_status status = RQ_OK;
     const rq_book_task *t = &z->t;
     const rq_prep *p = t->prep;
     const rq_book *b = &t->book;
-    int64_t n_out = m[which].n_out, n = t->n, d = t->d;
+    int64_t n_out = m[which].n_out, n = t->n, d = t->d, n_line = t->vec_out ? rq_ceil_div(n_out, d) : n_out;
     uint16_t *code[2] = {NULL, NULL};
-    uint8_t *negative, *u8 = NULL;
-    float *scale, *book_scale, *step;
+    uint8_t *negative = NULL, *u8 = NULL;
+    float *scale = NULL, *book_scale, *step;
     int32_t *cols;
     int8_t *outlier;
-    rq_f16 *f16[2] = {NULL, NULL};
+    rq_f16 *f16[2] = {NULL, NULL}, *col_scale = NULL, *col_bias = NULL;
     rq_packed packed = {0};
-    OWN(negative, n_out * n);
-    OWN(scale, n_out * t->n_group);
     OWN(book_scale, b->n_book);
     OWN(cols, rq_max_i64(1, p->n_outlier));
     OWN(outlier, rq_max_i64(1, n_out * p->n_outlier));
     OWN(step, rq_max_i64(1, p->n_outlier));
     for (int s = 0; s < b->n_stage; ++s) {
         int64_t size = b->n_book * b->k[s] * d;
-        OWN(code[s], n_out * t->n_vec);
-        for (int64_t i = 0; i < n_out * t->n_vec; ++i) code[s][i] = t->code[row0 * t->n_vec + i].code[s];
+        OWN(code[s], n_line * t->n_vec);
+        for (int64_t i = 0; i < n_line * t->n_vec; ++i) code[s][i] = t->code[line0 * t->n_vec + i].code[s];
         if (b->u8) {
             OWN(u8, size);
             memcpy(u8, b->u8, (size_t)size);
@@ -390,9 +460,22 @@ static rq_status emit(rq_quant_result *r, const run *z, const rq_quant_matrix *m
             memcpy(f16[s], b->f16[s], (size_t)size * sizeof(rq_f16));
         }
     }
-    for (int64_t i = 0; i < n_out * n; ++i)
-        negative[i] = t->code[(row0 + i / n) * t->n_vec + i % n / d].negative >> (i % n % d) & 1;
-    for (int64_t i = 0; i < n_out * t->n_group; ++i) scale[i] = t->scale[row0 * t->n_group + i] * t->scale_unit;
+    if (t->vec->magnitudes) {
+        OWN(negative, n_out * n);
+        for (int64_t i = 0; i < n_out * n; ++i)
+            negative[i] = t->code[(row0 + i / n) * t->n_vec + i % n / d].negative >> (i % n % d) & 1;
+    }
+    if (t->vec_out) {
+        OWN(col_scale, n);
+        OWN(col_bias, n);
+        for (int64_t j = 0; j < n; ++j) {
+            col_scale[j] = rq_f16_of_f32(t->col_scale[which * n + j] * t->scale_unit);
+            col_bias[j] = rq_f16_of_f32(t->col_bias[which * n + j] * t->scale_unit);
+        }
+    } else {
+        OWN(scale, n_out * t->n_group);
+        for (int64_t i = 0; i < n_out * t->n_group; ++i) scale[i] = t->scale[row0 * t->n_group + i] * t->scale_unit;
+    }
     for (int64_t i = 0; i < b->n_book; ++i) book_scale[i] = (float)((double)b->book_scale[i] * z->unit);
     for (int o = 0; o < p->n_outlier; ++o) {
         cols[o] = p->outlier_col[o];
@@ -426,13 +509,16 @@ static rq_status emit(rq_quant_result *r, const run *z, const rq_quant_matrix *m
                               .n_in = n,
                               .vec_len = t->d,
                               .n_stage = b->n_stage,
+                              .vec_out = t->vec_out,
                               .code_bits = {bits_of(b->k[0]), bits_of(b->k[1])},
                               .n_codes = {b->k[0], b->k[1]},
-                              .book_cols = b->vec_per_book * d,
+                              .book_cols = b->vec_per_book * (t->vec_out ? 1 : d),
                               .group = t->group,
                               .codes = {code[0], code[1]},
                               .book = {f16[0], f16[1]},
                               .scale = scale,
+                              .col_scale = col_scale,
+                              .col_bias = col_bias,
                               .n_outlier = p->n_outlier,
                               .outlier_col = cols,
                               .outlier = outlier,
@@ -453,28 +539,37 @@ rq_status rq_quantize_books(rq_quant_result *r, const rq_quant_matrix *m, int n_
                             const rq_quant_opt *o) {
     rq_status status = RQ_OK;
     float *exact = NULL;
-    int64_t row = 0, d = o->vec_len, n_vec = rq_ceil_div(p->n, d), group = o->group ? o->group : p->n;
+    int64_t row = 0, line = 0, d = o->vec_len, n_vec = o->vec_out ? p->n : rq_ceil_div(p->n, d),
+            group = o->group ? o->group : p->n;
     run z = {
         .t = {.prep = p, .opt = o, .vec = rq_round_get(o->round)->vec, .n = p->n, .d = o->vec_len, .n_vec = n_vec}};
     rq_book_task *t = &z.t;
     for (int i = 0; i < n_matrices; ++i) t->n_out += m[i].n_out;
+    t->vec_out = o->vec_out;
     t->group = group < p->n ? group : p->n;
     t->n_group = rq_ceil_div(p->n, t->group);
     RQ_TRY(rq_backend_init());
     RQ_TRY(stack(&z, m, n_matrices));
     t->scale_unit = o->book_dtype == RQ_BOOK_U8 ? 1.0f : (float)z.unit;
+    RQ_TRY(make_lines(&z));
     RQ_TRY(first_scales(&z, n_matrices));
-    RQ_TRY(RQ_NEW_ZERO(t->code, t->n_out * n_vec));
+    RQ_TRY(RQ_NEW_ZERO(t->code, t->n_line * n_vec));
     RQ_TRY(book_new(&t->book, t));
     RQ_TRY(rq_book_sweep_metric(&exact, t));
     RQ_TRY(search_metric(&z, exact));
     RQ_TRY(rq_book_fit(t, z.search_metric));
     RQ_TRY(rq_block_sweep(t, z.search_metric));
     RQ_TRY(rq_refine_book(t));
-    for (int i = 0; i < n_matrices; row += m[i++].n_out) RQ_TRY(emit(&r[i], &z, m, i, row, n_matrices));
+    for (int i = 0; i < n_matrices; row += m[i++].n_out) {
+        RQ_TRY(emit(&r[i], &z, m, i, row, line, n_matrices));
+        line += t->vec_out ? rq_ceil_div(m[i].n_out, d) : m[i].n_out;
+    }
 done:
     rq_book_free(&t->book);
     free(t->scale);
+    free(t->col_scale);
+    free(t->col_bias);
+    free(t->line_row);
     free(t->code);
     free(t->outlier);
     free(t->outlier_step);

@@ -53,16 +53,20 @@ typedef struct rq_book_task {
     const rq_prep *prep;
     const rq_quant_opt *opt;
     const rq_vec_rounder *vec;
-    int64_t n_out, n, n_vec, group, n_group;
+    int64_t n_out, n, n_line, n_vec, group,
+        n_group; /* n_line lines of n_vec vectors: rows, or with vec_out d rows each */
     int d;
-    const float *start;    /* [n_out][n] natural order: where the sweep starts, and W0 of ResComp's term */
-    const float *goal;     /* [n_out][n]: what the refinement aims at */
-    float *scale;          /* [n_out][n_group] */
-    float scale_unit;      /* a power of two: scale * scale_unit is exact in fp16 */
-    rq_vec_code *code;     /* [n_out][n_vec] */
-    int8_t *outlier;       /* [n_out][n_outlier] */
-    float *outlier_step;   /* [n_matrices][n_outlier] */
-    const int32_t *matrix; /* [n_out] of the set */
+    bool vec_out;
+    const float *start;          /* [n_out][n] natural order: where the sweep starts, and W0 of ResComp's term */
+    const float *goal;           /* [n_out][n]: what the refinement aims at */
+    float *scale;                /* [n_out][n_group]; NULL with vec_out, which has the next two */
+    float *col_scale, *col_bias; /* [n_matrices][n] */
+    int64_t *line_row;           /* [n_line + 1] first row of each line; lines at a matrix' end may be short */
+    float scale_unit;            /* a power of two: scale * scale_unit is exact in fp16 */
+    rq_vec_code *code;           /* [n_line][n_vec] */
+    int8_t *outlier;             /* [n_out][n_outlier] */
+    float *outlier_step;         /* [n_matrices][n_outlier] */
+    const int32_t *matrix;       /* [n_out] of the set */
     rq_book book;
 } rq_book_task;
 
@@ -71,6 +75,22 @@ static inline float rq_book_scale_round(const rq_book_task *t, float s) {
     float v = s * t->scale_unit;
     v = v > 65504.0f ? 65504.0f : v;
     return rq_f32_of_f16(rq_f16_of_f32(v)) / t->scale_unit;
+}
+
+/* Where lane e of a vector lies in [n_out][n], or -1 when it reaches past the matrix. */
+static inline int64_t rq_book_lane(const rq_book_task *t, int64_t line, int64_t vec, int64_t e) {
+    int64_t col = vec * t->d + e, row = t->line_row[line] + e;
+    if (t->vec_out) return row < t->line_row[line + 1] ? row * t->n + vec : -1;
+    return col < t->n ? line * t->n + col : -1;
+}
+
+/* A weight is factor * (what the code says) + bias. */
+static inline float rq_book_factor(const rq_book_task *t, int64_t line, int64_t vec) {
+    return t->vec_out ? t->col_scale[t->matrix[t->line_row[line]] * t->n + vec]
+                      : t->scale[line * t->n_group + vec * t->d / t->group];
+}
+static inline float rq_book_bias(const rq_book_task *t, int64_t line, int64_t vec) {
+    return t->vec_out ? t->col_bias[t->matrix[t->line_row[line]] * t->n + vec] : 0;
 }
 
 /* v[d] = what a code stands for, without the scale. */
@@ -89,14 +109,20 @@ void rq_book_store(rq_book_task *t);
 void rq_book_free(rq_book *b);
 int64_t rq_book_scratch(const rq_book *b); /* floats of rq_pick.scratch */
 
-/* metric [n_vec][d][d], largest entry 1: what the sweep pays for an error in a vector, (U_bb^T U_bb)^-1. Without a factor
- * the diagonal of H, or ones. */
+/* metric [n_vec][d][d]: what the sweep pays for an error in a vector, (U_bb^T U_bb)^-1 over the root of its largest entry (searches
+ * do not care, and in the codebook's fit it halves the lead of columns with a large H). Without a factor the diagonal of H, or ones. */
 rq_status rq_book_sweep_metric(float **metric, const rq_book_task *t);
 
 /* comp_block.c: the sweep. */
 rq_status rq_block_sweep(rq_book_task *t, const float *metric);
 /* comp_refine_book.c: descent over codes, scales and codebooks on tr((Q - goal) Hd (Q - goal)^T). */
 rq_status rq_refine_book(rq_book_task *t);
+/* comp_lines.c: the sweep's rounding of one column for rows [row0, row0 + n_rows) of whole lines, w and q `stride` apart; and the
+ * refinement's passes over a tile of lines. */
+int64_t rq_lines_tile(const rq_book_task *t); /* lines of a task */
+void rq_lines_round(rq_book_task *t, int64_t col, int64_t line0, int64_t n_lines, const float *w, int64_t w_stride,
+                    float *q, int64_t q_stride, rq_vec_code *code, float *scratch);
+rq_status rq_refine_lines(rq_book_task *t);
 /* comp_refit_book.c: the codebooks that minimize it with codes, signs and scales as they are, if they lower it when stored. */
 rq_status rq_refit_book(rq_book_task *t);
 

@@ -120,9 +120,12 @@ static rq_status check_book(const rq_quant_opt *o) {
     if (o->codes2 != 0 && (ssvq || o->codes2 < 16 || o->codes2 > most))
         return rq_fail(RQ_ERR_ARG, "--codes2 %d: a second stage is for vq, with 16 to %d entries; 0 for none",
                        o->codes2, most);
+    if (o->vec_out && (ssvq || o->group != 0))
+        return rq_fail(RQ_ERR_ARG, "--vec-axis out is for vq, and its scales are of columns: --group %lld must be 0",
+                       (long long)o->group);
     if (o->group % o->vec_len)
         return rq_fail(RQ_ERR_ARG, "--group %lld is not a multiple of --vec-len %d", (long long)o->group, o->vec_len);
-    if (o->book_cols < 0 || o->book_cols % o->vec_len)
+    if (o->book_cols < 0 || (!o->vec_out && o->book_cols % o->vec_len))
         return rq_fail(RQ_ERR_ARG, "--book-cols %lld is not a multiple of --vec-len %d (0 means all columns)",
                        (long long)o->book_cols, o->vec_len);
     if (o->book_dtype == RQ_BOOK_U8 && !ssvq) return rq_fail(RQ_ERR_ARG, "--book-dtype u8: codebooks of vq are f16");
@@ -202,6 +205,7 @@ static const setting settings[] = {
     {{"vec-len", 'i', "D", "ssvq, vq: weights that share a code"}, AT(vec_len)},
     {{"codes", 'i', "K", "ssvq, vq: entries of a codebook"}, AT(codes)},
     {{"codes2", 'i', "K", "vq: entries of the second stage's, 0 for one stage"}, AT(codes2)},
+    {{"vec-axis", 'e', "in|out", "vq: vectors along the inputs, or down the outputs with column scales"}, AT(vec_out)},
     {{"book-cols", 'I', "N", "ssvq, vq: columns that share a codebook; 0: all"}, AT(book_cols)},
     {{"book-dtype", 'e', "f16|u8", "ssvq: how codebooks are stored"}, AT(book_dtype)},
     {{"share-books", 'b', NULL, "ssvq, vq: one codebook for matrices with the same input"}, AT(share_books)},
@@ -260,6 +264,7 @@ static rq_status set_choice(rq_quant_opt *o, size_t offset, const rq_quant_key *
     case AT(clip): o->clip = (rq_clip)i; break;
     case AT(clip_weights): o->clip_weights = (rq_clip_weights)i; break;
     case AT(update): o->update = (rq_update)i; break;
+    case AT(vec_out): o->vec_out = i == 1; break;
     case AT(assign): o->assign = (rq_assign)i; break;
     case AT(book_dtype): o->book_dtype = (rq_book_dtype)i; break;
     default: o->scale_dtype = i ? RQ_F32 : RQ_F16; break;
@@ -354,6 +359,7 @@ void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t siz
                            : s->offset == AT(clip)         ? clips[o->clip]
                            : s->offset == AT(clip_weights) ? weights[o->clip_weights]
                            : s->offset == AT(update)       ? updates[o->update]
+                           : s->offset == AT(vec_out)      ? (o->vec_out ? "out" : "in")
                            : s->offset == AT(assign)       ? assigns[o->assign]
                            : s->offset == AT(book_dtype)   ? types[o->book_dtype]
                            : o->scale_dtype == RQ_F32      ? "f32"

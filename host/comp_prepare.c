@@ -80,7 +80,7 @@ done:
  * order, or those of larger mean diagonal first. */
 static rq_status spans(rq_prep *p, double mean_diag, const rq_quant_opt *o) {
     rq_status status = RQ_OK;
-    int64_t n = p->n, n_vec = rq_ceil_div(n, o->vec_len), pos = 0;
+    int64_t n = p->n, width = o->vec_out ? 1 : o->vec_len, n_vec = rq_ceil_div(n, width), pos = 0;
     sort_key *key = NULL;
     bool *kept = NULL;
     RQ_TRY(RQ_NEW(key, n));
@@ -105,14 +105,14 @@ static rq_status spans(rq_prep *p, double mean_diag, const rq_quant_opt *o) {
     for (int64_t v = 0; v < n_vec; ++v) {
         key[v].value = 0;
         key[v].index = (int32_t)v;
-        int64_t c0 = v * o->vec_len, len = rq_min_i64(o->vec_len, n - c0);
+        int64_t c0 = v * width, len = rq_min_i64(width, n - c0);
         for (int64_t j = c0; j < c0 + len && p->hdiag && o->act_order; ++j)
             key[v].value += kept[j] ? 0 : (double)p->hdiag[j] / (double)len;
     }
     qsort(key, (size_t)n_vec, sizeof *key, by_value_descending);
     for (int64_t i = 0; i < n_vec; ++i) {
         int64_t v = key[i].index, first = pos;
-        for (int64_t j = v * o->vec_len; j < rq_min_i64(n, (v + 1) * o->vec_len); ++j) {
+        for (int64_t j = v * width; j < rq_min_i64(n, (v + 1) * width); ++j) {
             if (!kept[j]) p->perm[pos++] = (int32_t)j;
         }
         if (pos > first) p->span[p->n_span++] = (rq_span){(int32_t)first, (int32_t)(pos - first), (int32_t)v};

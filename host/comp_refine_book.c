@@ -305,6 +305,7 @@ rq_status rq_refine_book(rq_book_task *t) {
     refine_shared s = {.t = t};
     int64_t n_tile = rq_ceil_div(t->n_out, RQ_BOOK_TILE), d = t->d;
     if (!t->prep->hd) return RQ_OK;
+    if (t->vec_out) return rq_refine_lines(t);
     RQ_TRY(RQ_NEW_ZERO(s.metric, t->n_vec * d * d));
     RQ_TRY(RQ_NEW_ZERO(s.inverse, t->n_vec * d * d));
     RQ_TRY(RQ_NEW(s.kept, t->n));

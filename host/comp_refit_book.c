@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Codebooks by least squares under the full H (AQLM's and QuIP#'s tuning, in closed form): with codes, signs and scales fixed, Q = S c
- * + outlier columns is linear in the entries c of the codebooks, and J(c) = tr((Q - goal) H (Q - goal)^T) is minimal where
+ * + outlier columns (+ column biases) is linear in the entries c of the codebooks, and J(c) = tr((Q - goal) H (Q - goal)^T) is minimal where
  * S^T ((S c + o - goal) H) = 0. That system is k d wide and never formed: conjugate gradients apply S (look up), H (one product)
  * and S^T (add up), preconditioned by the diagonal, sum over the members of an entry of s^2 H_jj. An entry of ssvq that turns
  * negative gives its sign to its members. The result is rounded to the stored type and kept only where J is lower then. */
@@ -30,27 +30,28 @@ static int64_t entry_of(const rq_book_task *t, int stage, int64_t i, const rq_ve
     return stage_offset(t, stage) + (i / t->book.vec_per_book * t->book.k[stage] + c->code[stage]) * t->d;
 }
 
-static void rows_of_chunk(const refit *f, int64_t chunk, int64_t *row0, int64_t *row1) {
-    *row0 = f->t->n_out * chunk / N_CHUNKS;
-    *row1 = f->t->n_out * (chunk + 1) / N_CHUNKS;
+static void lines_of_chunk(const refit *f, int64_t chunk, int64_t *line0, int64_t *line1) {
+    *line0 = f->t->n_line * chunk / N_CHUNKS;
+    *line1 = f->t->n_line * (chunk + 1) / N_CHUNKS;
 }
 
 /* q = S v, zero in outlier columns. */
 static void expand(void *arg, int64_t chunk) {
     const refit *f = arg;
     const rq_book_task *t = f->t;
-    int64_t row0, row1, n = t->n;
-    rows_of_chunk(f, chunk, &row0, &row1);
-    for (int64_t r = row0; r < row1; ++r) {
+    int64_t line0, line1, n = t->n;
+    lines_of_chunk(f, chunk, &line0, &line1);
+    for (int64_t line = line0; line < line1; ++line) {
         for (int64_t i = 0; i < t->n_vec; ++i) {
-            const rq_vec_code *c = &t->code[r * t->n_vec + i];
-            float s = t->scale[r * t->n_group + i * t->d / t->group];
-            for (int64_t j = i * t->d; j < rq_min_i64(n, (i + 1) * t->d); ++j) {
+            const rq_vec_code *c = &t->code[line * t->n_vec + i];
+            float s = rq_book_factor(t, line, i);
+            for (int64_t e = 0; e < t->d; ++e) {
+                int64_t cell = rq_book_lane(t, line, i, e);
+                if (cell < 0) continue;
                 double v = 0;
-                for (int stage = 0; stage < t->book.n_stage; ++stage)
-                    v += f->v[entry_of(t, stage, i, c) + j - i * t->d];
-                if (c->negative >> (j - i * t->d) & 1) v = -v;
-                f->q[r * n + j] = f->kept[j] ? 0 : s * (float)v;
+                for (int stage = 0; stage < t->book.n_stage; ++stage) v += f->v[entry_of(t, stage, i, c) + e];
+                if (c->negative >> e & 1) v = -v;
+                f->q[cell] = f->kept[cell % n] ? 0 : s * (float)v;
             }
         }
     }
@@ -60,20 +61,20 @@ static void expand(void *arg, int64_t chunk) {
 static void scatter(void *arg, int64_t chunk) {
     const refit *f = arg;
     const rq_book_task *t = f->t;
-    int64_t row0, row1, n = t->n;
+    int64_t line0, line1, n = t->n;
     double *sum = f->sum + chunk * f->n_entry;
-    rows_of_chunk(f, chunk, &row0, &row1);
+    lines_of_chunk(f, chunk, &line0, &line1);
     memset(sum, 0, (size_t)f->n_entry * sizeof *sum);
-    for (int64_t r = row0; r < row1; ++r) {
+    for (int64_t line = line0; line < line1; ++line) {
         for (int64_t i = 0; i < t->n_vec; ++i) {
-            const rq_vec_code *c = &t->code[r * t->n_vec + i];
-            double s = (double)t->scale[r * t->n_group + i * t->d / t->group];
-            for (int64_t j = i * t->d; j < rq_min_i64(n, (i + 1) * t->d); ++j) {
-                if (f->kept[j]) continue;
-                double v = f->squares                          ? s * s * (double)t->prep->hd[j * n + j]
-                           : c->negative >> (j - i * t->d) & 1 ? -s * (double)f->h[r * n + j]
-                                                               : s * (double)f->h[r * n + j];
-                for (int stage = 0; stage < t->book.n_stage; ++stage) sum[entry_of(t, stage, i, c) + j - i * t->d] += v;
+            const rq_vec_code *c = &t->code[line * t->n_vec + i];
+            double s = (double)rq_book_factor(t, line, i);
+            for (int64_t e = 0; e < t->d; ++e) {
+                int64_t cell = rq_book_lane(t, line, i, e);
+                if (cell < 0 || f->kept[cell % n]) continue;
+                double v = f->squares ? s * s * (double)t->prep->hd[cell % n * (n + 1)]
+                                      : (c->negative >> e & 1 ? -s : s) * (double)f->h[cell];
+                for (int stage = 0; stage < t->book.n_stage; ++stage) sum[entry_of(t, stage, i, c) + e] += v;
             }
         }
     }
@@ -150,9 +151,9 @@ done:
 /* Flip the signs of members whose entry is negative; flipping twice brings them back. */
 static void fold_signs(const refit *f, const double *x) {
     rq_book_task *t = f->t;
-    for (int64_t r = 0; r < t->n_out; ++r) {
+    for (int64_t line = 0; line < t->n_line; ++line) {
         for (int64_t i = 0; i < t->n_vec; ++i) {
-            rq_vec_code *c = &t->code[r * t->n_vec + i];
+            rq_vec_code *c = &t->code[line * t->n_vec + i];
             const double *v = x + entry_of(t, 0, i, c);
             for (int e = 0; e < t->d; ++e) c->negative = (uint16_t)(c->negative ^ (v[e] < 0) << e);
         }

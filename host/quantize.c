@@ -48,9 +48,10 @@ static rq_status first_match(const char *const *rules, int n, bool has_settings,
 const int rq_stage_first[RQ_N_STAGES + 1] = {RQ_Q, RQ_O, RQ_GATE, RQ_DOWN, RQ_N_LINEARS};
 
 /* Matrices with one input and the same options share their codebooks; others are sets of their own. */
-static void make_sets(rq_quantizer *z) {
+void rq_plan_make_sets(rq_quantizer *z) {
     for (int64_t layer = 0; layer < z->model->cfg.n_layer; ++layer) {
         rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS];
+        for (int m = 0; m < RQ_N_LINEARS; ++m) p[m].n_set = 0;
         for (int st = 0; st < RQ_N_STAGES; ++st) {
             for (int m = rq_stage_first[st]; m < rq_stage_first[st + 1]; ++m) {
                 p[m].lead = m;
@@ -83,6 +84,7 @@ static rq_status make_plan(rq_quantizer *z) {
         RQ_TRY(first_match(job->skip, job->n_skip, false, p->name, &rule));
         p->quantized = rule < 0;
         RQ_TRY(first_match(job->override_rules, job->n_override_rules, true, p->name, &rule));
+        p->pinned = rule >= 0;
         if (rule >= 0) RQ_TRY(rq_quant_set_all(&p->opt, strrchr(job->override_rules[rule], ':') + 1));
         if (!p->quantized) continue;
         status = rq_quant_check(&p->opt, p->n_in);
@@ -92,7 +94,7 @@ static rq_status make_plan(rq_quantizer *z) {
         }
         RQ_TRY(rq_tensor_check_finite(l->tensor));
     }
-    make_sets(z);
+    rq_plan_make_sets(z);
 done:
     return status;
 }
@@ -106,8 +108,7 @@ bool rq_plan_needs_calibration(const rq_quantizer *z) {
 
 /* ---- what it will cost ---- */
 
-/* Bits of a matrix, by the formats of docs/formats.md; of a codebook that is shared, its part. */
-static double bits_of_matrix(const rq_matrix_plan *p, const rq_matrix_plan *lead) {
+double rq_plan_bits(const rq_matrix_plan *p, int n_set) {
     const rq_quant_opt *o = &p->opt;
     int64_t group = o->group ? o->group : p->n_in, n_group = rq_ceil_div(p->n_in, group);
     double scales = (double)(p->n_out * n_group) * (o->scale_dtype == RQ_F32 ? 32 : 16);
@@ -117,16 +118,18 @@ static double bits_of_matrix(const rq_matrix_plan *p, const rq_matrix_plan *lead
                (rq_groups_in_sweep_order(o, p->n_in) && o->act_order ? 32.0 * (double)p->n_in : 0) + 128;
     }
     int64_t codes[2] = {o->codes, o->codes2}, books = o->book_cols ? rq_ceil_div(p->n_in, o->book_cols) : 1;
-    double bits = scales + 128, book = 0;
+    int64_t lines = o->vec_out ? rq_ceil_div(p->n_out, o->vec_len) : p->n_out;
+    double bits = (o->vec_out ? 32.0 * (double)p->n_in : scales) + 128,
+           book = 0; /* a scale and a bias a column, or rows' */
     for (int s = 0; s < 2 && codes[s]; ++s) {
         int code_bits = 4;
         while (1 << code_bits < codes[s]) ++code_bits;
-        bits += 32.0 * (double)(p->n_out * rq_ssvq_code_words(p->n_in, o->vec_len, code_bits));
+        bits += 32.0 * (double)(lines * rq_ssvq_code_words(p->n_in, o->vec_out ? 1 : o->vec_len, code_bits));
         book += (double)(books * codes[s] * o->vec_len) * (o->book_dtype == RQ_BOOK_U8 ? 8 : 16);
     }
     if (o->round == RQ_ROUND_SSVQ) bits += 32.0 * (double)(p->n_out * rq_ssvq_sign_words(p->n_in, o->vec_len));
     if (o->book_dtype == RQ_BOOK_U8) book += 32.0 * (double)books;
-    return bits + book / lead->n_set + (double)o->outliers * (8.0 * (double)p->n_out + 64);
+    return bits + book / n_set + (double)o->outliers * (8.0 * (double)p->n_out + 64);
 }
 
 static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
@@ -146,10 +149,16 @@ static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
         r->n_weights += n;
         cross |= rq_quant_wants_cross(&p->opt);
         refine |= p->opt.cd_sweeps > 0 || p->opt.refit > 0;
-        bits += bits_of_matrix(p, &z->plan[i / RQ_N_LINEARS * RQ_N_LINEARS + p->lead]);
+        bits += rq_plan_bits(p, z->plan[i / RQ_N_LINEARS * RQ_N_LINEARS + p->lead].n_set);
         r->flops += 4.0 * (double)n * (double)p->n_in;
     }
     r->bpw = r->n_weights ? bits / (double)r->n_weights : 0;
+    if (job->bpw > 0) { /* the plan's own settings are only the start */
+        int n_bank = 0;
+        while (rq_bank_setting(job, n_bank)) ++n_bank;
+        r->flops *= 1 + n_bank;
+        r->bpw = job->bpw;
+    }
     bool forward = rq_plan_needs_calibration(z);
     for (int stage = 0; forward && stage <= 4; ++stage) {
         double width = stage == 1 ? (double)qd : stage == 3 ? (double)c->d_ff : (double)c->d_model;
@@ -213,10 +222,16 @@ static rq_status fingerprint(const rq_quantizer *z, char text[40]) {
             XXH3_128bits_update(state, line, (size_t)used);
         }
     }
-    int used = snprintf(line, sizeof line, "%lld/%lld/%lld/%s/%llu", (long long)job->samples.n_samples,
-                        (long long)job->samples.seq_len, (long long)job->skip_tokens,
-                        job->rotate ? job->rotate : "none", (unsigned long long)job->seed);
+    int used =
+        snprintf(line, sizeof line, "%lld/%lld/%lld/%s/%llu/%s/%.17g", (long long)job->samples.n_samples,
+                 (long long)job->samples.seq_len, (long long)job->skip_tokens, job->rotate ? job->rotate : "none",
+                 (unsigned long long)job->seed, rq_token_weights_name(job->token_weights), job->token_min);
     XXH3_128bits_update(state, line, (size_t)used);
+    used = snprintf(line, sizeof line, "%.17g/%d", job->bpw, job->absolute_loss);
+    XXH3_128bits_update(state, line, (size_t)used);
+    for (int i = 0; job->bpw > 0 && rq_bank_setting(job, i); ++i) {
+        XXH3_128bits_update(state, rq_bank_setting(job, i), strlen(rq_bank_setting(job, i)) + 1);
+    }
     XXH128_hash_t h = XXH3_128bits_digest(state);
     snprintf(text, 40, "%016llx%016llx\n", (unsigned long long)h.high64, (unsigned long long)h.low64);
 done:
@@ -321,6 +336,9 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
     double started = rq_seconds();
     *report = (rq_quantize_report){0};
     RQ_TRY(rq_quant_check(&job->opt, 0));
+    if (job->token_weights != RQ_TOKENS_EVEN && !(job->token_min > 0 && job->token_min <= 1)) {
+        RQ_FAIL(RQ_ERR_ARG, "token-min is %g: above 0 and at most 1 is wanted", job->token_min);
+    }
     RQ_TRY(rq_backend_init());
     if (!job->dry_run) RQ_TRY(check_out(job));
     RQ_TRY(rq_model_open(&z.model, job->model_path));
@@ -329,6 +347,9 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
     RQ_TRY(make_rotation(&z));
     z.model->rotation = z.rotation;
     RQ_TRY(make_plan(&z));
+    if (job->bpw > 0 && job->samples.n_samples == 0) {
+        RQ_FAIL(RQ_ERR_ARG, "--bpw measures losses, which needs calibration text: give --calib FILE");
+    }
     if (rq_plan_needs_calibration(&z) && job->samples.n_samples == 0) {
         RQ_FAIL(RQ_ERR_ARG, "%s with these options needs calibration text: give --calib FILE",
                 rq_comp_get(job->opt.comp)->name);
@@ -348,6 +369,7 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
     if (job->dry_run) goto done;
     if (asprintf(&z.work_dir, "%s.partial", job->out_path) < 0) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(open_work_dir(&z));
+    if (job->bpw > 0) RQ_TRY(rq_plan_allocate(&z));
     RQ_TRY(rq_quantize_blocks(&z));
     RQ_TRY(rq_write_output(&z, report));
     remove_folder(z.work_dir);
@@ -360,6 +382,7 @@ done:
     rq_rotation_free(z.head_rotation);
     rq_model_close(z.model);
     free(z.plan);
+    free(z.allocation);
     free(z.work_dir);
     return status;
 }

@@ -3,6 +3,7 @@
 #ifndef RQ_QUANTIZE_H
 #define RQ_QUANTIZE_H
 
+#include "calib_tokens.h"
 #include "comp.h"
 #include "llama.h"
 
@@ -43,7 +44,13 @@ typedef struct rq_quantize_job {
     int n_skip;
     rq_samples samples;
     int64_t skip_tokens; /* first tokens of each sample left out of the statistics */
-    const char *rotate;  /* "none" or "residual" */
+    rq_token_weights token_weights;
+    double token_min;        /* the least a token counts, in (0, 1] */
+    const char *rotate;      /* "none" or "residual" */
+    double bpw;              /* above 0: one of the bank's settings for each matrix, so many bits a weight in all */
+    const char *const *bank; /* "key=value,key=value" each; without one: that of the rounder */
+    int n_bank;
+    bool absolute_loss; /* settings are compared by tr(E H E^T), not by that over tr(W H W^T) */
     uint64_t seed;
     int64_t max_ram_bytes; /* 0: no limit */
     bool resume, force, dry_run;
@@ -68,6 +75,7 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
 typedef struct rq_matrix_plan {
     char name[96]; /* "model.layers.0.self_attn.q_proj" */
     bool quantized;
+    bool pinned; /* an override chose its options */
     rq_quant_opt opt;
     int64_t n_out, n_in;
     int lead,
@@ -84,6 +92,7 @@ typedef struct rq_quantizer {
     rq_rotation *rotation, *head_rotation; /* NULL unless rotated; the model's own pointer is set to the first */
     rq_matrix_plan *plan;                  /* [n_layer][RQ_N_LINEARS] */
     char *work_dir;                        /* OUT.partial */
+    char *allocation;                      /* JSON: what --bpw measured and chose; NULL without it */
     double flops_done, flops_total;
     int64_t n_resumed;
 } rq_quantizer;
@@ -108,6 +117,21 @@ rq_status rq_part_save(const rq_quantizer *z, int64_t layer, int lead, const rq_
                        const char *const *log_line);
 /* The reconstructed weights of one matrix of a saved part; *found is false when there is none. A damaged one is an error. */
 rq_status rq_part_load(const rq_quantizer *z, int64_t layer, int which, float *w, bool *found);
+
+/* Calibrate the full-precision model alone: fn is called once for every stage of every block with H of the stage's input and the
+ * block's matrices in the basis they are quantized in. */
+typedef rq_status (*rq_stage_fn)(void *arg, int64_t layer, int stage, const double *h, float *const *w);
+rq_status rq_calibrate_stages(rq_quantizer *z, rq_stage_fn fn, void *arg);
+
+/* Which matrices share codebooks, from their options. */
+void rq_plan_make_sets(rq_quantizer *z);
+/* Bits of a matrix, by the formats of docs/formats.md, when n_set of them share a codebook. */
+double rq_plan_bits(const rq_matrix_plan *p, int n_set);
+/* job->bpw: measure the bank's settings, choose (allocate.h), and put the choice into the plan. work_dir/allocation.json keeps it
+ * for an interrupted run. */
+rq_status rq_plan_allocate(rq_quantizer *z);
+/* The settings of job->bank, or the rounder's own; i counts from 0, NULL past the end. */
+const char *rq_bank_setting(const rq_quantize_job *job, int i);
 
 /* Put the parts and everything else together as OUT. */
 rq_status rq_write_output(const rq_quantizer *z, rq_quantize_report *report);

@@ -462,6 +462,7 @@ static rq_status write_report(const output *o, const char *dir, const rq_quantiz
                           (json_int_t)r->n_weights, "bpw", r->bpw, "n_samples", (json_int_t)job->samples.n_samples,
                           "seq_len", (json_int_t)job->samples.seq_len, "seed", (json_int_t)job->seed, "rotate",
                           job->rotate ? job->rotate : "none", "options", options ? options : json_object());
+    if (j && o->z->allocation) json_object_set_new(j, "allocation", json_loads(o->z->allocation, 0, &where));
     char *text = j ? json_dumps(j, JSON_INDENT(2)) : NULL;
     if (!to || !text) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(rq_write_file(to, text, (int64_t)strlen(text)));

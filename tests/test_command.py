@@ -190,7 +190,8 @@ def test_codebooks():
     """ssvq and vq from quantize to eval: sizes to the bit, codebooks shared in a set and not across options, resume, threads."""
     calib, text = ids_file("cb.safetensors", 8, 64), ids_file("cbt.safetensors", 2, 64, seed=2)
     for name, options in {"ssvq": ["--codes", 32, "--vec-len", 4], "ssvq-rtn": ["--comp", "rtn", "--codes", 16, "--book-dtype", "f16"],
-                          "vq": ["--codes", 32, "--codes2", 16, "--comp", "rescomp", "--refit", 1]}.items():
+                          "vq": ["--codes", 32, "--codes2", 16, "--comp", "rescomp", "--refit", 1],
+                          "vq-out": ["--codes", 16, "--vec-axis", "out", "--vec-len", 5, "--comp", "gptaq"]}.items():
         out, words = path("cb-" + name), ["--round", name.split("-")[0], *options, "--outliers", 2, "--calib", calib]
         dry = run_json("quantize", tiny(), out, *words, "--dry-run")
         q = run_json("quantize", tiny(), out, *words, "--threads", 1)
@@ -277,6 +278,92 @@ def test_threads_give_the_same_bytes():
         quantize(tiny("qwen2"), out, "--calib", calib, "--comp", "rescomp", "--threads", threads)
         want = want or digest(out)
         assert digest(out) == want, threads
+
+
+def test_token_weights():
+    """Weights of 1 change nothing, others do; the same bytes for any number of threads; a line in the report."""
+    calib = ids_file("tok.safetensors", 6, 70)
+    args = ["--calib", calib, "--comp", "rescomp", "--skip-tokens", "1"]
+    quantize(tiny("llama3"), path("tok-none"), *args)
+    digests = {digest(path("tok-none"))}
+    for how in ("attention", "norm"):
+        quantize(tiny("llama3"), path("tok-flat"), *args, "--token-weights", how, "--token-min", "1", "--force")
+        assert digest(path("tok-flat")) == digest(path("tok-none"))
+        for threads in (1, 3):
+            j = run_json("quantize", tiny("llama3"), path(f"tok-{how}-{threads}"), *QUANT, *args, "--token-weights", how, "--threads", threads)
+            assert j["bpw"] > 3
+            digests.add(digest(path(f"tok-{how}-{threads}")))
+        with open(path(f"tok-{how}-1", "report.json")) as f:
+            options = json.load(f)["options"]
+        assert options["token-weights"] == how and options["token-min"] == 0.005
+    assert len(digests) == 3
+    # Where both streams still have the same input D is 0, weighted or not: q of the first block is gptq's.
+    first = []
+    for comp in ("gptq", "gptaq"):
+        quantize(tiny("llama3"), path("tok-" + comp), "--calib", calib, "--comp", comp, "--token-weights", "norm")
+        tensors = load(path("tok-" + comp, "model.safetensors"))[0]
+        first.append({k: v for k, v in tensors.items() if k.startswith("model.layers.0.self_attn.q_proj.")})
+    assert len(first[0]) >= 3 and first[0] == first[1]
+    for bad in (["--token-weights", "attn"], ["--token-weights", "norm", "--token-min", "0"], ["--token-min", "x"]):
+        sentence(quantize(tiny(), path("bad"), "--calib", calib, *bad, code=2))
+
+
+def test_bits_per_weight():
+    """--bpw: within the budget, no exchange of two settings is better, each matrix has its setting, pinned ones keep theirs."""
+    calib = ids_file("bpw.safetensors", 6, 64)
+    words = ["--group", 32, "--calib", calib, "--bpw", 4.4, "--override", r"0\.mlp\.up_proj:bits=8"]
+    j = run_json("quantize", tiny(), path("bpw"), *words)
+    with open(path("bpw", "report.json")) as f:
+        a = json.load(f)["allocation"]
+    log = {l["name"]: l for l in map(json.loads, open(path("bpw", "quantize_log.jsonl")))}
+    units, used = a["units"], sum(u["bits"][u["setting"]] for u in a["units"])
+    budget = 4.4 * j["n_weights"]
+    assert a["exact"] and a["settings"] == ["bits=2", "bits=3", "bits=4", "bits=8"] and len(units) == 14
+    assert abs(used - j["bpw"] * j["n_weights"]) < 1 and used <= budget and j["bpw"] > 4.2
+    for u in units:
+        bits = log[u["names"][0]]["bits"]
+        assert bits == (8 if u["pinned"] else int(a["settings"][u["setting"]][-1])) and u["pinned"] == ("0.mlp.up" in u["names"][0])
+        assert u["pinned"] or u["loss"] == sorted(u["loss"], reverse=True) and u["bits"] == sorted(u["bits"])
+    free = [u for u in units if not u["pinned"]]
+    for u in free:
+        for v in free:
+            for s in range(4):
+                for t in range(4):
+                    if u is v or used - u["bits"][u["setting"]] - v["bits"][v["setting"]] + u["bits"][s] + v["bits"][t] > budget:
+                        continue
+                    assert u["loss"][s] + v["loss"][t] >= (u["loss"][u["setting"]] + v["loss"][v["setting"]]) * (1 - 1e-9)
+    run("quantize", tiny(), path("bpw3"), *words, "--threads", 3, "--progress", "none")
+    assert digest(path("bpw3")) == digest(path("bpw"))
+    # Codebooks: q k v and gate up get one setting each and share its codebook; a grid in the bank is no trouble.
+    words = ["--round", "ssvq", "--calib", calib, "--bpw", 6, "--bank", "vec-len=8,codes=16", "--bank", "vec-len=4,codes=32", "--bank", "round=grid,bits=8,group=32"]
+    j = run_json("quantize", tiny(), path("bpw-cb"), *words, "--bpw-loss", "absolute")
+    with open(path("bpw-cb", "report.json")) as f:
+        a = json.load(f)["allocation"]
+    assert [len(u["names"]) for u in a["units"]] == [3, 1, 2, 1] * 2 and j["bpw"] <= 6 and len({u["setting"] for u in a["units"]}) > 1
+    assert abs(sum(u["bits"][u["setting"]] for u in a["units"]) - j["bpw"] * j["n_weights"]) < 20 and a["compared"] == "absolute"
+    assert run_json("quantize", tiny(), path("bpw-dry"), *words, "--dry-run")["bpw"] == 6
+    assert "smallest settings" in sentence(quantize(tiny(), path("bad"), "--calib", calib, "--bpw", "1.5", code=2))
+    for bad in (["--bpw", "0"], ["--bpw", "x"], ["--bank", "bits=3"], ["--bpw", "3", "--bank", "bits=9"], ["--bpw", "3", "--bank", "bits"],
+                ["--bpw", "3", "--bpw-loss", "some"]):
+        sentence(quantize(tiny(), path("bad"), "--calib", calib, *bad, code=2))
+    sentence(quantize(tiny(), path("bad"), "--bpw", "3", "--comp", "rtn", code=2))  # nothing to measure with
+    # A run stopped after measuring goes on with the same choice.
+    calib = ids_file("bpwi.safetensors", 1200, 64)
+    out, words = path("bpw-stopped"), ["--group", 32, "--calib", calib, "--bpw", 3.5]
+    p = subprocess.Popen([REQUITE, "quantize", tiny(), out, *map(str, words), "--progress", "none"], stderr=subprocess.PIPE, text=True, env=ENV)
+    while not any(f.endswith(".safetensors") for f in (os.listdir(out + ".partial") if os.path.isdir(out + ".partial") else [])):
+        assert p.poll() is None, p.stderr.read()
+        time.sleep(0.01)
+    p.send_signal(signal.SIGTERM)
+    p.communicate()
+    assert p.returncode == 75
+    with open(os.path.join(out + ".partial", "allocation.json")) as f:
+        kept = json.load(f)
+    assert run_json("quantize", tiny(), out, *words, "--resume")["n_resumed"] >= 1
+    run("quantize", tiny(), out + "2", *words, "--progress", "none")
+    assert digest(out) == digest(out + "2")
+    with open(os.path.join(out + "2", "report.json")) as f:
+        assert [u["setting"] for u in json.load(f)["allocation"]["units"]] == [u["setting"] for u in kept["units"]]
 
 
 def test_killed_run_resumes_to_the_same_bytes():

@@ -287,6 +287,79 @@ static void sweep_equals_its_literal_form(void **state) {
     }
 }
 
+/* Nearest entry to one column of a line, in the column's units: the values of its n_rows rows. */
+static bool round_lane(double *q, const double *w, int64_t n_rows, const codebook *c, const rq_quant_result *r,
+                       int64_t col) {
+    double s = (double)rq_f32_of_f16(r->vq.col_scale[col]), bias = (double)rq_f32_of_f16(r->vq.col_bias[col]);
+    double t[8] = {0}, unit[64] = {0}, margin;
+    for (int64_t e = 0; e < n_rows; ++e) t[e] = s > 0 ? (w[e] - bias) / s : 0;
+    for (int64_t i = 0; i < n_rows * n_rows; ++i) unit[i] = i / n_rows == i % n_rows;
+    int64_t code = nearest(c, t, 1, unit, n_rows, &margin);
+    for (int64_t e = 0; e < n_rows; ++e) q[e] = s * c->v[code][e] + bias;
+    return margin > 1e-4;
+}
+
+/* Vectors down the outputs: every column corrected by a solve against what is left of H, for lines of 4, 4 and 2 rows. */
+static void lines_equal_their_literal_form(void **state) {
+    (void)state;
+    enum { M = 10, N = 14, D = 4 };
+    static const rq_comp comps[] = {RQ_COMP_GPTQ, RQ_COMP_GPTAQ, RQ_COMP_RESCOMP, RQ_COMP_GPTQ};
+    int n_compared = 0;
+    for (int i = 0; i < 20; ++i) {
+        problem p = problem_new(M, N, 120, 131 + (uint64_t)i);
+        rq_quant_opt o = options(RQ_ROUND_VQ, comps[i % 4], D, 16);
+        o.vec_out = true;
+        o.act_order = i % 4 == 3;
+        o.block = 5;
+        rq_prep prep;
+        rq_quant_result r;
+        double h[N * N], d[N * N], inv[N * N], goal[N * D], w[N * D], q[N * D], near[N * D], hr[N], dr[N], e[N];
+        assert_int_equal(rq_prepare(&prep, p.h, p.d, N, &o, "test"), RQ_OK);
+        assert_int_equal(rq_quantize_matrix(&r, p.w, M, &prep, &o, "test"), RQ_OK);
+        codebook c = codebook_of(&r);
+        in_sweep_order(h, d, &p, &prep);
+        inverse(inv, h, N);
+        for (int64_t row0 = 0; row0 < M; row0 += D) { /* [sweep column][row of the line] */
+            int64_t n_rows = M - row0 < D ? M - row0 : D;
+            bool clear = true;
+            for (int64_t x = 0; x < N * n_rows; ++x) {
+                goal[x] = w[x] = (double)p.w[(row0 + x % n_rows) * N + prep.perm[x / n_rows]];
+                for (int64_t k = 0; k < N * N; ++k)
+                    goal[x] += o.alpha * (double)p.w[(row0 + x % n_rows) * N + prep.perm[k / N]] * d[k] *
+                               inv[k % N * N + x / n_rows];
+            }
+            for (int64_t j = 0; j < N; ++j) {
+                clear &= round_lane(q + j * n_rows, w + j * n_rows, n_rows, &c, &r, prep.perm[j]);
+                clear &= round_lane(near + j * n_rows, goal + j * n_rows, n_rows, &c, &r, prep.perm[j]);
+                solve_rest(hr, h, h, N, j, 1, j + 1);
+                solve_rest(dr, d, h, N, j, 1, j + 1);
+                for (int64_t x = (j + 1) * n_rows; x < N * n_rows; ++x) {
+                    int64_t at = x / n_rows - j - 1, k = j * n_rows + x % n_rows;
+                    double start = (double)p.w[(row0 + x % n_rows) * N + prep.perm[j]];
+                    w[x] += (w[k] - q[k]) * hr[at] + o.alpha * q[k] * dr[at] +
+                            o.alpha2 * (start - q[k]) * (hr[at] + dr[at]);
+                }
+            }
+            double loss[2] = {0, 0};
+            for (int64_t x = 0; x < 2 * n_rows; ++x) {
+                const double *from = x < n_rows ? q : near;
+                for (int64_t j = 0; j < N; ++j) e[j] = from[j * n_rows + x % n_rows] - goal[j * n_rows + x % n_rows];
+                for (int64_t k = 0; k < N * N; ++k) loss[x / n_rows] += e[k / N] * e[k % N] * h[k];
+            }
+            if (!clear || fabs(loss[0] - loss[1]) < 1e-3 * loss[0]) continue;
+            ++n_compared;
+            for (int64_t x = 0; x < N * n_rows; ++x) {
+                double got = (double)r.q[(row0 + x % n_rows) * N + prep.perm[x / n_rows]];
+                assert_true(fabs((loss[0] <= loss[1] ? q : near)[x] - got) < 1e-3);
+            }
+        }
+        rq_quant_result_free(&r);
+        rq_prep_free(&prep);
+        problem_free(&p);
+    }
+    assert_true(n_compared > 20);
+}
+
 static double total_loss(const problem *p, const rq_prep *prep, const float *q) {
     double sum = 0, w[MAX_N], v[MAX_N];
     for (int64_t i = 0; i < p->m; ++i) {
@@ -314,12 +387,13 @@ static double quantized_loss(const problem *p, const rq_quant_opt *o) {
 static void refinement_lowers_the_loss(void **state) {
     (void)state;
     enum { M = 130, N = 44 };
-    for (int kind = 0; kind < 6; ++kind) {
+    for (int kind = 0; kind < 8; ++kind) {
         problem p = problem_new(M, N, 300, 3 + (uint64_t)kind);
         rq_quant_opt o = options(kind % 2 ? RQ_ROUND_VQ : RQ_ROUND_SSVQ, RQ_COMP_GPTQ, 4, 16);
         if (kind >= 2) o.outliers = 3;
-        if (kind >= 2) o.group = 20;
-        if (kind == 3) o.codes2 = 16;
+        if (kind >= 2 && kind != 7) o.group = 20;
+        if (kind == 7) o.vec_out = true;
+        if (kind == 3 || kind == 7) o.codes2 = 16;
         if (kind == 4) o.book_dtype = RQ_BOOK_F16;
         if (kind >= 4) o.book_cols = 16;
         double none = quantized_loss(&p, &o);
@@ -595,11 +669,23 @@ static void round_vector(double *q, const double *w, const bool *kept, int64_t w
     }
 }
 
+/* The same for vectors down the outputs: q[row][n] of one line, columns that are not kept. */
+static void round_line(double *q, const double *w, const bool *kept, int64_t n_rows, int64_t n,
+                       const rq_quant_result *r) {
+    codebook c = codebook_of(r);
+    double lane[8] = {0}, to[8] = {0};
+    for (int64_t j = 0; j < n; ++j) {
+        for (int64_t e = 0; e < n_rows; ++e) lane[e] = w[e * n + j];
+        (void)round_lane(to, lane, n_rows, &c, r, j);
+        for (int64_t e = 0; e < n_rows && !kept[j]; ++e) q[e * n + j] = to[e];
+    }
+}
+
 static void check_hard(const problem *p, const rq_quant_opt *o) {
     rq_prep prep;
     rq_quant_result r;
     rq_packed packed;
-    double h[MAX_N * MAX_N], goal[MAX_N], e[MAX_N], q[MAX_N], got = 0, rounded = 0, size = 0;
+    double h[MAX_N * MAX_N], goals[5 * MAX_N], e[MAX_N], qs[5 * MAX_N], got = 0, rounded = 0, size = 0;
     bool kept[MAX_N] = {false};
     int64_t n = p->n, d = o->vec_len;
     assert_int_equal(rq_prepare(&prep, p->h, p->d, n, o, "hard"), RQ_OK);
@@ -610,7 +696,7 @@ static void check_hard(const problem *p, const rq_quant_opt *o) {
     bool ssvq = r.format == RQ_FORMAT_SSVQ;
     for (int64_t row = 0; row < p->m; ++row) {
         const float *w = p->w + row * n;
-        double s = (double)(ssvq ? r.ssvq.scale : r.vq.scale)[row];
+        double *goal = goals + row * n, *q = qs + row * n;
         for (int64_t j = 0; j < n; ++j) {
             assert_true(isfinite(r.q[row * n + j]));
             goal[j] = (double)w[j];
@@ -628,12 +714,19 @@ static void check_hard(const problem *p, const rq_quant_opt *o) {
             int64_t j = prep.outlier_col[i];
             q[j] = step > 0 ? step * fmin(fmax(rint(goal[j] / step), -127), 127) : 0;
         }
-        for (int64_t b = 0; b < n; b += d) round_vector(q + b, goal + b, kept + b, n - b < d ? n - b : d, &r, s);
-        for (int64_t j = 0; j < n; ++j) e[j] = goal[j] - (double)r.q[row * n + j];
+        for (int64_t b = 0; b < n && !o->vec_out; b += d) {
+            double s = (double)(ssvq ? r.ssvq.scale : r.vq.scale)[row];
+            round_vector(q + b, goal + b, kept + b, n - b < d ? n - b : d, &r, s);
+        }
+    }
+    for (int64_t row = 0; row < p->m && o->vec_out; row += d)
+        round_line(qs + row * n, goals + row * n, kept, p->m - row < d ? p->m - row : d, n, &r);
+    for (int64_t row = 0; row < p->m; ++row) {
+        for (int64_t j = 0; j < n; ++j) e[j] = goals[row * n + j] - (double)r.q[row * n + j];
         got += quadratic(h, e, n);
-        for (int64_t j = 0; j < n; ++j) e[j] = goal[j] - q[j];
+        for (int64_t j = 0; j < n; ++j) e[j] = goals[row * n + j] - qs[row * n + j];
         rounded += quadratic(h, e, n);
-        size += quadratic(h, goal, n);
+        size += quadratic(h, goals + row * n, n);
     }
     assert_true(!rq_comp_get(o->comp)->propagates || got <= rounded * (1 + 1e-4) + 1e-6 * size);
     rq_packed_free(&packed);
@@ -662,6 +755,7 @@ static void hard_problems_stay_valid(void **state) {
         o.outliers = (int)(bits >> 2 & 3);
         o.refit = (int)(bits >> 4 & 1);
         o.act_order = bits >> 5 & 1;
+        o.vec_out = round == RQ_ROUND_VQ && (bits >> 6 & 1);
         o.kmeans_iters = 3;
         check_hard(&p, &o);
         problem_free(&p);
@@ -743,11 +837,17 @@ static void golden_layers(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(block_terms_match_definitions),   cmocka_unit_test(sweep_equals_its_literal_form),
-        cmocka_unit_test(refinement_lowers_the_loss),      cmocka_unit_test(descent_reaches_a_local_minimum),
-        cmocka_unit_test(sign_search_is_nearly_exact),     cmocka_unit_test(a_set_shares_its_codebook),
-        cmocka_unit_test(same_bytes_for_any_thread_count), cmocka_unit_test(bad_options_are_refused),
-        cmocka_unit_test(hard_problems_stay_valid),        cmocka_unit_test(golden_layers),
+        cmocka_unit_test(block_terms_match_definitions),
+        cmocka_unit_test(sweep_equals_its_literal_form),
+        cmocka_unit_test(lines_equal_their_literal_form),
+        cmocka_unit_test(refinement_lowers_the_loss),
+        cmocka_unit_test(descent_reaches_a_local_minimum),
+        cmocka_unit_test(sign_search_is_nearly_exact),
+        cmocka_unit_test(a_set_shares_its_codebook),
+        cmocka_unit_test(same_bytes_for_any_thread_count),
+        cmocka_unit_test(bad_options_are_refused),
+        cmocka_unit_test(hard_problems_stay_valid),
+        cmocka_unit_test(golden_layers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

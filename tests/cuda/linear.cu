@@ -163,6 +163,11 @@ static void test_refused(void) {
     EXPECT(rq_cuda_linear_supports(&d, &why) == RQ_ERR_UNSUPPORTED && strstr(why, "bits"));
     d = good, d.rates.copy_gbs = 0;
     EXPECT(rq_cuda_linear_supports(&d, &why) == RQ_ERR_UNSUPPORTED && strstr(why, "rates"));
+    d = good, d.weights.kind = RQ_TILE_SSVQ, d.weights.vec_len = 8, d.weights.group = 256, d.weights.n_book = 1;
+    d.weights.book_cols = 256, d.weights.book_u8 = 1, d.weights.x_s8 = 1;
+    EXPECT(rq_cuda_linear_supports(&d, &why) == RQ_ERR_UNSUPPORTED && strstr(why, "int8"));
+    d.path = RQ_LINEAR_AUTO, d.weights.n_tok = 4096;
+    EXPECT(rq_cuda_linear_make_plan(&plan, &d) == RQ_OK && plan.path == RQ_LINEAR_GEMV);
     d = good, d.struct_size = 1;
     EXPECT_EQ(rq_cuda_linear_make_plan(&plan, &d), RQ_ERR_UNSUPPORTED);
     EXPECT_EQ(rq_cuda_linear_make_plan(NULL, &good), RQ_ERR_ARG);

@@ -86,6 +86,7 @@ def variants(program, folder):
     base = ["--shapes", "40x392", "--tokens", "9", "--json", out]
     for args, key, value in ((["--format", "grid", "--sym"], "sym", True), (["--format", "grid", "--group", "0"], "group", 392),
                              (["--format", "ssvq", "--outliers", "0"], "outliers", 0), (["--act", "bf16"], "act", "bf16"),
+                             (["--format", "ssvq", "--act", "int8"], "act", "int8"),
                              (["--format", "ssvq", "--magnitudes", "f16"], "codebook", "256 f16")):
         status, text = run(program, *base, "--bits", "2", *args)
         expect(f"{args}", status == 0 and "left out" not in text and all(r[key] == value for r in load(out)), text)

@@ -26,28 +26,29 @@ def launches_of(program):
         with open(path, encoding="utf-8") as f: return [json.loads(line) for line in f]
 
 
-def check_ssvq():
+def check_ssvq(program, x_bytes):
     seen = set()
-    for c in launches_of("gemv_ssvq"):
+    for c in launches_of(program):
         expect("bank conflicts", c["shared_ld_waves"] == c["shared_ld_ideal"], c)
         if c["mma"] != N * N // 256: continue
         blocks, outliers = c["grid"][0], 16
         bits = 2 if "tilesILi8E" in c["kernel"] else 3
         # A block: x; each of 2,048 table slots from 8 or 4 bytes; of each outlier column x, its number. A row block: an outlier's
-        # scale and 16 bytes, a sector each, of which memory is asked for once.
-        block = N * 2 + 2048 // 32 * 32 + outliers * 32 + 2 * 32
-        row_block = outliers * (32 - 4 + 32 - 16)
+        # scale and 16 bytes, a sector each, of which memory is asked for once; the scale of int8 x, twice.
+        block = N * x_bytes + 2048 // 32 * 32 + outliers * 32 + 2 * 32
+        row_block = outliers * (32 - 4 + 32 - 16) + (2 - x_bytes) * 32
         moved = 32 * (c["ld_sectors"] + c["st_sectors"]) - blocks * block - N // 16 * row_block
-        of_format = N * N * bits // 8 + N * 2 + 256 * 4 * (4 - bits) + N * outliers + 2 * N * 2
-        print(f"ssvq {bits} bits: {moved} bytes moved, {moved / of_format:.4f} of the format's")
-        expect(f"ssvq {bits} bits: bytes moved", N * N * bits // 8 < moved <= 1.05 * of_format, f"{moved} of {of_format}")
+        of_format = N * N * bits // 8 + N * 2 + 256 * 4 * (4 - bits) + N * outliers + (x_bytes + 2) * N
+        print(f"{program} {bits} bits: {moved} bytes moved, {moved / of_format:.4f} of the format's")
+        expect(f"{program} {bits} bits: bytes moved", N * N * bits // 8 < moved <= 1.05 * of_format, f"{moved} of {of_format}")
         seen.add(bits)
-    expect("ssvq widths", seen == {2, 3}, seen)
+    expect(f"{program} widths", seen == {2, 3}, seen)
 
 
 def main():
     seen = set()
-    check_ssvq()
+    check_ssvq("gemv_ssvq", 2)
+    check_ssvq("gemv_ssvq_s8", 1)
     for c in launches_of("gemv_grid"):
         for kind in ("ld", "st"):
             expect("bank conflicts", c[f"shared_{kind}_waves"] == c[f"shared_{kind}_ideal"], c)
