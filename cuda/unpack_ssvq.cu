@@ -9,10 +9,10 @@ template <int VEC> struct rq_unpack_ssvq {
     uint32_t codes[4], signs[2]; /* codes: of vectors of 8 two words */
     const uint8_t *book;
     float book_scale;
-    uint32_t here; /* bit o: outlier column o is in this tile */
+    const rq_unpack_outliers outliers;
 
     __device__ __forceinline__ rq_unpack_ssvq(const rq_unpack_job &job_, int rb_, int kb_, int lane_)
-        : job(job_), rb(rb_), kb(kb_), lane(lane_) {
+        : job(job_), rb(rb_), kb(kb_), lane(lane_), outliers(job_, kb_) {
         const rq_tile_layout &t = job.t;
         const uint8_t *from = job.from + t.tiles + ((int64_t)rb * t.n_kb + kb) * t.tile_bytes;
         const uint4 v = ptx_load_once16(from + lane * 16);
@@ -22,11 +22,6 @@ template <int VEC> struct rq_unpack_ssvq {
         const int which = t.n_book == 1 ? 0 : kb / (int)(t.book_cols / RQ_TILE_COLS);
         book = job.from + t.book + (int64_t)which * 256 * VEC * (t.book_u8 ? 1 : 2);
         book_scale = __ldg(reinterpret_cast<const float *>(job.from + t.book_scales) + rb * t.n_book + which);
-        here = 0;
-        for (int o = 0; o < t.n_outlier; ++o) here |= (uint32_t)(outlier_col(o) / RQ_TILE_COLS == kb) << o;
-    }
-    __device__ __forceinline__ int outlier_col(int o) const {
-        return __ldg(reinterpret_cast<const int32_t *>(job.from + job.t.outlier_cols) + o);
     }
     __device__ __forceinline__ uint32_t code(int s, int lower, int vector) const {
         return VEC == 8 ? codes[s / 2] >> (16 * (s % 2) + 8 * lower) & 0xffu
@@ -49,17 +44,8 @@ template <int VEC> struct rq_unpack_ssvq {
             for (int e = 0; e < 8; ++e) m[e] = (float)((e < 4 ? w.x : w.y) >> e % 4 * 8 & 0xffu);
             return;
         }
-        const uint2 *pairs = reinterpret_cast<const uint2 *>(book); /* of pairs of halves */
-        uint4 w;
-        if (VEC == 8) {
-            w = __ldg(reinterpret_cast<const uint4 *>(book) + code(s, lower, 0));
-        } else {
-            const uint2 one = __ldg(pairs + code(s, lower, 0)), other = __ldg(pairs + code(s, lower, 1));
-            w = make_uint4(one.x, one.y, other.x, other.y);
-        }
-        const uint32_t halves[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
-        for (int e = 0; e < 8; ++e) m[e] = ptx_float_of_f16(halves[e / 2] >> e % 2 * 16);
+        for (int i = 0; i < 8 / VEC; ++i) rq_unpack_entry<VEC>(m + i * VEC, book, code(s, lower, i));
     }
     __device__ __forceinline__ void values(float (&v)[8], int s, int lower) const {
         const rq_tile_layout &t = job.t;
@@ -71,17 +57,7 @@ template <int VEC> struct rq_unpack_ssvq {
             const float size = __fmul_rn(book_scale, v[e]);
             v[e] = __fmul_rn(scale, sign_pair(s, lower, e / 2) >> e % 2 * 16 & 1u ? -size : size);
         }
-        for (uint32_t left = here; left; left &= left - 1) {
-            const int o = __ffs((int)left) - 1;
-            const int at = outlier_col(o) - (kb * RQ_TILE_COLS + s * 32 + lane % 4 * 8);
-            if (at < 0 || at >= 8) continue;
-            const int64_t i = (int64_t)rb * t.n_outlier + o;
-            const float w = __ldg(reinterpret_cast<const float *>(job.from + t.outlier_scales) + i) *
-                            (float)(int8_t)__ldg(job.from + t.outliers + i * RQ_TILE_ROWS + row);
-#pragma unroll
-            for (int e = 0; e < 8; ++e)
-                if (e == at) v[e] = w;
-        }
+        outliers.put(v, job, rb, row, kb * RQ_TILE_COLS + s * 32 + lane % 4 * 8);
     }
 };
 

@@ -57,8 +57,6 @@ INLINE float scale_at(const rq_grid *g, int64_t k) {
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(g->scale_f16[k].bits)));
 }
 
-INLINE float zero_at(const rq_grid *g, int64_t k) { return g->zero ? (float)g->zero[k] : (float)(1 << (g->bits - 1)); }
-
 /* Scales and zeros of n groups of a row, from k on, as floats; up to 15 more are written. */
 INLINE void group_floats(float *scale, float *zero, const rq_grid *g, int64_t k, int64_t n) {
     for (int64_t i = 0; i < n; i += 16) {

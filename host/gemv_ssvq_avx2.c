@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* AVX2 twin of gemv for sign-split vector codes (fmt_ssvq.h), 1 to 16 tokens.
+/* AVX2 twins for sign-split vector codes (fmt_ssvq.h): gemv for 1 to 16 tokens, and unpacking to fp32.
  *
  * A codebook becomes a table of floats on the stack once per call, book_scale * magnitude in the one rounding of the definition. 8
  * columns are one vector of 8 (or two of 4) from it; their sign byte is spread over the lanes, each bit shifted to the top of its own, and
@@ -177,3 +177,25 @@ RQ_OP_gemv(rq_gemv_ssvq_avx2, rq_ssvq) {
         }
     }
 }
+
+/* ---- unpack ----------------------------------------------------------------------------------------------------------- */
+
+/* Columns [j0, j1), all of one codebook. */
+INLINE void unpack_part(float *dst, const rq_ssvq *w, const float *table, int64_t row, int64_t j0, int64_t j1, int V) {
+    uint16_t at[MAX_VEC + 1];
+    const uint8_t *signs = (const uint8_t *)(w->signs + row * w->sign_words);
+    offsets(at, w, row, j0, j1);
+    for (int64_t j = j0; j < j1;) {
+        const int64_t k = j / w->group, end = rq_min_i64(j1, (k + 1) * w->group);
+        const __m256 scale = _mm256_set1_ps(rq_f32_of_f16(w->scale[row * w->n_group + k]));
+        for (; j < end; j += 8) {
+            float some[8];
+            _mm256_storeu_ps(some, _mm256_mul_ps(scale, look_up(table, at + (j - j0) / V, signs[j / 8], V)));
+            memcpy(dst + j, some, (size_t)rq_min_i64(8, end - j) * sizeof *dst);
+        }
+    }
+}
+
+#include "gemv_ssvq_unpack.h"
+
+RQ_OP_unpack(rq_unpack_ssvq_avx2, rq_ssvq) { unpack_any(dst, w, row0, n_rows); }

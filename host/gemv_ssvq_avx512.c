@@ -229,28 +229,6 @@ INLINE void unpack_part(float *dst, const rq_ssvq *w, const float *table, int64_
     }
 }
 
-RQ_OP_unpack(rq_unpack_ssvq_avx512, rq_ssvq) {
-    float table[(1 << 12) * 8] __attribute__((aligned(64)));
-    if (!fits(w)) {
-        rq_unpack_ssvq_c(dst, w, row0, n_rows);
-        return;
-    }
-    for (int64_t b = 0; b < w->n_book; ++b) {
-        int64_t begin = b * w->book_cols, end = rq_min_i64(w->n_in, begin + w->book_cols);
-        make_table(table, w, b);
-        for (int64_t j = begin; j < end; j += XR_FLOATS) {
-            for (int64_t r = 0; r < n_rows; ++r) {
-                if (w->vec_len == 8)
-                    unpack_part(dst + r * w->n_in, w, table, row0 + r, j, rq_min_i64(end, j + XR_FLOATS), 8);
-                else
-                    unpack_part(dst + r * w->n_in, w, table, row0 + r, j, rq_min_i64(end, j + XR_FLOATS), 4);
-            }
-        }
-    }
-    for (int64_t r = 0; r < n_rows; ++r) {
-        for (int o = 0; o < w->n_outlier; ++o) {
-            float v = w->outlier_scale[o] * (float)w->outlier[(row0 + r) * w->n_outlier + o];
-            dst[r * w->n_in + w->outlier_col[o]] = v;
-        }
-    }
-}
+#include "gemv_ssvq_unpack.h"
+
+RQ_OP_unpack(rq_unpack_ssvq_avx512, rq_ssvq) { unpack_any(dst, w, row0, n_rows); }

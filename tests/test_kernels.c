@@ -299,6 +299,12 @@ static const vq_shape vq_shapes[] = {
     {4, 20000, 20000, 0, 8, 12, 16, VQ_SCALES},
     {17, 100, 100, 0, 8, 8, 0, VQ_OUT},
     {30, 65, 13, 30, 4, 12, 2, VQ_OUT | VQ_TWO | VQ_SCALES | VQ_COLUMNS},
+    {9, 1, 1, 0, 8, 8, 1, VQ_OUT | VQ_SCALES},
+    {3, 2100, 7, 0, 4, 16, 0, VQ_OUT | VQ_SCALES},
+    {37, 1030, 1030, 0, 8, 12, 8, VQ_OUT | VQ_COLUMNS},
+    {21, 1100, 50, 333, 8, 9, 3, VQ_OUT | VQ_TWO | VQ_SCALES | VQ_COLUMNS},
+    {18, 770, 770, 0, 4, 8, 0, VQ_OUT | VQ_TWO},
+    {10, 90, 90, 0, 16, 8, 2, VQ_OUT | VQ_COLUMNS},
 };
 
 static void sweep_gemv_vq(const rq_kernel *k) {
@@ -339,6 +345,15 @@ static void sweep_unpack_ssvq(const rq_kernel *k) {
     for (size_t s = 0; s < sizeof ssvq_shapes / sizeof *ssvq_shapes; ++s) {
         rq_packed p;
         make_ssvq(&p, &ssvq_shapes[s]);
+        check_unpack(k, &p);
+        rq_packed_free(&p);
+    }
+}
+
+static void sweep_unpack_vq(const rq_kernel *k) {
+    for (size_t s = 0; s < sizeof vq_shapes / sizeof *vq_shapes; ++s) {
+        rq_packed p;
+        make_vq(&p, &vq_shapes[s]);
         check_unpack(k, &p);
         rq_packed_free(&p);
     }
@@ -440,6 +455,8 @@ static void test_every_row(void **state) {
             sweep_unpack_ssvq(k);
         else if (k->gemv && !strcmp(k->operand, "vq"))
             sweep_gemv_vq(k);
+        else if (k->unpack && !strcmp(k->operand, "vq"))
+            sweep_unpack_vq(k);
         else if (k->gemv && strstr(k->operand, "_rows"))
             sweep_gemv_dense(k);
         else

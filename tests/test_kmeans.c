@@ -302,6 +302,58 @@ static void test_degenerate(void **state) {
     }
 }
 
+/* A value of one of several kinds, few or many different ones, at any scale. */
+static float odd_value(uint64_t seed, uint64_t i, int kind, double scale) {
+    double u = rq_random_unit(seed, i);
+    switch (kind) {
+    case 0: return (float)(scale * (u - 0.5));
+    case 1: return (float)(scale * floor(3 * u));
+    case 2: return u < 0.5 ? 0 : (float)(scale * 1e-30 * u);
+    case 3: return u < 0.9 ? (float)(scale * 1e-6 * u) : (float)(u < 0.95 ? scale : -scale);
+    default: return (float)scale;
+    }
+}
+
+/* Small problems of every kind: all is finite, the assignment is the nearest one as far as fp32 can tell at the reach of the
+ * points, and iterations never leave more loss than the seeds. */
+static void test_many(void **state) {
+    (void)state;
+    static const double scales[] = {1, 1.7e38, 1e-38, 1e-44, 1e20, 1e-20};
+    for (uint64_t seed = 0; seed < 4000; ++seed) {
+        uint64_t r = rq_random_u64(77, seed);
+        problem p = make(1 + (int64_t)(r % 60), 1 + (int64_t)(r / 64 % 70), 1 + (int)(r / 8192 % 16),
+                         (rq_kmeans_weights)(r / 131072 % 3), seed);
+        int kind = (int)(seed % 5), d = p.o.d;
+        double scale = scales[seed / 5 % 6], start, loss, reach = 0;
+        p.o.seeding = seed % 7 ? RQ_KMEANS_SAMPLE : RQ_KMEANS_PLUSPLUS;
+        p.o.n_iter = 0;
+        for (int64_t i = 0; i < p.n * d; ++i) {
+            p.x[i] = odd_value(seed, (uint64_t)i, kind, scale);
+            reach = fmax(reach, 2 * fabs((double)p.x[i]));
+        }
+        for (int64_t i = 0; i < p.n * (p.o.weights == RQ_KMEANS_PER_POINT ? 1 : d) && p.w; ++i) {
+            p.w[i] = fabsf(odd_value(seed + 1, (uint64_t)i, (int)(seed / 3 % 5), scales[seed / 11 % 6]));
+        }
+        assert_int_equal(rq_kmeans(p.c, p.a, &start, p.x, p.w, p.n, &p.o, false), RQ_OK);
+        p.o.n_iter = 6;
+        assert_int_equal(rq_kmeans(p.c, p.a, &loss, p.x, p.w, p.n, &p.o, false), RQ_OK);
+        assert_true(isfinite(loss) && all_finite(p.c, p.o.k * d));
+        double total = 0, slack = 0;
+        for (int64_t i = 0; i < p.n; ++i) {
+            double own = distance(&p, i, p.c + p.a[i] * d), w = 0;
+            for (int q = 0; q < d; ++q) w = fmax(w, weight_of(&p, i, q));
+            total += own;
+            slack += 4e-6 * d * w * reach * reach;
+            for (int64_t j = 0; j < p.o.k; ++j) {
+                assert_true(own <= distance(&p, i, p.c + j * d) + 4e-6 * d * w * reach * reach);
+            }
+        }
+        check_near(loss, total, 1e-9 * total);
+        assert_true(loss <= start + slack);
+        drop(&p);
+    }
+}
+
 /* Centroids that are very far from points that are near to each other. */
 static void test_far_centroids(void **state) {
     (void)state;
@@ -377,9 +429,10 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_brute_force),   cmocka_unit_test(test_kernels), cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_loss_falls),    cmocka_unit_test(test_repair),  cmocka_unit_test(test_degenerate),
-        cmocka_unit_test(test_far_centroids), cmocka_unit_test(test_options), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_brute_force), cmocka_unit_test(test_kernels),       cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_loss_falls),  cmocka_unit_test(test_repair),        cmocka_unit_test(test_degenerate),
+        cmocka_unit_test(test_many),        cmocka_unit_test(test_far_centroids), cmocka_unit_test(test_options),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
