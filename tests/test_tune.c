@@ -285,6 +285,7 @@ static void fixture_codebook(fixture *f, int i) {
     rq_quant_default_round(&o, RQ_COMP_RTN, i % 2 ? RQ_ROUND_SSVQ : RQ_ROUND_VQ);
     o.codes = 32;
     o.outliers = 2;
+    o.outlier_min = 0;
     o.group = i % 3 ? 0 : 24;
     assert_ok(rq_prepare(&prep, h, NULL, n, &o, "fixture"));
     assert_ok(rq_quantize_matrix(&r, w, l->n_out, &prep, &o, "fixture"));

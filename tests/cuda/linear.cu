@@ -191,11 +191,11 @@ int main(void) {
     test_choice();
     test_refused();
     const weights_case cases[] = {
-        {"grid4", RQ_TILE_GRID, 50, 520, 4, 128, true, false, false, 0, 0, 0, 0, 0},
-        {"grid2", RQ_TILE_GRID, 33, 331, 2, 64, false, false, true, 0, 0, 0, 0, 0},
-        {"ssvq2", RQ_TILE_SSVQ, 40, 392, 2, 392, false, true, false, 392, 3, 0, 0, 0},
-        {"ssvq3", RQ_TILE_SSVQ, 17, 264, 3, 128, false, true, true, 264, 2, 0, 0, 0},
-        {"vq", RQ_TILE_VQ, 40, 392, 0, 392, false, false, false, 392, 3, 8, 8, 8},
+        {"grid4", RQ_TILE_GRID, 50, 520, 4, 128, true, false, false, 0, 0},
+        {"grid2", RQ_TILE_GRID, 33, 331, 2, 64, false, false, true, 0, 0},
+        {"ssvq2", RQ_TILE_SSVQ, 40, 392, 2, 392, false, true, false, 392, 3},
+        {"ssvq3", RQ_TILE_SSVQ, 17, 264, 3, 128, false, true, true, 264, 2},
+        {"vq", RQ_TILE_VQ, 40, 392, 0, 392, false, false, false, 392, 3, 8, 8, 8, 8},
     };
     const linear_case ways[] = {
         /* n_tok path             bias   residual in_place perm own_handle */

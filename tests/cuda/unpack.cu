@@ -63,29 +63,31 @@ int main(void) {
         const int widths[] = {2, 3, 4, 8};
         for (int bits : widths) {
             const weights_case grid[] = {
-                /* what     kind     n_out n_in  bits group zeros  u8  bf16 book_cols n_outlier vec_len log_codes log_codes_2 */
-                {"least", RQ_TILE_GRID, 1, 1, bits, 1, true, false, b, 0, 0, 0, 0, 0},
-                {"groups", RQ_TILE_GRID, 33, 330, bits, 32, true, false, b, 0, 0, 0, 0, 0},
-                {"sym", RQ_TILE_GRID, 48, 512, bits, 128, false, false, b, 0, 0, 0, 0, 0},
-                {"row", RQ_TILE_GRID, 17, 1001, bits, 1001, true, false, b, 0, 0, 0, 0, 0},
+                /* what     kind     n_out n_in  bits group zeros  u8  bf16 book_cols n_outlier code_bits vec_len log_codes log_codes_2 */
+                {"least", RQ_TILE_GRID, 1, 1, bits, 1, true, false, b, 0, 0},
+                {"groups", RQ_TILE_GRID, 33, 330, bits, 32, true, false, b, 0, 0},
+                {"sym", RQ_TILE_GRID, 48, 512, bits, 128, false, false, b, 0, 0},
+                {"row", RQ_TILE_GRID, 17, 1001, bits, 1001, true, false, b, 0, 0},
             };
             for (const weights_case &c : grid) test_case(&c);
         }
         for (int bits = 2; bits < 4; ++bits) {
             const weights_case ssvq[] = {
-                {"ssvq row", RQ_TILE_SSVQ, 40, 392, bits, 392, false, true, b, 392, 3, 0, 0, 0},
-                {"ssvq books", RQ_TILE_SSVQ, 17, 600, bits, 32, false, true, b, 256, 16, 0, 0, 0},
-                {"ssvq f16", RQ_TILE_SSVQ, 16, 264, bits, 128, false, false, false, 128, 0, 0, 0, 0},
+                {"ssvq row", RQ_TILE_SSVQ, 40, 392, bits, 392, false, true, b, 392, 3},
+                {"ssvq books", RQ_TILE_SSVQ, 17, 600, bits, 32, false, true, b, 256, 16},
+                {"ssvq f16", RQ_TILE_SSVQ, 16, 264, bits, 128, false, false, false, 128, 0},
+                {"ssvq 10 bits", RQ_TILE_SSVQ, 18, 264, bits, 264, false, true, b, 264, 1, 10},
+                {"ssvq 12 bits", RQ_TILE_SSVQ, 18, 264, bits, 64, false, false, false, 128, 2, 12},
             };
             for (const weights_case &c : ssvq)
                 if (c.bf16 == b) test_case(&c);
         }
         const weights_case vq[] = {
-            {"vq 8", RQ_TILE_VQ, 40, 392, 0, 392, false, false, b, 392, 3, 8, 8, 0},
-            {"vq 8 + 8", RQ_TILE_VQ, 17, 600, 0, 32, false, false, b, 256, 16, 8, 8, 6},
-            {"vq 12", RQ_TILE_VQ, 33, 264, 0, 264, false, false, b, 128, 0, 8, 12, 0},
-            {"vq 4", RQ_TILE_VQ, 16, 330, 0, 64, false, false, b, 330, 1, 4, 10, 8},
-            {"vq out", RQ_TILE_VQ, 45, 270, 0, 270, true, true, b, 270, 5, 8, 12, 8},
+            {"vq 8", RQ_TILE_VQ, 40, 392, 0, 392, false, false, b, 392, 3, 8, 8, 8, 0},
+            {"vq 8 + 8", RQ_TILE_VQ, 17, 600, 0, 32, false, false, b, 256, 16, 8, 8, 8, 6},
+            {"vq 12", RQ_TILE_VQ, 33, 264, 0, 264, false, false, b, 128, 0, 8, 8, 12, 0},
+            {"vq 4", RQ_TILE_VQ, 16, 330, 0, 64, false, false, b, 330, 1, 8, 4, 10, 8},
+            {"vq out", RQ_TILE_VQ, 45, 270, 0, 270, true, true, b, 270, 5, 8, 8, 12, 8},
         };
         for (const weights_case &c : vq) test_case(&c);
     }
