@@ -11,8 +11,7 @@ static const cmd_flag flags[] = {
     {"skip-tokens", 0, "N", "leave the first N tokens of each window out of the statistics (0; codebooks: 1)"},
     {"bpw", 0, "X", "X bits a weight in all: each matrix gets the setting of the bank that suits the whole best"},
     {"bank", 0, "SETTING", "'key=value,...' to choose from; may be repeated (default: several sizes of the rounder)"},
-    {"bpw-loss", 0, "HOW",
-     "relative (default) or absolute: losses of matrices are compared over |W X|^2, or as they are"},
+    {"bpw-loss", 0, "HOW", "how --bpw compares matrices: residual (default), relative or absolute"},
     {"token-weights", 0, "HOW", "what tokens count by: none (default), attention or norm"},
     {"token-min", 0, "X", "the least a token counts, the most being 1 (0.005)"},
     {"seed", 0, "N", "of the rotation and of the choice of windows (0)"},
@@ -162,9 +161,8 @@ int cmd_quantize(int argc, char **argv) {
     if (bpw && !(parse_number(bpw, &job.bpw) && job.bpw > 0 && job.bpw <= 64)) {
         RQ_FAIL(RQ_ERR_ARG, "--bpw %s: bits a weight, above 0 and at most 64, are wanted", bpw);
     }
-    job.absolute_loss = compare && strcmp(compare, "absolute") == 0;
-    if (compare && !job.absolute_loss && strcmp(compare, "relative") != 0) {
-        RQ_FAIL(RQ_ERR_ARG, "--bpw-loss %s: it is relative or absolute", compare);
+    if (compare && !rq_bpw_loss_by_name(compare, &job.bpw_loss)) {
+        RQ_FAIL(RQ_ERR_ARG, "--bpw-loss %s: it is residual, relative or absolute", compare);
     }
     job.bank = bank;
     job.n_bank = collect(&a, "bank", bank);

@@ -324,6 +324,11 @@ def test_bits_per_weight():
         bits = log[u["names"][0]]["bits"]
         assert bits == (8 if u["pinned"] else int(a["settings"][u["setting"]][-1])) and u["pinned"] == ("0.mlp.up" in u["names"][0])
         assert u["pinned"] or u["loss"] == sorted(u["loss"], reverse=True) and u["bits"] == sorted(u["bits"])
+    weight = {u["names"][0].split("layers.")[1]: u["weight"] for u in units}
+    for layer in "01":  # matrices of a branch count by what its last one adds to the residual stream
+        q, k, v, o, gate, up, down = (weight[f"{layer}.{n}_proj"] for n in
+                                      ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down"))
+        assert q == k == v > 0 and gate == up > 0 and o == down == 1 and q != gate
     free = [u for u in units if not u["pinned"]]
     for u in free:
         for v in free:
@@ -331,7 +336,8 @@ def test_bits_per_weight():
                 for t in range(4):
                     if u is v or used - u["bits"][u["setting"]] - v["bits"][v["setting"]] + u["bits"][s] + v["bits"][t] > budget:
                         continue
-                    assert u["loss"][s] + v["loss"][t] >= (u["loss"][u["setting"]] + v["loss"][v["setting"]]) * (1 - 1e-9)
+                    now = u["weight"] * u["loss"][u["setting"]] + v["weight"] * v["loss"][v["setting"]]
+                    assert u["weight"] * u["loss"][s] + v["weight"] * v["loss"][t] >= now * (1 - 1e-6)
     run("quantize", tiny(), path("bpw3"), *words, "--threads", 3, "--progress", "none")
     assert digest(path("bpw3")) == digest(path("bpw"))
     # Codebooks: q k v and gate up get one setting each and share its codebook; a grid in the bank is no trouble.
