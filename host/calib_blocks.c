@@ -248,6 +248,7 @@ static rq_status run_stage(calib *c, int stage, const char *text) {
             if (c->s[k].active) RQ_TRY(stage_input(c, &c->s[k], stage, row0, n_tok));
         }
         if (c->residual && (stage == 1 || stage == 3)) {
+            RQ_TRY(add_residual(c, &c->s[QS].block.lin[stage == 1 ? RQ_O : RQ_DOWN], c->s[QS].in, n_tok));
             rq_token_norm(c->residual, c->x, n_tok, c->d);
             divide_rows(c->s[QS].in, c->residual, n_tok, width);
         }

@@ -134,6 +134,28 @@ static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq
            (long long)r->n_matrices, comp, r->bpw, (double)r->out_bytes / 1048576, r->seconds);
 }
 
+/* --token-weights, --bpw and what belongs to them. */
+static rq_status parse_weighing(rq_quantize_job *job, const cmd_args *a, const char **bank) {
+    const char *tokens = cmd_value(a, "token-weights"), *least = cmd_value(a, "token-min");
+    if (tokens && !rq_token_weights_by_name(tokens, &job->token_weights)) {
+        return rq_fail(RQ_ERR_ARG, "--token-weights %s: it is none, attention or norm", tokens);
+    }
+    job->token_min = 0.005;
+    if (least && !parse_number(least, &job->token_min))
+        return rq_fail(RQ_ERR_ARG, "--token-min %s is not a number", least);
+    const char *bpw = cmd_value(a, "bpw"), *compare = cmd_value(a, "bpw-loss");
+    if (bpw && !(parse_number(bpw, &job->bpw) && job->bpw > 0 && job->bpw <= 64)) {
+        return rq_fail(RQ_ERR_ARG, "--bpw %s: bits a weight, above 0 and at most 64, are wanted", bpw);
+    }
+    if (compare && !rq_bpw_loss_by_name(compare, &job->bpw_loss)) {
+        return rq_fail(RQ_ERR_ARG, "--bpw-loss %s: it is residual, relative or absolute", compare);
+    }
+    job->bank = bank;
+    job->n_bank = collect(a, "bank", bank);
+    if (job->n_bank && !bpw) return rq_fail(RQ_ERR_ARG, "--bank is what --bpw chooses from: give --bpw too");
+    return RQ_OK;
+}
+
 int cmd_quantize(int argc, char **argv) {
     rq_status status = RQ_OK;
     cmd_args a;
@@ -151,22 +173,7 @@ int cmd_quantize(int argc, char **argv) {
         !cmd_int(&a, "skip-tokens", 0, 1 << 20, book ? 1 : 0, &job.skip_tokens)) {
         return EXIT_USAGE;
     }
-    const char *tokens = cmd_value(&a, "token-weights"), *least = cmd_value(&a, "token-min");
-    if (tokens && !rq_token_weights_by_name(tokens, &job.token_weights)) {
-        RQ_FAIL(RQ_ERR_ARG, "--token-weights %s: it is none, attention or norm", tokens);
-    }
-    job.token_min = 0.005;
-    if (least && !parse_number(least, &job.token_min)) RQ_FAIL(RQ_ERR_ARG, "--token-min %s is not a number", least);
-    const char *bpw = cmd_value(&a, "bpw"), *compare = cmd_value(&a, "bpw-loss");
-    if (bpw && !(parse_number(bpw, &job.bpw) && job.bpw > 0 && job.bpw <= 64)) {
-        RQ_FAIL(RQ_ERR_ARG, "--bpw %s: bits a weight, above 0 and at most 64, are wanted", bpw);
-    }
-    if (compare && !rq_bpw_loss_by_name(compare, &job.bpw_loss)) {
-        RQ_FAIL(RQ_ERR_ARG, "--bpw-loss %s: it is residual, relative or absolute", compare);
-    }
-    job.bank = bank;
-    job.n_bank = collect(&a, "bank", bank);
-    if (job.n_bank && !bpw) RQ_FAIL(RQ_ERR_ARG, "--bank is what --bpw chooses from: give --bpw too");
+    RQ_TRY(parse_weighing(&job, &a, bank));
     const char *device = cmd_value(&a, "device"), *ram = cmd_value(&a, "max-ram");
     const char *preset = cmd_value(&a, "preset");
     if (device && strcmp(device, "cpu") != 0) {

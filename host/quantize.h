@@ -125,8 +125,8 @@ rq_status rq_part_save(const rq_quantizer *z, int64_t layer, int lead, const rq_
 rq_status rq_part_load(const rq_quantizer *z, int64_t layer, int which, float *w, bool *found);
 
 /* Calibrate the full-precision model alone: fn is called once for every stage of every block with H of the stage's input and the
- * block's matrices in the basis they are quantized in. per_residual: inputs of o and down are divided by the norm of the residual stream that
- * their output is added to, token by token, so that tr(W H W^T) sums relative changes of it. */
+ * block's matrices in the basis they are quantized in. per_residual: inputs of o and down are divided by the norm of the residual stream
+ * with their output added, token by token, so that tr(W H W^T) sums relative changes of it. */
 typedef rq_status (*rq_stage_fn)(void *arg, int64_t layer, int stage, const double *h, float *const *w);
 rq_status rq_calibrate_stages(rq_quantizer *z, bool per_residual, rq_stage_fn fn, void *arg);
 
