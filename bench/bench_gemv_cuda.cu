@@ -44,8 +44,37 @@ struct context {
 
 /* ---- the rows of a shape -------------------------------------------------------------------------------------------------- */
 
-static gemv_row make_row(const context &c, int shape, rq_tile_kind kind, int bits, int n_tok) {
+/* What is benchmarked of a format: bits of grid and ssvq, codebooks of vq. */
+struct gemv_kind {
+    rq_tile_kind kind;
+    int bits;
+    const bench_book *book;
+};
+static std::vector<gemv_kind> kinds_of(const gemv_options &o) {
+    std::vector<gemv_kind> all;
+    const auto wanted = [&](const char *name) { return o.format == "all" || o.format == name; };
+    for (int bits : o.bits)
+        if (wanted("grid")) all.push_back({RQ_TILE_GRID, bits, nullptr});
+    for (int bits : o.bits)
+        if (wanted("ssvq") && bits <= 3) all.push_back({RQ_TILE_SSVQ, bits, nullptr});
+    for (int i = 0; i < o.books.n; ++i)
+        if (wanted("vq")) all.push_back({RQ_TILE_VQ, 0, &o.books.at[i]});
+    return all;
+}
+
+/* Scales a row; with vectors down the rows, of columns instead, as VPTQ has them. */
+static std::string describe_vq(rq_cuda_gemv_desc &d, const gemv_options &o, const bench_book &b) {
+    d.vec_len = b.vec_len, d.vec_out = b.vec_out, d.n_stage = b.n_stage;
+    for (int s = 0; s < b.n_stage; ++s) d.n_codes[s] = (int64_t)1 << b.code_bits[s];
+    d.group = d.n_in, d.n_book = 1, d.book_cols = d.n_in, d.no_scales = d.columns = b.vec_out;
+    d.n_outlier = (int)std::min<int64_t>(o.outliers, d.n_in);
+    return std::string(b.name) + "-o" + std::to_string(d.n_outlier);
+}
+
+static gemv_row make_row(const context &c, int shape, const gemv_kind &k, int n_tok) {
     const gemv_options &o = c.o;
+    const rq_tile_kind kind = k.kind;
+    const int bits = k.bits;
     gemv_row r;
     rq_cuda_gemv_desc &d = r.desc = rq_cuda_gemv_desc_default();
     char format[64];
@@ -58,6 +87,8 @@ static gemv_row make_row(const context &c, int shape, rq_tile_kind kind, int bit
         d.group = o.group == 0 || o.group > d.n_in ? d.n_in : o.group;
         snprintf(format, sizeof format, "grid%d-%s%s", bits,
                  d.group == d.n_in ? "row" : ("g" + std::to_string(d.group)).c_str(), o.sym ? "" : "-z");
+    } else if (kind == RQ_TILE_VQ) {
+        snprintf(format, sizeof format, "%s", describe_vq(d, o, *k.book).c_str());
     } else { /* scale and codebook a matrix: what experiments found best */
         d.vec_len = bits == 2 ? 8 : 4, d.group = d.n_in, d.n_book = 1, d.book_cols = d.n_in, d.book_u8 = !o.book_f16;
         d.n_outlier = (int)std::min<int64_t>(o.outliers, d.n_in);
@@ -77,8 +108,8 @@ static bool passes(const gemv_options &o, const gemv_row &r) {
 
 /* The change in percent: of the cold time; in the simulator the worst of what a kernel takes. */
 static void compare(context &c, const bench_record &record) {
-    static const char *const same[] = {"gpu",   "n_out", "n_in", "format",   "bits",    "group",
-                                       "n_tok", "act",   "sym",  "codebook", "outliers"};
+    static const char *const same[] = {"gpu",   "n_out", "n_in", "format",   "bits",     "group",
+                                       "n_tok", "act",   "sym",  "codebook", "outliers", "variant"};
     static const char *const counted[] = {"warp_ins", "ld_sectors", "st_sectors", "shared_ld_waves", "shared_st_waves"};
     for (const gemv_old_record &old : c.old) {
         const auto old_value = [&](const char *key) {
@@ -180,10 +211,10 @@ static bool one_row(context &c, int shape, const gemv_row &r, const gemv_weights
 
 /* ---- sweeps --------------------------------------------------------------------------------------------------------------- */
 
-static void sweep_format(context &c, int shape, rq_tile_kind kind, int bits, const std::map<int, double> &cublas_us) {
+static void sweep_format(context &c, int shape, const gemv_kind &kind, const std::map<int, double> &cublas_us) {
     std::unique_ptr<gemv_weights> weights; /* made when the first row wants them */
     for (int n_tok : c.o.tokens) {
-        const gemv_row r = make_row(c, shape, kind, bits, n_tok);
+        const gemv_row r = make_row(c, shape, kind, n_tok);
         const char *why = "";
         if (!passes(c.o, r)) continue;
         if (c.o.dry_run) {
@@ -212,11 +243,8 @@ static std::map<int, double> baseline(context &c, int shape) {
     if (!c.o.cublas || c.o.dry_run || (c.simulated && !c.o.check)) return us;
     const bench_shape &s = c.o.shapes.at[shape].shape;
     bool any = c.o.filter.empty(); /* some row of this shape passes the filter */
-    for (int bits : {2, 3, 4, 8})
-        for (int n_tok : c.o.tokens)
-            for (rq_tile_kind kind : {RQ_TILE_GRID, RQ_TILE_SSVQ})
-                any = any ||
-                      (bits <= (kind == RQ_TILE_SSVQ ? 3 : 8) && passes(c.o, make_row(c, shape, kind, bits, n_tok)));
+    for (const gemv_kind &kind : kinds_of(c.o))
+        for (int n_tok : c.o.tokens) any = any || passes(c.o, make_row(c, shape, kind, n_tok));
     if (!any) return us;
     gemv_cublas blas(s.n_out, s.n_in, c.o.check ? 0 : c.copies(), c.room(), c.stream);
     for (int n_tok : c.o.tokens) {
@@ -236,10 +264,7 @@ static std::map<int, double> baseline(context &c, int shape) {
 static void sweep(context &c) {
     for (int shape = 0; shape < c.o.shapes.n; ++shape) {
         const std::map<int, double> cublas_us = baseline(c, shape);
-        for (int bits : c.o.bits)
-            if (c.o.format != "ssvq") sweep_format(c, shape, RQ_TILE_GRID, bits, cublas_us);
-        for (int bits : c.o.bits)
-            if (c.o.format != "grid" && bits <= 3) sweep_format(c, shape, RQ_TILE_SSVQ, bits, cublas_us);
+        for (const gemv_kind &kind : kinds_of(c.o)) sweep_format(c, shape, kind, cublas_us);
     }
 }
 
@@ -259,7 +284,8 @@ static void print_steps(const context &c) {
 /* ---- all of it -------------------------------------------------------------------------------------------------------------- */
 
 static int list() {
-    printf("formats: grid with 2, 3, 4, 8 bits; ssvq with 2 (vectors of 8) and 3 bits (vectors of 4)\n");
+    printf(
+        "formats: grid with 2, 3, 4, 8 bits; ssvq with 2 (vectors of 8) and 3 bits (vectors of 4); vq with --books\n");
     bench_list_shapes();
     return 0;
 }

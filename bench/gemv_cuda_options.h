@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "shapes.h"
+#include "vq_books.h"
 
 struct gemv_options {
     std::string format = "all", json, csv, old_path, flags;
@@ -21,17 +22,22 @@ struct gemv_options {
     bool list = false, dry_run = false, check = false;
     double seconds = 0.25, fail_if_slower = -1, rate = 4300; /* s a row; fraction; GB/s for --dry-run */
     bench_shapes shapes = {};
+    bench_books books = {};
+    gemv_options() { bench_parse_books(&books, BENCH_DEFAULT_BOOKS); }
 };
 
 static inline void gemv_usage(FILE *f) {
     fputs("bench_gemv --device cuda: y = W x on the GPU for 1 .. 16 tokens, checked, then timed. In the simulator: "
           "checked, then\n"
           "counted.\n"
-          "  --format grid|ssvq|all  default all\n"
+          "  --format grid|ssvq|vq|all  default all\n"
           "  --bits 2,3,4,8          of grid; of ssvq 2 (vectors of 8) and 3 (of 4); default all\n"
           "  --group N               of grid: columns that share a scale (default 128; 0: a whole row)\n"
+          "  --books LIST            of vq: vector length x entries, + entries of a second stage, \"out\": down the "
+          "outputs\n"
+          "                          (default " BENCH_DEFAULT_BOOKS ")\n"
           "  --sym                   grid without zero points (default: with them)\n"
-          "  --outliers N            of ssvq: 8-bit outlier columns (default 8)\n"
+          "  --outliers N            of ssvq and vq: 8-bit outlier columns (default 8)\n"
           "  --magnitudes u8|f16     of ssvq (default u8)\n"
           "  --act f16|bf16|int8     activations and results (default f16); int8: of ssvq\n"
           "  --shapes LIST           presets, PRESET/tpN and NxK, comma-separated (default smollm2-135m); see --list\n"
@@ -84,7 +90,7 @@ static inline bool gemv_take(gemv_options *o, const std::string &name, const std
     long long v = 0;
     if (name == "--format") {
         o->format = value;
-        return value == "grid" || value == "ssvq" || value == "all";
+        return value == "grid" || value == "ssvq" || value == "vq" || value == "all";
     }
     if (name == "--bits") {
         if (!gemv_integers(value, 2, 8, &o->bits)) return false;
@@ -102,6 +108,7 @@ static inline bool gemv_take(gemv_options *o, const std::string &name, const std
         o->outliers = (int)v;
         return ok;
     }
+    if (name == "--books") return bench_parse_books(&o->books, value.c_str());
     if (name == "--magnitudes") {
         o->book_f16 = value == "f16";
         return o->book_f16 || value == "u8";

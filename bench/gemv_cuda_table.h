@@ -7,7 +7,7 @@
 #include "gemv_cuda_times.h"
 
 struct gemv_row {
-    std::string model, layer, format; /* grid4-g128-zero, ssvq2-u8-o8 */
+    std::string model, layer, format; /* grid4-g128-zero, ssvq2-u8-o8, vq8x256+256-o8 */
     rq_cuda_gemv_desc desc;
     rq_tile_layout t;
     double weights() const { return (double)desc.n_out * (double)desc.n_in; }
@@ -120,11 +120,14 @@ static inline bench_record gemv_record(const gemv_row &r, const bench_device &de
                                        const std::string &flags, const std::string &git) {
     bench_record o;
     const rq_cuda_gemv_desc &d = r.desc;
-    const bool grid = d.kind == RQ_TILE_GRID;
+    const bool grid = d.kind == RQ_TILE_GRID, vq = d.kind == RQ_TILE_VQ;
+    std::string codebook = vq ? std::to_string(d.n_codes[0]) : "256";
+    if (vq && d.n_stage > 1) codebook += "+" + std::to_string(d.n_codes[1]);
     bench_record_device(o, device);
     o.text("git", git).text("flags", flags).text("device", simulated ? "sim" : "cuda");
     o.text("model", r.model).text("layer", r.layer).integer("n_out", d.n_out).integer("n_in", d.n_in);
-    o.text("format", grid ? "grid" : "ssvq").text("variant", r.format).integer("bits", r.t.bits);
+    o.text("format", grid ? "grid" : vq ? "vq" : "ssvq").text("variant", r.format);
+    o.number("bits", 8.0 * (double)r.t.tile_bytes / (RQ_TILE_ROWS * RQ_TILE_COLS));
     o.integer("group", d.group)
         .integer("n_tok", d.n_tok)
         .text("act", d.x_s8                ? "int8"
@@ -135,7 +138,7 @@ static inline bench_record gemv_record(const gemv_row &r, const bench_device &de
     else
         o.none("sym")
             .integer("vec_len", d.vec_len)
-            .text("codebook", d.book_u8 ? "256 u8" : "256 f16")
+            .text("codebook", codebook + (d.book_u8 ? " u8" : " f16"))
             .integer("outliers", d.n_outlier);
     o.number("bpw", r.bpw()).number("bytes", r.bytes()).number("flops", 2 * r.weights() * (double)d.n_tok);
     return o;

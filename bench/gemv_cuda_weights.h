@@ -25,12 +25,45 @@ static inline rq_tile_layout gemv_layout(const rq_cuda_gemv_desc &d) {
     t.kind = d.kind, t.n_out = d.n_out, t.n_in = d.n_in, t.group = d.group;
     if (d.kind == RQ_TILE_GRID) {
         t.bits = d.bits, t.zeros = d.zeros;
+    } else if (d.kind == RQ_TILE_VQ) {
+        t.vec_len = d.vec_len, t.vec_out = d.vec_out, t.n_stage = d.n_stage;
+        t.n_codes[0] = d.n_codes[0], t.n_codes[1] = d.n_stage > 1 ? d.n_codes[1] : 0;
+        t.no_scales = d.no_scales, t.columns = d.columns;
+        t.n_book = d.n_book, t.book_cols = d.book_cols, t.n_outlier = d.n_outlier;
     } else {
         t.bits = d.vec_len == 8 ? 2 : 3, t.vec_len = d.vec_len;
         t.n_book = d.n_book, t.book_cols = d.book_cols, t.book_u8 = d.book_u8, t.n_outlier = d.n_outlier;
     }
     rq_tile_plan(&t);
     return t;
+}
+
+/* VQ: of each word of a lane, the bits that codes of these codebooks may have. A tile's words lie in parts of 128, 64 and 32. */
+struct gemv_masks {
+    int words;
+    uint32_t mask[32];
+};
+static inline gemv_masks gemv_masks_of(const rq_tile_layout &t) {
+    gemv_masks m = {};
+    for (int s = 0; s < t.n_stage; ++s) {
+        const int bits = rq_tile_code_bits(t.n_codes[s]), first = m.words;
+        m.words += 64 / t.vec_len * bits / 32;
+        for (int b = 0; b < (m.words - first) * 32; ++b)
+            if (b % bits < 31 && t.n_codes[s] >> (b % bits) > 1) m.mask[first + b / 32] |= 1u << (b % 32);
+    }
+    return m;
+}
+/* A lane's word, in 4-byte words from the tile's start. */
+__host__ __device__ static inline int gemv_word_at(int words, int lane, int word) {
+    const int part = word / 4 * 4, left = words - part;
+    const int size = left >= 4 ? 4 : left >= 2 && word - part < 2 ? 2 : 1, from = size == 1 ? word : part;
+    return from * 32 + lane * size + word - from;
+}
+static __global__ void keep_codes(uint32_t *tiles, size_t lanes, gemv_masks m) {
+    const size_t step = (size_t)gridDim.x * blockDim.x;
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < lanes; i += step)
+        for (int w = 0; w < m.words; ++w)
+            tiles[i / 32 * 32 * m.words + gemv_word_at(m.words, (int)(i % 32), w)] &= m.mask[w];
 }
 
 class gemv_weights {
@@ -47,6 +80,12 @@ class gemv_weights {
         const size_t words = (size_t)(t.n_rb * t.n_kb * t.tile_bytes / 4);
         fill<<<(unsigned)std::min<size_t>(4096, words / 256 + 1), STREAM_THREADS, 0, stream>>>((uint32_t *)device_,
                                                                                                words, 7, false);
+        if (t.kind == RQ_TILE_VQ) {
+            const gemv_masks masks = gemv_masks_of(t);
+            const size_t lanes = words / masks.words;
+            keep_codes<<<(unsigned)std::min<size_t>(4096, lanes / 256 + 1), STREAM_THREADS, 0, stream>>>(
+                (uint32_t *)device_, lanes, masks);
+        }
         BENCH_CUDA(cudaGetLastError());
         BENCH_CUDA(cudaMemcpyAsync(device_ + t.scales, side_.data(), side_.size(), cudaMemcpyHostToDevice, stream));
         /* Between the tiles and the scales there may be a gap, which nobody reads. */
@@ -76,6 +115,7 @@ class gemv_weights {
                        at<float>(t.outlier_scales + 4 * (rb * t.n_outlier + o));
         const place p = {tiles.data() + j / RQ_TILE_COLS * t.tile_bytes, (int)(j % RQ_TILE_COLS / 32),
                          r % 8 * 4 + (int)(j % 32 / 8), r / 8, (int)(j % 8)};
+        if (t.kind == RQ_TILE_VQ) return vq(tiles, rb, r, j);
         const int64_t in_block = t.kind == RQ_TILE_GRID ? r % 8 * 2 + r / 8 : r; /* its side data's place */
         const int64_t k = (rb * t.n_group + j / t.group) * RQ_TILE_ROWS + in_block;
         return half_at(t.scales + 2 * k) * (t.kind == RQ_TILE_GRID ? grid(p, k) : ssvq(p, rb, j));
@@ -130,11 +170,30 @@ class gemv_weights {
         return signs >> (sign_bit + 16 * (p.e % 2)) & 1u ? -size : size;
     }
 
+    double vq(const std::vector<uint8_t> &tiles, int64_t rb, int r, int64_t j) const {
+        const uint8_t *tile = tiles.data() + j / RQ_TILE_COLS * t.tile_bytes;
+        const int words = (int)(t.tile_bytes / 128), c = (int)(j % 32), per_row = 8 / t.vec_len,
+                  octet = (int)(j % 128 / 32) * 2 + r / 8;
+        const int lane = t.vec_out ? c % 8 / 2 * 8 + c / 8 * 2 + c % 2 : r % 8 * 4 + c / 8;
+        const int code = t.vec_out ? octet : octet * per_row + c % 8 / t.vec_len;
+        double v = 0;
+        for (int s = 0, first = 0; s < t.n_stage; ++s) {
+            const int bits = rq_tile_code_bits(t.n_codes[s]), at = code * bits, w = first + at / 32;
+            uint64_t two = word(tile + 4 * gemv_word_at(words, lane, w));
+            if (at % 32 + bits > 32) two |= (uint64_t)word(tile + 4 * gemv_word_at(words, lane, w + 1)) << 32;
+            const int64_t entry = j / t.book_cols * t.n_codes[s] + (int64_t)(two >> at % 32 & ((1u << bits) - 1));
+            v += half_at((s ? t.book_2 : t.book) + 2 * (entry * t.vec_len + (t.vec_out ? r : j) % t.vec_len));
+            first += 64 / t.vec_len * bits / 32;
+        }
+        if (!t.no_scales) v *= half_at(t.scales + 2 * ((rb * t.n_group + j / t.group) * RQ_TILE_ROWS + r));
+        return t.columns ? v * half_at(t.columns_at + 2 * j) + half_at(t.columns_at + 2 * (t.n_in + j)) : v;
+    }
+
     /* Sizes as in a quantized model: outputs of about 1 for inputs of about 1. */
     void make_side_data(uint64_t seed) {
         gemv_random random = {seed};
         side_.assign((size_t)(t.bytes - t.scales), 0);
-        for (int64_t k = 0; k < t.n_rb * t.n_group * RQ_TILE_ROWS; ++k) {
+        for (int64_t k = 0; !t.no_scales && k < t.n_rb * t.n_group * RQ_TILE_ROWS; ++k) {
             const int64_t i = k % RQ_TILE_ROWS, r = t.kind == RQ_TILE_GRID ? i / 2 + i % 2 * 8 : i;
             const int64_t row = k / (t.n_group * RQ_TILE_ROWS) * RQ_TILE_ROWS + r;
             const float scale = 0.02f + 0.01f * random.unit();
@@ -142,13 +201,21 @@ class gemv_weights {
             if (t.zeros) put(t.zero_points + 2 * k, rq_f16_of_f32((float)(random.next() >> (32 - t.bits))));
         }
         if (t.kind == RQ_TILE_GRID) return;
-        for (int64_t k = 0; k < t.n_book * 256 * t.vec_len; ++k) {
+        for (int s = 0; t.kind == RQ_TILE_VQ && s < t.n_stage; ++s)
+            for (int64_t k = 0; k < rq_tile_book_bytes(&t, s) / 2; ++k)
+                put((s ? t.book_2 : t.book) + 2 * k, rq_f16_of_f32(std::rint(random.unit() * 1024) / 1024));
+        for (int64_t j = 0; t.columns && j < t.n_in; ++j) { /* powers of two: products with x are exact */
+            put(t.columns_at + 2 * j, rq_f16_of_f32(0.03125f * (float)(1 << random.next() % 2)));
+            put(t.columns_at + 2 * (t.n_in + j), rq_f16_of_f32(std::rint(random.unit() * 64) / 65536));
+        }
+        for (int64_t k = 0; t.kind == RQ_TILE_SSVQ && k < t.n_book * 256 * t.vec_len; ++k) {
             if (t.book_u8)
                 put(t.book + k, (uint8_t)random.next());
             else
                 put(t.book + 2 * k, rq_f16_of_f32(1.0f + random.unit()));
         }
-        for (int64_t k = 0; k < t.n_rb * t.n_book; ++k) put(t.book_scales + 4 * k, t.book_u8 ? 0.0078125f : 1.0f);
+        for (int64_t k = 0; t.kind == RQ_TILE_SSVQ && k < t.n_rb * t.n_book; ++k)
+            put(t.book_scales + 4 * k, t.book_u8 ? 0.0078125f : 1.0f);
         for (int64_t k = 0; k < t.n_rb * t.n_outlier * RQ_TILE_ROWS; ++k)
             put(t.outliers + k, (int8_t)((int)(random.next() % 255) - 127));
         for (int o = 0; o < t.n_outlier; ++o) /* one in each n-th of the columns: ascending */

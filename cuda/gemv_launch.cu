@@ -4,7 +4,7 @@
 
 #include "gemv_variants.h"
 
-static const rq_gemv_format *const formats[] = {&rq_gemv_grid, &rq_gemv_ssvq};
+static const rq_gemv_format *const formats[] = {&rq_gemv_grid, &rq_gemv_ssvq, &rq_gemv_vq};
 
 static thread_local char last_error[256] = "";
 const char *rq_cuda_last_error(void) { return last_error; }
@@ -131,7 +131,9 @@ static int64_t x_pitch(const rq_cuda_gemv_desc *d, int64_t part_kb) {
 static int64_t x_sum_bytes(const rq_gemv_kernel *k, int64_t n_tok) {
     return k->sums * rq_gemv_sums_pitch(n_tok > 8 ? 2 : 1) * 4;
 }
-static int64_t sum_bytes(int64_t n_tok, int rows) { return 2 * rows * n_tok * RQ_GEMV_SUM_PITCH * 4; }
+static int64_t sum_bytes(int64_t n_tok, const rq_gemv_kernel *k) {
+    return 2 * k->rows * n_tok * (k->x_is_a ? RQ_GEMV_SUM_PITCH_X_IS_A : RQ_GEMV_SUM_PITCH) * 4;
+}
 
 rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d) {
     const char *text = plan ? rq_gemv_refuse(d) : "there is no plan to fill";
@@ -148,7 +150,7 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     const int per_sm = rq_gemv_blocks_per_sm((d->n_tok > 8 ? 2 : 1) * k.rows);
     int64_t shared = info.shared_of_multiprocessor / per_sm - 1024;
     if (shared > info.shared_of_block) shared = info.shared_of_block;
-    const int64_t for_x = shared - k.shared_format - sum_bytes(d->n_tok, k.rows) - d->n_tok * x_pad(d);
+    const int64_t for_x = shared - k.shared_format - sum_bytes(d->n_tok, &k) - d->n_tok * x_pad(d);
     const int64_t most_kb = for_x / (d->n_tok * RQ_TILE_COLS * x_bytes(d) + x_sum_bytes(&k, d->n_tok));
     if (for_x < 0 || most_kb < 1)
         return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "a block's shared memory is too small for so many tokens");
@@ -161,7 +163,7 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     plan->blocks = s.blocks, plan->threads = RQ_GEMV_THREADS, plan->split = s.split;
     plan->log_warps = s.log_warps, plan->part_kb = s.part_kb;
     plan->shared_bytes = (size_t)(k.shared_format + s.part_kb * x_sum_bytes(&k, d->n_tok) +
-                                  d->n_tok * x_pitch(d, s.part_kb) + sum_bytes(d->n_tok, k.rows));
+                                  d->n_tok * x_pitch(d, s.part_kb) + sum_bytes(d->n_tok, &k));
     if (s.split > 1)
         plan->workspace_bytes = (size_t)(counter_bytes(&t, d->n_tok) + t.n_rb * d->n_tok * s.split * RQ_TILE_ROWS * 4);
     plan->bytes = (double)t.bytes +
@@ -201,7 +203,7 @@ rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     job.x_scale = a->x_scale;
     job.counters = static_cast<unsigned *>(a->workspace);
     job.parts = reinterpret_cast<float *>(static_cast<uint8_t *>(a->workspace) + counter_bytes(&t, d->n_tok));
-    job.n_out = (int)d->n_out, job.n_in = (int)d->n_in, job.n_tok = (int)d->n_tok;
+    job.n_out = (int)d->n_out, job.n_in = (int)d->n_in, job.n_tok = (int)d->n_tok, job.act = d->act;
     job.n_rb = (int)t.n_rb, job.n_kb = (int)t.n_kb;
     job.split = plan->split, job.part_kb = plan->part_kb, job.log_warps = plan->log_warps;
     job.rb_step = plan->blocks / plan->split * (RQ_GEMV_WARPS >> plan->log_warps) * k.rows;

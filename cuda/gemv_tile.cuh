@@ -2,7 +2,7 @@
 /* The skeleton of the GEMV kernels: y = W x for 1 to 16 tokens, W in tiles of 16 rows x 128 columns (fmt_tile.h). What a tile
  * is made of is the format's, F:
  *
- *   F::ACT                  rq_act of x and y
+ *   F::ACT                  rq_act of x and y, or RQ_GEMV_ACT_OF_JOB
  *   F::DEPTH                tiles of a batch: consecutive ones of a row block, all in the registers of one warp
  *   F::ROWS                 row blocks that a warp takes at once; a tile is that many tiles, below each other, with the same x
  *   F::args                 the kernel's second parameter
@@ -21,6 +21,9 @@
  *                           (of ROWS row blocks: acc[r * halves + half]);
  *                           x[half].step(s) is the lane's 16 bytes of x in the tile's s-th step of 32 columns
  *   end_rows(acc, rb)       when all tiles of the warp in a row block are in acc: scales that hold for whole rows
+ *   rq_gemv_sides<F>        where it says that x is the A operand, acc is what F likes, and end_rows leaves there: element 2 o + i of
+ *                           acc[r * halves + half] is token 8 half + l / 4, row 8 o + 2 (l % 4) + i of lane l; and the 4-byte words 1, 2 of
+ *                           each 16 bytes of x have changed places
  *   correct(sum, job, rb, row, token)   once an output: what does not go through the tiles
  *
  * d is a constant wherever it is given. A batch costs addresses and branches once, its tiles only their loads and arithmetic.
@@ -41,6 +44,12 @@
 #include "gemv_variants.h"
 #include "ptx.cuh"
 
+template <class F> struct rq_gemv_sides {
+    static constexpr bool X_IS_A = false;
+    static constexpr int SUM_PITCH = RQ_GEMV_SUM_PITCH;
+    static __host__ __device__ constexpr int accumulators(int halves) { return F::ROWS * halves; }
+};
+
 template <int ACT> __device__ __forceinline__ float rq_gemv_get(const void *p, size_t i) {
     if (ACT == RQ_ACT_F16) return __half2float(static_cast<const __half *>(p)[i]);
     return __bfloat162float(static_cast<const __nv_bfloat16 *>(p)[i]);
@@ -50,6 +59,19 @@ template <int ACT> __device__ __forceinline__ void rq_gemv_put(void *p, size_t i
         static_cast<__half *>(p)[i] = __float2half_rn(v);
     else
         static_cast<__nv_bfloat16 *>(p)[i] = __float2bfloat16_rn(v);
+}
+enum { RQ_GEMV_ACT_OF_JOB = 2 };
+template <int ACT> __device__ __forceinline__ float rq_gemv_get(const rq_gemv_job &job, const void *p, size_t i) {
+    if (ACT != RQ_GEMV_ACT_OF_JOB) return rq_gemv_get<ACT>(p, i);
+    return job.act == RQ_ACT_F16 ? rq_gemv_get<RQ_ACT_F16>(p, i) : rq_gemv_get<RQ_ACT_BF16>(p, i);
+}
+template <int ACT> __device__ __forceinline__ void rq_gemv_put(const rq_gemv_job &job, void *p, size_t i, float v) {
+    if (ACT != RQ_GEMV_ACT_OF_JOB)
+        rq_gemv_put<ACT>(p, i, v);
+    else if (job.act == RQ_ACT_F16)
+        rq_gemv_put<RQ_ACT_F16>(p, i, v);
+    else
+        rq_gemv_put<RQ_ACT_BF16>(p, i, v);
 }
 /* The sum of the two numbers of a pair of bits. */
 __device__ __forceinline__ float rq_gemv_pair_sum(int act, uint32_t bits) {
@@ -110,6 +132,7 @@ template <bool SAVES, class SUMS> struct rq_gemv_x {
     }
     __device__ __forceinline__ rq_gemv_x tile(int n) const { return {at + n * (RQ_TILE_COLS / 8), run_sums.tile(n)}; }
     __device__ __forceinline__ uint4 step(int s) const { return at[4 * s]; }
+    __device__ __forceinline__ void step(int s, uint4 &kept) const { kept = at[4 * s]; }
     __device__ __forceinline__ float2 sums(int run, int half) const { return run_sums.of(run, half); }
 };
 template <class SUMS> struct rq_gemv_x<true, SUMS> {
@@ -121,8 +144,13 @@ template <class SUMS> struct rq_gemv_x<true, SUMS> {
     }
     __device__ __forceinline__ rq_gemv_x tile(int n) const { return {at + n * (RQ_TILE_COLS * 2), there}; }
     __device__ __forceinline__ uint4 step(int s) const { return ptx_load_shared16_where(there, at + s * 64); }
+    __device__ __forceinline__ void step(int s, uint4 &kept) const {
+        ptx_load_shared16_where(there, at + s * 64, kept);
+    }
 };
 
+/* Where column i of x is when words 1 and 2 of each 16 bytes have changed places. */
+__device__ __forceinline__ int rq_gemv_swapped(int i) { return (i & ~6) | (i & 2) << 1 | (i & 4) >> 1; }
 /* x of bytes (rq_gemv_x_of): 8 of them a step. */
 struct rq_gemv_x_bytes {
     uint32_t at;
@@ -142,7 +170,8 @@ template <class F, int HALVES> struct rq_gemv_x_of {
 
 /* Columns kb0 * 128 .. kb1 * 128 - 1 of all tokens to shared memory, zeros beyond n_in. Not by ld.global.nc: the kernel before may
  * have written x while this one was already there. Loops are hardly unrolled: the first weights are in registers already. */
-static __device__ __forceinline__ void rq_gemv_stage_x(const rq_gemv_job &job, uint8_t *to, int kb0, int kb1) {
+template <bool X_IS_A>
+__device__ __forceinline__ void rq_gemv_stage_x(const rq_gemv_job &job, uint8_t *to, int kb0, int kb1) {
     const int n_col = (kb1 - kb0) * RQ_TILE_COLS, col0 = kb0 * RQ_TILE_COLS;
     const uint16_t *x = static_cast<const uint16_t *>(job.x);
     const bool whole = job.perm == nullptr && job.n_in % 8 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
@@ -153,6 +182,7 @@ static __device__ __forceinline__ void rq_gemv_stage_x(const rq_gemv_job &job, u
             for (int i = threadIdx.x * 8; i < n_col; i += RQ_GEMV_THREADS * 8) {
                 uint4 value = make_uint4(0, 0, 0, 0);
                 if (col0 + i < job.n_in) value = *reinterpret_cast<const uint4 *>(x + col0 + i);
+                if (X_IS_A) value = make_uint4(value.x, value.z, value.y, value.w);
                 *reinterpret_cast<uint4 *>(to + i * 2) = value;
             }
         } else {
@@ -162,7 +192,7 @@ static __device__ __forceinline__ void rq_gemv_stage_x(const rq_gemv_job &job, u
                 if (col0 + i < job.n_in) pair = x[job.perm ? job.perm[col0 + i] : col0 + i];
                 if (col0 + i + 1 < job.n_in)
                     pair |= (uint32_t)x[job.perm ? job.perm[col0 + i + 1] : col0 + i + 1] << 16;
-                *reinterpret_cast<uint32_t *>(to + i * 2) = pair;
+                *reinterpret_cast<uint32_t *>(to + (X_IS_A ? rq_gemv_swapped(i) : i) * 2) = pair;
             }
         }
     }
@@ -221,21 +251,26 @@ static __device__ __forceinline__ bool rq_gemv_add_parts(const rq_gemv_job &job,
  * asks for again, for in registers it would be carried through the loop over the tiles. */
 template <class F, int HALVES>
 __device__ __forceinline__ void rq_gemv_finish(F &format, const rq_gemv_job &job,
-                                               const float (&acc)[F::ROWS * HALVES][4], uint8_t *sums, int buffer,
-                                               int my_rb) {
+                                               const float (&acc)[rq_gemv_sides<F>::accumulators(HALVES)][4],
+                                               uint8_t *sums, int buffer, int my_rb) {
+    typedef rq_gemv_sides<F> sides;
     const int tid = ptx_thread(), lane = tid % 32, warp = tid / 32;
     const int warps = 1 << job.log_warps, slots = RQ_GEMV_WARPS >> job.log_warps;
     /* Two buffers by turns: who is ahead writes the other one, and meets the others before it comes to this one again. */
-    float *const all = reinterpret_cast<float *>(sums) + buffer * F::ROWS * job.n_tok * RQ_GEMV_SUM_PITCH;
+    float *const all = reinterpret_cast<float *>(sums) + buffer * F::ROWS * job.n_tok * sides::SUM_PITCH;
 #pragma unroll
     for (int h = 0; h < F::ROWS * HALVES; ++h)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const int token = h % HALVES * 8 + lane % 4 * 2 + i;
+            const int token = h % HALVES * 8 + (sides::X_IS_A ? lane / 4 : lane % 4 * 2 + i);
             if (token < job.n_tok) {
-                float *to = all + (h / HALVES * job.n_tok + token) * RQ_GEMV_SUM_PITCH + warp * RQ_TILE_ROWS + lane / 4;
-                to[0] = acc[h][i];
-                to[8] = acc[h][2 + i];
+                float *to = all + (h / HALVES * job.n_tok + token) * sides::SUM_PITCH + warp * RQ_TILE_ROWS;
+                if (sides::X_IS_A) {
+                    ptx_store_shared8(ptx_shared(to + i * 8 + lane % 4 * 2), acc[h][2 * i], acc[h][2 * i + 1]);
+                } else {
+                    to[lane / 4] = acc[h][i];
+                    to[lane / 4 + 8] = acc[h][2 + i];
+                }
             }
         }
     __syncthreads();
@@ -245,7 +280,7 @@ __device__ __forceinline__ void rq_gemv_finish(F &format, const rq_gemv_job &job
         const int r = F::ROWS == 1 ? 0 : which / job.n_tok, token = which - r * job.n_tok, row = lane % RQ_TILE_ROWS;
         const int rb = my_rb + (item_slot - (warp >> job.log_warps)) * F::ROWS + r, out = rb * RQ_TILE_ROWS + row;
         if (rb >= job.n_rb) continue;
-        const float *from = all + which * RQ_GEMV_SUM_PITCH + item_slot * warps * RQ_TILE_ROWS + row;
+        const float *from = all + which * sides::SUM_PITCH + item_slot * warps * RQ_TILE_ROWS + row;
         float sum = 0.0f;
         for (int w = lane / RQ_TILE_ROWS; w < warps; w += 2) sum += from[w * RQ_TILE_ROWS];
         sum += __shfl_xor_sync(0xffffffffu, sum, 16);
@@ -254,9 +289,9 @@ __device__ __forceinline__ void rq_gemv_finish(F &format, const rq_gemv_job &job
         if (lane >= RQ_TILE_ROWS || out >= job.n_out) continue;
         sum = format.correct(sum, job, rb, row, token);
         const size_t at = (size_t)token * job.n_out + out;
-        if (job.bias) sum += rq_gemv_get<F::ACT>(job.bias, out);
-        if (job.residual) sum += rq_gemv_get<F::ACT>(job.residual, at);
-        rq_gemv_put<F::ACT>(job.y, at, sum);
+        if (job.bias) sum += rq_gemv_get<F::ACT>(job, job.bias, out);
+        if (job.residual) sum += rq_gemv_get<F::ACT>(job, job.residual, at);
+        rq_gemv_put<F::ACT>(job, job.y, at, sum);
     }
 }
 
@@ -290,7 +325,7 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
     if (std::is_same<x_type, rq_gemv_x_bytes>::value)
         rq_gemv_stage_x_bytes(job, shared_x, kb0, kb1);
     else
-        rq_gemv_stage_x(job, shared_x, kb0, kb1);
+        rq_gemv_stage_x<rq_gemv_sides<F>::X_IS_A>(job, shared_x, kb0, kb1);
     __syncthreads();
     if (F::EDITS_X && format.edits_x()) {
         format.edit_x(job, shared_x, kb0, kb1);
@@ -309,9 +344,10 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
     for (int h = 0; h < HALVES; ++h)
         x[h].set(shared_x, sums, job.x_pitch, h * 8 + (int)threadIdx.x % 32 / 4, job.n_tok);
     for (; groups > 0; --groups) {
-        float acc[F::ROWS * HALVES][4];
+        constexpr int N_ACC = rq_gemv_sides<F>::accumulators(HALVES);
+        float acc[N_ACC][4];
 #pragma unroll
-        for (int h = 0; h < F::ROWS * HALVES; ++h)
+        for (int h = 0; h < N_ACC; ++h)
 #pragma unroll
             for (int i = 0; i < 4; ++i) acc[h][i] = 0.0f;
         int kb = first_kb;

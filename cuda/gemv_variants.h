@@ -7,8 +7,9 @@
 #include "rq_cuda.h"
 
 enum { RQ_GEMV_LOG_WARPS = 4, RQ_GEMV_WARPS = 16, RQ_GEMV_THREADS = RQ_GEMV_WARPS * 32, RQ_GEMV_ARGS = 128 };
-/* Floats of a token's partial sums of a block: 16 rows a warp, and 4 so that tokens begin in different banks. */
-enum { RQ_GEMV_SUM_PITCH = RQ_GEMV_WARPS * RQ_TILE_ROWS + 4 };
+/* Floats of a token's partial sums of a block: 16 rows a warp, and 4 so that tokens begin in different banks; 8 where x is the A operand,
+ * whose sums lie otherwise in the lanes. */
+enum { RQ_GEMV_SUM_PITCH = RQ_GEMV_WARPS * RQ_TILE_ROWS + 4, RQ_GEMV_SUM_PITCH_X_IS_A = RQ_GEMV_SUM_PITCH + 4 };
 
 /* Two blocks of 16 warps with 64 registers a thread, or, for accumulators of more than 8 tokens or more than one row block, one with
  * 128. */
@@ -47,6 +48,7 @@ typedef struct rq_gemv_job {
     int rounds;        /* batches of a warp in a row block */
     int x_pitch;       /* bytes of a token in shared memory */
     int shared_format; /* bytes of shared memory before x: the format's, then the sums of x where it wants them */
+    rq_act act;        /* of x and y, for kernels that do both */
 } rq_gemv_job;
 
 /* One compiled kernel. */
@@ -56,6 +58,7 @@ typedef struct rq_gemv_kernel {
     int shared_format; /* bytes of shared memory that the format wants for itself, a multiple of 16 */
     int depth;         /* F::DEPTH */
     int rows;          /* F::ROWS */
+    int x_is_a;        /* rq_gemv_sides<F>::X_IS_A */
     int sums;          /* F::SUMS */
 } rq_gemv_kernel;
 
@@ -69,7 +72,7 @@ typedef struct rq_gemv_format {
     void (*fill)(void *args, const rq_cuda_gemv_desc *d, const void *weights);
 } rq_gemv_format;
 
-extern const rq_gemv_format rq_gemv_grid, rq_gemv_ssvq;
+extern const rq_gemv_format rq_gemv_grid, rq_gemv_ssvq, rq_gemv_vq;
 
 /* Of gemv_launch.cu, for what else runs on these formats: the format (NULL: there is none), the sentence of what cannot be done on any
  * device (or NULL), and rq_cuda_last_error's sentence. */

@@ -21,6 +21,11 @@ __device__ __forceinline__ uint2 ptx_load_once8(const void *p) {
     asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
     return v;
 }
+__device__ __forceinline__ uint32_t ptx_load_once4(const void *p) {
+    uint32_t v;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
 /* Through L1, for side data of which a warp takes less than a line at a time. */
 __device__ __forceinline__ uint32_t ptx_load_side4(const void *p) {
     uint32_t v;
@@ -50,6 +55,17 @@ __device__ __forceinline__ uint4 ptx_load_shared16_where(bool there, uint32_t at
                  : "r"(at), "r"((uint32_t)there));
     return v;
 }
+/* Likewise into a value that is kept: the other lanes' stay as they were. A result that a lane may not get is a register from the start of
+ * the program on; this one is so once, and not for each load. */
+__device__ __forceinline__ void ptx_load_shared16_where(bool there, uint32_t at, uint4 &v) {
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.u32 p, %5, 0;\n"
+                 "@p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 "}"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                 : "r"(at), "r"((uint32_t)there));
+}
 __device__ __forceinline__ uint2 ptx_load_shared8(uint32_t at) {
     uint2 v;
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at));
@@ -61,6 +77,19 @@ __device__ __forceinline__ uint32_t ptx_load_shared4(uint32_t at) {
     return v;
 }
 
+/* Both at once: the compiler at times makes two stores of a float2. */
+__device__ __forceinline__ void ptx_store_shared8(uint32_t at, float x, float y) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(x), "f"(y) : "memory");
+}
+/* Four 8x8 matrices of halves, transposed: lane 8 m + i says where the 16 bytes of row i of matrix m are; register m of lane 4 g + q is
+ * elements (2 q, g) and (2 q + 1, g) of it. */
+__device__ __forceinline__ uint4 ptx_load_matrices_transposed(uint32_t at) {
+    uint4 v;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(at));
+    return v;
+}
 __device__ __forceinline__ uint2 ptx_load_shared8_where(bool there, uint32_t at) {
     uint2 v;
     asm volatile("{\n"
@@ -86,6 +115,12 @@ __device__ __forceinline__ int ptx_thread() {
 template <int TABLE> __device__ __forceinline__ uint32_t ptx_lop3(uint32_t a, uint32_t b, uint32_t c) {
     uint32_t d;
     asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(TABLE));
+    return d;
+}
+/* Bits n .. n + 31 of the 64 of high and low. */
+__device__ __forceinline__ uint32_t ptx_funnel_right(uint32_t low, uint32_t high, uint32_t n) {
+    uint32_t d;
+    asm("shf.r.wrap.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(low), "r"(high), "r"(n));
     return d;
 }
 /* c + the sum of the products of the bytes of a and b, all unsigned. */

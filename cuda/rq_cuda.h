@@ -28,12 +28,17 @@ typedef struct rq_cuda_gemv_desc {
     int bits;          /* RQ_TILE_GRID: 2, 3, 4 or 8 */
     int64_t group;     /* columns that share a scale; n_in: one a row */
     int zeros;         /* RQ_TILE_GRID: 1 when there are zero points */
-    int vec_len;       /* RQ_TILE_SSVQ, as the four below: 4 or 8 */
+    int vec_len;       /* RQ_TILE_SSVQ, RQ_TILE_VQ, as the four below: 4 or 8 */
     int64_t n_book;    /* codebooks, each for book_cols columns */
     int64_t book_cols; /* a multiple of 128; n_in when there is one codebook */
-    int book_u8;       /* 1: magnitudes are bytes, 0: fp16 */
+    int book_u8;       /* RQ_TILE_SSVQ, 1: magnitudes are bytes, 0: fp16 */
     int n_outlier;     /* columns that are int8 */
     int x_s8; /* RQ_TILE_SSVQ with bytes as magnitudes: x is int8 with a scale a token, and act is what the rest has */
+    int vec_out;        /* RQ_TILE_VQ, as the four below: vectors run down the rows */
+    int n_stage;        /* 1 or 2 */
+    int64_t n_codes[2]; /* entries of a codebook of each stage */
+    int no_scales;      /* 1: there are none; group is n_in then */
+    int columns;        /* 1: each column has a scale and a bias */
     int bias, residual; /* 1: added */
     int early_launch; /* 1: launched with programmatic dependent launch (sm_90): the weights' first loads do not wait for the kernel before */
 } rq_cuda_gemv_desc;

@@ -96,6 +96,7 @@ void rq_quant_default_round(rq_quant_opt *o, rq_comp comp, rq_round round) {
     o->book_dtype = round == RQ_ROUND_SSVQ ? RQ_BOOK_U8 : RQ_BOOK_F16;
     o->share_books = true;
     o->outliers = 8;
+    o->outlier_min = 8;
     o->assign = RQ_ASSIGN_MAHALANOBIS;
     o->kmeans_iters = 12;
     o->kmeans_points = 1 << 16;

@@ -26,12 +26,21 @@
  *                 So what a shift left by k brings to the top of the four bytes of a word are the signs of 4 columns.
  *   SSVQ 4        (vec_len 4, 256 codes, 3 bits a weight) part 0: word s is step s: codes of row g (columns 0..3, 4..7) in bytes 0, 1,
  *                 of row g + 8 in bytes 2, 3; part 1 (8 B): word s / 2 holds the signs of step s, as above.
+ *   VQ            a lane's codes of a tile: those of the first stage, then those of the second, each an LSB-first stream of 8, 12 or 16 bits a
+ *                 code (n_codes up to 256, 4096, 65536) in 32-bit words. The words go to parts of 16 B, then one of 8 B, one of 4 B.
+ *                 vec_len 8: code 2 s + r is that of step s, row g + 8 r, columns 8 q .. 8 q + 7.
+ *                 vec_len 4: code 4 s + 2 r + h is that of columns 8 q + 4 h .. 8 q + 4 h + 3.
+ *                 vec_out (vec_len 8): code 2 s + r is that of rows 8 r .. 8 r + 7 in column c(l) of step s: with l = 8 p + 2 q + e,
+ *                 c = 8 q + 2 p + e. ldmatrix.trans then gives each lane its 8 columns of its row, as above.
  *
  * Side data, each array from the next multiple of 256 bytes (rq_tile_layout has the offsets):
- *   scales      GRID: [n_rb][n_group][8][2] fp16: rows 0, 8, 1, 9, ... 7, 15 (rq_tile_grid_place); SSVQ: [n_rb][n_group][16] fp16
+ *   scales      GRID: [n_rb][n_group][8][2] fp16: rows 0, 8, 1, 9, ... 7, 15 (rq_tile_grid_place); SSVQ: [n_rb][n_group][16] fp16; VQ the
+ *               same, where there are any
  *   zeros       GRID with zero points: [n_rb][n_group][8][2] fp16, the zero point itself (an integer)
  *   book        SSVQ: [n_book][256][vec_len] fp16 or uint8, then [n_rb][n_book] float scales
- *   outliers    SSVQ: [n_rb][n_outlier][16] int8, then [n_outlier] int32 columns, [n_rb][n_outlier] float scales
+ *               VQ: [n_book][n_codes][vec_len] fp16 of the first stage, then (book_2) of the second
+ *   columns     VQ, where there are any: [n_in] fp16 scales, then [n_in] fp16 biases
+ *   outliers    SSVQ, VQ: [n_rb][n_outlier][16] int8, then [n_outlier] int32 columns, [n_rb][n_outlier] float scales
  * Rows beyond n_out have scale 0. Several matrices with one x (q, k, v) are stacked to one, row block by row block: that is why
  * what is one number a matrix is here one a row block. */
 #ifndef RQ_FMT_TILE_H
@@ -41,21 +50,25 @@
 
 enum { RQ_TILE_ROWS = 16, RQ_TILE_COLS = 128, RQ_TILE_ALIGN = 256 };
 
-typedef enum rq_tile_kind { RQ_TILE_GRID, RQ_TILE_SSVQ } rq_tile_kind;
+typedef enum rq_tile_kind { RQ_TILE_GRID, RQ_TILE_SSVQ, RQ_TILE_VQ } rq_tile_kind;
 
 typedef struct rq_tile_layout { /* offsets in bytes from the start of the repacked matrix; filled by rq_tile_plan */
     rq_tile_kind kind;
     int64_t n_out, n_in, n_rb, n_kb;
     int bits;    /* GRID: 2, 3, 4, 8; SSVQ: 2 (vec_len 8) or 3 (vec_len 4) */
-    int vec_len; /* SSVQ */
+    int vec_len; /* SSVQ; VQ */
+    /* VQ: vectors down the rows; stages; entries of their codebooks; there are scales; there are column scales and biases. */
+    int vec_out, n_stage, no_scales, columns;
+    int64_t n_codes[2];
     int64_t group, n_group;
     int zeros;                 /* GRID */
-    int64_t n_book, book_cols; /* SSVQ: book_cols a multiple of 128, or n_in */
+    int64_t n_book, book_cols; /* SSVQ, VQ: book_cols a multiple of 128, or n_in */
     int book_u8;               /* magnitudes are uint8 with a scale, not fp16 */
     int n_outlier;
     int64_t tile_bytes;
-    int64_t tiles, scales, zero_points, book, book_scales, outliers, outlier_cols, outlier_scales; /* offsets */
-    int64_t bytes;                                                                                 /* of all of it */
+    /* Offsets. VQ's book_2 is where SSVQ has book_scales. */
+    int64_t tiles, scales, zero_points, book, book_scales, book_2, columns_at, outliers, outlier_cols, outlier_scales;
+    int64_t bytes; /* of all of it */
 } rq_tile_layout;
 
 static inline int64_t rq_tile_round(int64_t bytes) {
@@ -65,20 +78,35 @@ static inline int64_t rq_tile_round(int64_t bytes) {
 /* Where row r of a row block is among its 16 scales and zero points of grid codes: the two rows of a lane are neighbours. */
 static inline int64_t rq_tile_grid_place(int64_t r) { return r % 8 * 2 + r / 8; }
 
-/* Fills n_rb .. bytes from kind, n_out, n_in, bits, vec_len, group, zeros, n_book, book_cols, book_u8, n_outlier. */
+/* Bits of a code of VQ in a tile. */
+static inline int rq_tile_code_bits(int64_t n_codes) { return n_codes <= 256 ? 8 : n_codes <= 4096 ? 12 : 16; }
+
+static inline int64_t rq_tile_bytes_of(const rq_tile_layout *t) {
+    const int64_t weights = (int64_t)RQ_TILE_ROWS * RQ_TILE_COLS;
+    if (t->kind != RQ_TILE_VQ) return weights * t->bits / 8;
+    int bits = rq_tile_code_bits(t->n_codes[0]) + (t->n_stage > 1 ? rq_tile_code_bits(t->n_codes[1]) : 0);
+    return weights / t->vec_len * bits / 8;
+}
+static inline int64_t rq_tile_book_bytes(const rq_tile_layout *t, int stage) {
+    if (t->kind == RQ_TILE_SSVQ) return stage ? 0 : t->n_book * 256 * t->vec_len * (t->book_u8 ? 1 : 2);
+    return t->kind == RQ_TILE_VQ && stage < t->n_stage ? t->n_book * t->n_codes[stage] * t->vec_len * 2 : 0;
+}
+
+/* Fills n_rb .. bytes from what is above them, and vec_out .. columns, group, zeros, n_book, book_cols, book_u8, n_outlier. */
 static inline void rq_tile_plan(rq_tile_layout *t) {
     t->n_rb = (t->n_out + RQ_TILE_ROWS - 1) / RQ_TILE_ROWS;
     t->n_kb = (t->n_in + RQ_TILE_COLS - 1) / RQ_TILE_COLS;
     t->n_group = (t->n_in + t->group - 1) / t->group;
-    t->tile_bytes = (int64_t)RQ_TILE_ROWS * RQ_TILE_COLS * t->bits / 8;
+    t->tile_bytes = rq_tile_bytes_of(t);
     t->tiles = 0;
     t->scales = rq_tile_round(t->n_rb * t->n_kb * t->tile_bytes);
     int64_t per_row = t->n_rb * t->n_group * RQ_TILE_ROWS * 2;
-    t->zero_points = rq_tile_round(t->scales + per_row);
+    t->zero_points = rq_tile_round(t->scales + (t->no_scales ? 0 : per_row));
     t->book = rq_tile_round(t->zero_points + (t->zeros ? per_row : 0));
-    int64_t entries = t->kind == RQ_TILE_SSVQ ? t->n_book * 256 * t->vec_len : 0;
-    t->book_scales = rq_tile_round(t->book + entries * (t->book_u8 ? 1 : 2));
-    t->outliers = rq_tile_round(t->book_scales + (entries ? t->n_rb * t->n_book * 4 : 0));
+    t->book_scales = t->book_2 = rq_tile_round(t->book + rq_tile_book_bytes(t, 0));
+    t->columns_at =
+        rq_tile_round(t->book_2 + (t->kind == RQ_TILE_SSVQ ? t->n_rb * t->n_book * 4 : rq_tile_book_bytes(t, 1)));
+    t->outliers = rq_tile_round(t->columns_at + (t->columns ? t->n_in * 4 : 0));
     t->outlier_cols = rq_tile_round(t->outliers + t->n_rb * t->n_outlier * RQ_TILE_ROWS);
     t->outlier_scales = rq_tile_round(t->outlier_cols + t->n_outlier * 4);
     t->bytes = rq_tile_round(t->outlier_scales + t->n_rb * t->n_outlier * 4);

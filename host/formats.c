@@ -3,7 +3,7 @@
 #include "formats.h"
 
 static const rq_format_ops *const formats[RQ_N_FORMATS] = {
-#define RQ_FORMAT(id, text, ops) [RQ_FORMAT_##id] = &ops,
+#define RQ_FORMAT(id, name) [RQ_FORMAT_##id] = &rq_format_##name,
 #include "formats.def"
 #undef RQ_FORMAT
 };

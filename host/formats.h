@@ -3,13 +3,11 @@
 #ifndef RQ_FORMATS_H
 #define RQ_FORMATS_H
 
-#include "fmt_grid.h"
-#include "fmt_ssvq.h"
-#include "fmt_vq.h"
 #include "model.h"
+#include "ops.h" /* the structs of all formats */
 
 typedef enum rq_format {
-#define RQ_FORMAT(id, text, ...) RQ_FORMAT_##id,
+#define RQ_FORMAT(id, name) RQ_FORMAT_##id,
 #include "formats.def"
 #undef RQ_FORMAT
     RQ_N_FORMATS
@@ -20,9 +18,9 @@ typedef struct rq_packed {
     rq_format format;
     int64_t n_out, n_in;
     union {
-        rq_grid grid;
-        rq_ssvq ssvq;
-        rq_vq vq;
+#define RQ_FORMAT(id, name) rq_##name name;
+#include "formats.def"
+#undef RQ_FORMAT
     } u;
     int64_t shared_bits; /* of data that several matrices use (a codebook): what of it is counted with this one */
     void *owned[12];     /* free()d by rq_packed_free */
@@ -37,7 +35,7 @@ typedef struct rq_format_ops {
     void (*inspect)(const rq_packed *p, void *json_object); /* adds what `requite inspect` shows, "summary" among it */
 } rq_format_ops;
 
-#define RQ_FORMAT(id, text, ops) extern const rq_format_ops ops;
+#define RQ_FORMAT(id, name) extern const rq_format_ops rq_format_##name;
 #include "formats.def"
 #undef RQ_FORMAT
 

@@ -7,6 +7,7 @@
 #include "fmt_grid.h"
 #include "fmt_ssvq.h"
 #include "fmt_tile.h"
+#include "fmt_vq.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -49,6 +50,24 @@ typedef struct rq_ssvq_arrays { /* the arrays of rq_ssvq, to be written; what is
 /* The matrix with the sizes of `shape` (its pointers are not looked at) whose first row is row `first` of the stack. */
 void rq_repack_ssvq_back(const rq_ssvq_arrays *to, const rq_ssvq *shape, const rq_tile_layout *t, const void *from,
                          int64_t first);
+
+/* ---- VQ. Stacked like SSVQ; column scales and biases are then the same too. */
+
+rq_status rq_repack_vq_plan(rq_tile_layout *t, const rq_vq *matrices, int n, const char **why);
+/* Writes t->bytes bytes. */
+void rq_repack_vq(void *to, const rq_tile_layout *t, const rq_vq *matrices, int n);
+
+typedef struct rq_vq_arrays { /* the arrays of rq_vq, to be written; what is NULL is left out */
+    uint32_t *codes[2];
+    rq_f16 *book[2];
+    rq_f16 *scale, *col_scale, *col_bias;
+    int32_t *outlier_col;
+    int8_t *outlier;
+    float *outlier_scale;
+} rq_vq_arrays;
+/* The matrix with the sizes of `shape` (its pointers are not looked at) whose first row is row `first` of the stack. */
+void rq_repack_vq_back(const rq_vq_arrays *to, const rq_vq *shape, const rq_tile_layout *t, const void *from,
+                       int64_t first);
 
 #ifdef __cplusplus
 }

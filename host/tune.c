@@ -141,6 +141,7 @@ void rq_tuner_free(rq_tuner *t) {
     for (int64_t i = 0; t->matrix && i < t->m->cfg.n_layer * RQ_N_LINEARS; ++i) {
         free(t->matrix[i].code);
         free(t->matrix[i].group_of);
+        free(t->matrix[i].kept);
     }
     if (t->ref_head != t->head) free(t->ref_head);
     free(t->matrix);

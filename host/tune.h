@@ -47,10 +47,10 @@ typedef struct rq_tune_result {
 
 /* Minimise the mean KL(ref || m) over ids[n_windows][seq_len], every position and the whole vocabulary. m must be a
  * packed model; its scales and norms are changed in memory, where its kernels read them (rq_tune_write makes a folder
- * of it). Dense matrices and other formats than the grid take part as they are. With held-out windows the result is
+ * of it). Dense matrices, outlier columns and codes with scales of columns take part as they are. With held-out windows the result is
  * never worse on them than the start. On any error the model is as it was. Same result for any thread count.
  *
- * Memory: a byte per weight for the codes, the heads in fp32, 4 d_model bytes per reference token, max_act_bytes.
+ * Memory: a byte per weight for the codes of a grid, the heads in fp32, 4 d_model bytes per reference token, max_act_bytes.
  * Work: about 3 forward passes per token and epoch, 4 when activations do not fit. */
 rq_status rq_tune(rq_model *m, const rq_model *ref, const int32_t *ids, int64_t n_windows, int64_t seq_len,
                   const rq_tune_opt *opt, rq_tune_result *result);
@@ -66,10 +66,13 @@ rq_status rq_tune_check_out(const rq_model *m, const char *out);
 /* A packed matrix as training sees it. */
 typedef struct rq_tune_matrix {
     const rq_linear *lin;
-    const rq_grid *grid; /* NULL: frozen */
-    uint8_t *code;       /* [n_out][n_in], by input feature */
-    int32_t *group_of;   /* [n_in], or NULL: group of feature j is j / group */
-    int64_t param;       /* its scales are param .. param + n_out * n_group - 1 */
+    const rq_grid *grid;    /* a grid, or NULL */
+    const rq_packed *vec;   /* codebook codes with scales of rows (ssvq, vq), or NULL; neither: frozen */
+    int64_t group, n_group; /* of its scales; n_group 0: frozen */
+    uint8_t *code;          /* grid: [n_out][n_in], by input feature */
+    int32_t *group_of;      /* grid: [n_in], or NULL: group of feature j is j / group */
+    bool *kept;             /* vec: [n_in], columns that no scale of a row belongs to */
+    int64_t param;          /* its scales are param .. param + n_out * n_group - 1 */
 } rq_tune_matrix;
 
 /* What the backward pass of one block needs; x is its own, the rest is shared by all blocks when they are run again. */
@@ -129,7 +132,7 @@ int64_t rq_tune_gain(const rq_tuner *t, int64_t layer, int which);
 rq_status rq_tune_params_new(rq_tuner *t);
 /* fp32 weights at t->value (or as they are, when frozen). */
 rq_status rq_tune_weights(const rq_tuner *t, int64_t matrix, float *w);
-/* Gradient of a matrix's scales from that of its weights, dw[n_out][n_in]. */
+/* Gradient of a matrix's scales from that of its weights, dw[n_out][n_in]; t->w holds the weights. */
 void rq_tune_scale_grad(rq_tuner *t, int64_t matrix, const float *dw);
 
 /* tune_block.c: out = block(tape[layer].x) keeping what the tape holds; out NULL stops where the tape is full. */

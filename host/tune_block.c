@@ -8,7 +8,7 @@
 
 static rq_status apply(rq_tuner *t, int64_t layer, int which, float *y, const float *x, int64_t n_tok) {
     const rq_tune_matrix *m = &t->matrix[layer * RQ_N_LINEARS + which];
-    if (!m->grid) return rq_linear_apply(m->lin, y, x, n_tok);
+    if (m->n_group == 0) return rq_linear_apply(m->lin, y, x, n_tok);
     rq_status status = rq_tune_weights(t, layer * RQ_N_LINEARS + which, t->w);
     rq_linear l = {.name = m->lin->name, .n_out = m->lin->n_out, .n_in = m->lin->n_in, .w = t->w, .bias = m->lin->bias};
     return status == RQ_OK ? rq_linear_apply(&l, y, x, n_tok) : status;
@@ -45,12 +45,12 @@ static rq_status back(rq_tuner *t, int64_t layer, int which, float *dx, float be
                       int64_t n_tok) {
     int64_t i = layer * RQ_N_LINEARS + which;
     const rq_linear *l = t->matrix[i].lin;
-    if (t->matrix[i].grid) {
+    rq_status status = rq_tune_weights(t, i, t->w);
+    if (status != RQ_OK) return status;
+    if (t->matrix[i].n_group > 0) {
         rq_sgemm(RQ_T, RQ_N, l->n_out, l->n_in, n_tok, 1.0f, dy, l->n_out, x, l->n_in, 0.0f, t->dw, l->n_in);
         rq_tune_scale_grad(t, i, t->dw);
     }
-    rq_status status = rq_tune_weights(t, i, t->w);
-    if (status != RQ_OK) return status;
     rq_sgemm(RQ_N, RQ_N, n_tok, l->n_in, l->n_out, 1.0f, dy, l->n_out, t->w, l->n_in, beta, dx, l->n_in);
     return RQ_OK;
 }

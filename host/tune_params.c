@@ -3,7 +3,9 @@
  *
  *   dL/ds[i][g] = sum over j in g of dL/dw[i][j] (code[i][j] - zero[i][g])
  *
- * Codes are kept a byte each in the order of the input features, whatever order they are stored in. */
+ * Codes are kept a byte each in the order of the input features, whatever order they are stored in. Where a codebook says what a
+ * code stands for, weights are unpacked and multiplied by what their scale became, and dL/ds = sum of dL/dw w / s; outlier
+ * columns, which have no scale of a row, stay. */
 #include <math.h>
 
 #include "simd.h"
@@ -20,8 +22,9 @@ int64_t rq_tune_gain(const rq_tuner *t, int64_t layer, int which) {
 typedef struct rows_job {
     const rq_tune_matrix *x;
     const float *scale, *unit;
-    float *w;        /* weights: written */
-    const float *dw; /* their gradient: read */
+    const rq_f16 *stored; /* codebook codes: the scales that the model has */
+    float *w;             /* weights: written */
+    const float *dw;      /* their gradient: read */
     float *grad;
 } rows_job;
 
@@ -35,11 +38,35 @@ static void code_item(void *arg, int64_t item) {
     }
 }
 
-static rq_status matrix_new(rq_tune_matrix *x, const rq_linear *lin) {
+/* Where the scales of rows of codebook codes are; NULL when it has none. */
+static const rq_f16 **row_scales(rq_packed *p) {
+    return p->format == RQ_FORMAT_SSVQ                  ? &p->u.ssvq.scale
+           : p->format == RQ_FORMAT_VQ && p->u.vq.scale ? &p->u.vq.scale
+                                                        : NULL;
+}
+
+static rq_status vec_new(rq_tune_matrix *x, rq_packed *p) {
+    rq_status status = RQ_OK;
+    bool ssvq = p->format == RQ_FORMAT_SSVQ;
+    if (!row_scales(p)) return RQ_OK;
+    RQ_TRY(RQ_NEW_ZERO(x->kept, p->n_in));
+    for (int i = 0; i < (ssvq ? p->u.ssvq.n_outlier : p->u.vq.n_outlier); ++i)
+        x->kept[(ssvq ? p->u.ssvq.outlier_col : p->u.vq.outlier_col)[i]] = true;
+    x->group = ssvq ? p->u.ssvq.group : p->u.vq.group;
+    x->n_group = ssvq ? p->u.ssvq.n_group : p->u.vq.n_group;
+    x->vec = p;
+done:
+    return status;
+}
+
+static rq_status matrix_new(rq_tune_matrix *x, const rq_linear *lin, rq_packed *packed) {
     rq_status status = RQ_OK;
     x->lin = lin;
+    if (lin->packed && lin->packed->format != RQ_FORMAT_GRID) return vec_new(x, &packed[lin->packed - packed]);
     if (!lin->packed || lin->packed->format != RQ_FORMAT_GRID) return RQ_OK;
     const rq_grid *g = x->grid = &lin->packed->u.grid;
+    x->group = g->group;
+    x->n_group = g->n_group;
     RQ_TRY(RQ_NEW(x->code, g->n_out * g->n_in));
     if (g->perm) {
         RQ_TRY(RQ_NEW(x->group_of, g->n_in));
@@ -69,12 +96,12 @@ rq_status rq_tune_params_new(rq_tuner *t) {
     RQ_TRY(RQ_NEW_ZERO(t->matrix, n));
     for (int64_t i = 0; i < n; ++i) {
         rq_tune_matrix *x = &t->matrix[i];
-        RQ_TRY(matrix_new(x, &m->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS]));
+        RQ_TRY(matrix_new(x, &m->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS], m->packed));
         x->param = t->n_scale;
-        if (x->grid) t->n_scale += x->grid->n_out * x->grid->n_group;
+        t->n_scale += x->lin->n_out * x->n_group;
     }
     if (t->n_scale == 0) {
-        RQ_FAIL(RQ_ERR_ARG, "%s: no matrix of its blocks is packed as a grid, there are no scales to tune",
+        RQ_FAIL(RQ_ERR_ARG, "%s: no matrix of its blocks is packed with scales of rows: there are no scales to tune",
                 rq_store_path(m->store));
     }
     t->n_param = t->n_scale + (2 * n_layer + 1) * d;
@@ -84,8 +111,9 @@ rq_status rq_tune_params_new(rq_tuner *t) {
     RQ_TRY(RQ_NEW(t->start, t->n_param));
     for (int64_t i = 0; i < n; ++i) {
         const rq_tune_matrix *x = &t->matrix[i];
-        for (int64_t k = 0; x->grid && k < x->grid->n_out * x->grid->n_group; ++k) {
-            float s = rq_grid_scale(x->grid, k / x->grid->n_group, k % x->grid->n_group);
+        for (int64_t k = 0; k < x->lin->n_out * x->n_group; ++k) {
+            float s = x->grid ? rq_grid_scale(x->grid, k / x->n_group, k % x->n_group)
+                              : rq_f32_of_f16((*row_scales(&m->packed[x->lin->packed - m->packed]))[k]);
             t->value[x->param + k] = t->unit[x->param + k] = s;
         }
     }
@@ -142,11 +170,43 @@ static void weights_item(void *arg, int64_t item) {
     }
 }
 
+/* As stored, times what the scale has become over what is stored. */
+static void vec_weights_item(void *arg, int64_t item) {
+    const rows_job *job = arg;
+    const rq_tune_matrix *x = job->x;
+    int64_t n = x->vec->n_in, end = rq_min_i64((item + 1) * ROWS, x->vec->n_out);
+    for (int64_t i = item * ROWS; i < end; ++i) {
+        float *w = job->w + i * n;
+        rq_unpack_row(x->vec, i, w);
+        for (int64_t k = 0; k < x->n_group; ++k) {
+            float stored = rq_f32_of_f16(job->stored[i * x->n_group + k]);
+            float f = stored != 0 ? job->scale[i * x->n_group + k] / stored : 0;
+            for (int64_t j = k * x->group; j < rq_min_i64(n, (k + 1) * x->group); ++j) w[j] *= x->kept[j] ? 1 : f;
+        }
+    }
+}
+
+static void vec_grad_item(void *arg, int64_t item) {
+    const rows_job *job = arg;
+    const rq_tune_matrix *x = job->x;
+    int64_t n = x->vec->n_in, end = rq_min_i64((item + 1) * ROWS, x->vec->n_out);
+    for (int64_t i = item * ROWS; i < end; ++i) {
+        for (int64_t k = 0; k < x->n_group; ++k) {
+            int64_t at = i * x->n_group + k;
+            double sum = 0;
+            for (int64_t j = k * x->group; j < rq_min_i64(n, (k + 1) * x->group); ++j)
+                sum += x->kept[j] ? 0 : (double)job->dw[i * n + j] * (double)job->w[i * n + j];
+            job->grad[at] = job->scale[at] != 0 ? (float)(sum / (double)job->scale[at]) * job->unit[at] : 0;
+        }
+    }
+}
+
 rq_status rq_tune_weights(const rq_tuner *t, int64_t matrix, float *w) {
     const rq_tune_matrix *x = &t->matrix[matrix];
-    if (!x->grid) return rq_linear_rows(x->lin, 0, x->lin->n_out, w);
+    if (x->n_group == 0) return rq_linear_rows(x->lin, 0, x->lin->n_out, w);
     rows_job job = {.x = x, .scale = t->value + x->param, .w = w};
-    rq_parallel_for(rq_ceil_div(x->grid->n_out, ROWS), weights_item, &job);
+    if (x->vec) job.stored = *row_scales(&t->m->packed[x->vec - t->m->packed]);
+    rq_parallel_for(rq_ceil_div(x->lin->n_out, ROWS), x->vec ? vec_weights_item : weights_item, &job);
     return RQ_OK;
 }
 
@@ -174,31 +234,29 @@ static void grad_item(void *arg, int64_t item) {
 
 void rq_tune_scale_grad(rq_tuner *t, int64_t matrix, const float *dw) {
     const rq_tune_matrix *x = &t->matrix[matrix];
-    rows_job job = {.x = x, .dw = dw, .unit = t->unit + x->param, .grad = t->grad + x->param};
-    if (x->grid) rq_parallel_for(rq_ceil_div(x->grid->n_out, ROWS), grad_item, &job);
+    rows_job job = {.x = x,
+                    .scale = t->value + x->param,
+                    .w = t->w,
+                    .dw = dw,
+                    .unit = t->unit + x->param,
+                    .grad = t->grad + x->param};
+    if (x->n_group > 0) rq_parallel_for(rq_ceil_div(x->lin->n_out, ROWS), x->vec ? vec_grad_item : grad_item, &job);
 }
 
 /* ---- into the model ---- */
 
 /* Memory of our own behind a matrix's scales, made once: what was loaded may be a read-only mapping. */
-static rq_status own_scales(rq_packed *p) {
-    rq_grid *g = &p->u.grid;
-    const void *now = g->scale_f16 ? (const void *)g->scale_f16 : (const void *)g->scale_f32;
-    void *copy;
+static rq_status own_scales(void **scales, rq_packed *p, const void *now, int64_t n, int64_t size) {
+    *scales = (void *)(uintptr_t)now;
     for (int i = 0; i < p->n_owned; ++i) {
         if (p->owned[i] == now) return RQ_OK;
     }
     if (p->n_owned == sizeof p->owned / sizeof *p->owned) {
         return rq_fail(RQ_ERR_ARG, "a packed matrix owns %d arrays already", p->n_owned);
     }
-    rq_status status = rq_alloc(&copy, g->n_out * g->n_group, g->scale_f16 ? sizeof(rq_f16) : sizeof(float));
-    if (status != RQ_OK) return status;
-    p->owned[p->n_owned++] = copy;
-    if (g->scale_f16)
-        g->scale_f16 = copy;
-    else
-        g->scale_f32 = copy;
-    return RQ_OK;
+    rq_status status = rq_alloc(scales, n, size);
+    if (status == RQ_OK) p->owned[p->n_owned++] = *scales;
+    return status;
 }
 
 rq_status rq_tuner_publish(rq_tuner *t) {
@@ -207,20 +265,34 @@ rq_status rq_tuner_publish(rq_tuner *t) {
     size_t gain_bytes = (size_t)m->cfg.d_model * sizeof(float);
     for (int64_t i = 0; i < m->cfg.n_layer * RQ_N_LINEARS; ++i) {
         const rq_tune_matrix *x = &t->matrix[i];
-        if (!x->grid) continue;
+        if (x->n_group == 0) continue;
         rq_packed *p = &m->packed[x->lin->packed - m->packed];
         const float *value = t->value + x->param;
-        int64_t n = x->grid->n_out * x->grid->n_group;
-        RQ_TRY(own_scales(p));
+        int64_t n = x->lin->n_out * x->n_group;
+        const rq_f16 **rows = row_scales(p);
+        bool is_half = rows || p->u.grid.scale_f16;
+        void *to;
+        const void *now = rows      ? (const void *)*rows
+                          : is_half ? (const void *)p->u.grid.scale_f16
+                                    : (const void *)p->u.grid.scale_f32;
+        RQ_TRY(own_scales(&to, p, now, n, is_half ? sizeof(rq_f16) : sizeof(float)));
         for (int64_t k = 0; k < n; ++k) {
             rq_f16 half = rq_f16_of_f32(value[k]);
-            if (!isfinite(p->u.grid.scale_f16 ? rq_f32_of_f16(half) : value[k])) {
+            if (!isfinite(is_half ? rq_f32_of_f16(half) : value[k])) {
                 RQ_FAIL(RQ_ERR_NUMERIC, "%s: a scale became %g", x->lin->name, (double)value[k]);
             }
-            if (p->u.grid.scale_f16)
-                ((rq_f16 *)(uintptr_t)p->u.grid.scale_f16)[k] = half;
-            else
-                ((float *)(uintptr_t)p->u.grid.scale_f32)[k] = value[k];
+            if (is_half) {
+                ((rq_f16 *)to)[k] = half;
+            } else {
+                ((float *)to)[k] = value[k];
+            }
+        }
+        if (rows) {
+            *rows = to;
+        } else if (is_half) {
+            p->u.grid.scale_f16 = to;
+        } else {
+            p->u.grid.scale_f32 = to;
         }
     }
     for (int64_t layer = 0; layer < m->cfg.n_layer; ++layer) {

@@ -26,16 +26,22 @@ typedef struct changes {
 
 static rq_status change_scales(changes *c, const rq_model *m, const rq_linear *l) {
     char name[NAME_BYTES];
-    if (!l->packed || l->packed->format != RQ_FORMAT_GRID) return RQ_OK;
-    const rq_grid *g = &l->packed->u.grid;
+    const rq_packed *p = l->packed;
+    if (!p) return RQ_OK;
+    const rq_grid *g = p->format == RQ_FORMAT_GRID ? &p->u.grid : NULL;
+    const void *now = g ? (g->scale_f16 ? (const void *)g->scale_f16 : (const void *)g->scale_f32)
+                      : p->format == RQ_FORMAT_SSVQ ? p->u.ssvq.scale
+                                                    : p->u.vq.scale;
+    int64_t n = p->n_out * (g ? g->n_group : p->format == RQ_FORMAT_SSVQ ? p->u.ssvq.n_group : p->u.vq.n_group);
+    if (!now) return RQ_OK; /* vq with scales of columns: they stay */
     snprintf(name, sizeof name, "%s.weight_scale", l->name);
     const rq_tensor *t = rq_store_find(m->store, name);
-    rq_dtype dtype = g->scale_f16 ? RQ_F16 : RQ_F32;
-    if (!t || t->dtype != dtype || rq_tensor_numel(t) != g->n_out * g->n_group) {
+    rq_dtype dtype = g && !g->scale_f16 ? RQ_F32 : RQ_F16;
+    if (!t || t->dtype != dtype || rq_tensor_numel(t) != n) {
         return rq_fail(RQ_ERR_ARG, "%s: %s is not the tensor that the model was opened with", rq_store_path(m->store),
                        name);
     }
-    c->at[c->n++] = (change){t, dtype, g->scale_f16 ? (const void *)g->scale_f16 : (const void *)g->scale_f32};
+    c->at[c->n++] = (change){t, dtype, now};
     return RQ_OK;
 }
 

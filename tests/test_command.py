@@ -192,7 +192,7 @@ def test_codebooks():
     for name, options in {"ssvq": ["--codes", 32, "--vec-len", 4], "ssvq-rtn": ["--comp", "rtn", "--codes", 16, "--book-dtype", "f16"],
                           "vq": ["--codes", 32, "--codes2", 16, "--comp", "rescomp", "--refit", 1],
                           "vq-out": ["--codes", 16, "--vec-axis", "out", "--vec-len", 5, "--comp", "gptaq"]}.items():
-        out, words = path("cb-" + name), ["--round", name.split("-")[0], *options, "--outliers", 2, "--calib", calib]
+        out, words = path("cb-" + name), ["--round", name.split("-")[0], *options, "--outliers", 2, "--outlier-min", 0, "--calib", calib]
         dry = run_json("quantize", tiny(), out, *words, "--dry-run")
         q = run_json("quantize", tiny(), out, *words, "--threads", 1)
         assert q["rotate"] == "none" and abs(q["bpw"] - dry["bpw"]) < 1e-6, (q["bpw"], dry["bpw"])
@@ -205,6 +205,15 @@ def test_codebooks():
         assert len(books) == 8, books  # q k v; o; gate up; down, of two blocks
         run("quantize", tiny(), out + "2", *words, "--threads", 3, "--progress", "none")
         assert digest(out + "2") == digest(out)
+        tuned = ["tune", out, out + "-tuned", "--ref", tiny(), "--calib", calib, "--epochs", 1, "--holdout", 0]
+        if name == "vq-out":
+            assert "scales" in sentence(run(*tuned, code=2))  # of columns, which tune leaves alone
+            continue
+        run(*tuned, "--progress", "none")
+        before, after = (load(os.path.join(o, "model.safetensors"))[0] for o in (out, out + "-tuned"))
+        changed = {k for k in before if after[k] != before[k]}
+        assert {k for k in before if k.endswith(".weight_scale")} <= changed and not any("codes" in k or "book" in k for k in changed)
+        assert run_json("eval", out + "-tuned", "--text", text)["bpw"] == e["bpw"]
     words = ["--round", "ssvq", "--codes", 16, "--calib", calib]
     run("quantize", tiny(), path("cb-split"), *words, "--override", "k_proj:outliers=0", "--progress", "none")
     books = {k for k in load(os.path.join(path("cb-split"), "model.safetensors"))[0] if k.endswith(".weight_book")}

@@ -83,6 +83,7 @@ static rq_quant_opt options(rq_round round, rq_comp comp, int vec_len, int codes
     o.vec_len = vec_len;
     o.codes = codes;
     o.outliers = 0;
+    o.outlier_min = 0;
     o.shrink = 0;
     o.cd_sweeps = 0;
     o.refit = 0;
@@ -753,6 +754,7 @@ static void hard_problems_stay_valid(void **state) {
         o.vec_len = bits & 2 ? 4 : 8;
         o.codes = 16;
         o.outliers = (int)(bits >> 2 & 3);
+        o.outlier_min = bits & 64 ? 0 : o.outlier_min;
         o.refit = (int)(bits >> 4 & 1);
         o.act_order = bits >> 5 & 1;
         o.vec_out = round == RQ_ROUND_VQ && (bits >> 6 & 1);

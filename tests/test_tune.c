@@ -2,6 +2,7 @@
 /* Gradients for tuning. A forward pass in fp64, written here from the definitions over the codes, gives losses and central
  * differences; the gradient must agree with them for every class of parameter: with and without a rotation, biases,
  * grouped heads, short groups, groups by g_idx, several tiles of everything. */
+#include "comp.h"
 #include "tune_fixture.h"
 
 enum { KEEP = 1 << 30 };
@@ -27,6 +28,15 @@ static double *widen(const rq_linear *l) {
 
 static void model64_matrix(model64 *x, int i) {
     const quantized *q = &x->f->q[i];
+    if (x->f->base[i]) {
+        const rq_tune_matrix *m = &x->t->matrix[i];
+        for (int64_t k = 0; k < q->n_out * q->n_in; ++k) {
+            int64_t row = k / q->n_in, j = k % q->n_in;
+            double s = m->kept[j] ? 1 : x->param[m->param + row * q->n_group + j / m->group];
+            x->w[i][k] = s * (double)x->f->base[i][k];
+        }
+        return;
+    }
     if (!q->code) return;
     int64_t group = x->f->m->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS].packed->u.grid.group;
     for (int64_t k = 0; k < q->n_out * q->n_in; ++k) {
@@ -194,7 +204,7 @@ static void class_range(const rq_tuner *t, int i, int64_t *at, int64_t *n, char 
     if (i < N_MATRICES) {
         const rq_tune_matrix *x = &t->matrix[i];
         *at = x->param;
-        *n = x->grid ? x->grid->n_out * x->grid->n_group : 0;
+        *n = x->lin->n_out * x->n_group;
         snprintf(name, size, "%s scales", x->lin->name);
     } else {
         *at = rq_tune_gain(t, (i - N_MATRICES) / 2, (i - N_MATRICES) % 2);
@@ -260,8 +270,50 @@ static void check_classes(model64 *y, const rq_tuner *t, const int32_t *ids, int
     }
 }
 
+/* Matrix i again, from the original weights, as ssvq (odd i) or vq codes with two outlier columns. */
+static void fixture_codebook(fixture *f, int i) {
+    rq_linear *l = &f->m->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS];
+    int64_t n = l->n_in;
+    float *w = malloc((size_t)(l->n_out * n) * sizeof *w);
+    double *h = calloc((size_t)(n * n), sizeof *h);
+    rq_packed *p = &f->m->packed[l->packed - f->m->packed];
+    rq_quant_opt o;
+    rq_prep prep;
+    rq_quant_result r;
+    assert_ok(rq_linear_rows(&f->ref->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS], 0, l->n_out, w));
+    for (int64_t j = 0; j < n; ++j) h[j * n + j] = 1 + (double)(j * 7 % n);
+    rq_quant_default_round(&o, RQ_COMP_RTN, i % 2 ? RQ_ROUND_SSVQ : RQ_ROUND_VQ);
+    o.codes = 32;
+    o.outliers = 2;
+    o.outlier_min = 0;
+    o.group = i % 3 ? 0 : 24;
+    assert_ok(rq_prepare(&prep, h, NULL, n, &o, "fixture"));
+    assert_ok(rq_quantize_matrix(&r, w, l->n_out, &prep, &o, "fixture"));
+    f->base[i] = malloc((size_t)(l->n_out * n) * sizeof(float));
+    for (int64_t k = 0; k < l->n_out * n; ++k) {
+        int64_t row = k / n, j = k % n, d = o.vec_len, n_vec = rq_ceil_div(n, d);
+        if (i % 2) {
+            int64_t code = r.ssvq.codes[row * n_vec + j / d];
+            float v = r.ssvq.book_scale[0] * (float)r.ssvq.book_u8[code * d + j % d];
+            f->base[i][k] = r.ssvq.negative[k] ? -v : v;
+        } else {
+            f->base[i][k] = rq_f32_of_f16(r.vq.book[0][r.vq.codes[0][row * n_vec + j / d] * d + j % d]);
+        }
+        if (j == prep.outlier_col[0] || j == prep.outlier_col[1]) f->base[i][k] = r.q[k];
+    }
+    f->q[i].n_group = rq_ceil_div(n, o.group ? o.group : n);
+    rq_packed_free(p);
+    assert_ok(rq_result_pack(p, &r));
+    free(f->q[i].code);
+    f->q[i].code = NULL;
+    rq_quant_result_free(&r);
+    rq_prep_free(&prep);
+    free(w);
+    free(h);
+}
+
 static void check_gradient(const char *name, const char *rotation, int64_t n_seq, int64_t seq_len, int64_t act_bytes,
-                           int singles) {
+                           int singles, bool codebooks) {
     fixture f;
     model64 y;
     rq_tuner *t;
@@ -269,6 +321,9 @@ static void check_gradient(const char *name, const char *rotation, int64_t n_seq
     int64_t window[4] = {0, 1, 2, 3};
     double loss, sum;
     fixture_open(&f, name, rotation);
+    for (int i = 0; codebooks && i < N_MATRICES - 2; ++i) {
+        if (i % 3 != 2) fixture_codebook(&f, i);
+    }
     fill_ids(ids, n_seq * seq_len, 3);
     assert_ok(rq_tuner_new(&t, f.m, f.ref, ids, n_seq, seq_len, n_seq, act_bytes));
     assert_int_equal(t->recompute, act_bytes == 0);
@@ -296,14 +351,22 @@ static void check_gradient(const char *name, const char *rotation, int64_t n_seq
 static void test_gradients(void **state) {
     static const char *const names[] = {"tied", "llama3", "linear", "qwen2", "mistral"};
     (void)state;
-    for (int i = 0; i < 5; ++i) check_gradient(names[i], i % 2 ? "orthogonal" : NULL, 2, 12, i % 2 ? 0 : KEEP, 3);
-    for (int i = 0; i < 5; ++i) check_gradient(names[i], i % 2 ? NULL : "hadamard", 1, 9, KEEP, 1);
+    for (int i = 0; i < 5; ++i)
+        check_gradient(names[i], i % 2 ? "orthogonal" : NULL, 2, 12, i % 2 ? 0 : KEEP, 3, false);
+    for (int i = 0; i < 5; ++i) check_gradient(names[i], i % 2 ? NULL : "hadamard", 1, 9, KEEP, 1, false);
+}
+
+/* Scales of ssvq and vq codes beside those of grids, outlier columns that stay. */
+static void test_codebooks(void **state) {
+    (void)state;
+    check_gradient("qwen2", NULL, 2, 12, KEEP, 3, true);
+    check_gradient("tied", "orthogonal", 2, 12, 0, 3, true);
 }
 
 /* Several blocks of queries and of positions. */
 static void test_long_windows(void **state) {
     (void)state;
-    check_gradient("qwen2", "orthogonal", 2, 150, KEEP, 0);
+    check_gradient("qwen2", "orthogonal", 2, 150, KEEP, 0, false);
 }
 
 /* Activations kept or made again, windows in other batches: the same sums, bit for bit or nearly. */
@@ -345,6 +408,7 @@ static void test_recompute(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_codebooks),
         cmocka_unit_test(test_long_windows),
         cmocka_unit_test(test_recompute),
     };

@@ -34,8 +34,10 @@ typedef struct quantized {
 
 typedef struct fixture {
     rq_model *m, *ref;
-    quantized q[N_MATRICES]; /* code NULL: left dense */
-    double rot[D * D];       /* R, row-major; unused without a rotation */
+    quantized q[N_MATRICES]; /* code NULL: left dense, or codebook codes */
+    float *base
+        [N_MATRICES];  /* codebook codes: values without their scale, of outlier columns as they are; otherwise NULL */
+    double rot[D * D]; /* R, row-major; unused without a rotation */
 } fixture;
 
 /* Round to nearest, every matrix with other settings: groups of 24 (the last one is short) or whole rows, symmetric
@@ -102,6 +104,7 @@ static void fixture_open(fixture *f, const char *name, const char *rotation) {
 
 static void fixture_close(fixture *f) {
     for (int i = 0; i < N_MATRICES; ++i) {
+        free(f->base[i]);
         free(f->q[i].code);
         free(f->q[i].zero);
         free(f->q[i].g_idx);

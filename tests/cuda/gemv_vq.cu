@@ -1,116 +1,366 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* y[r] = scale[r] sum_k W[r][k] x[k], where W[r][8v..8v+7] is one of 256 codewords of eight halves: a vector-quantized GEMV.
- * One warp a row; codebook and x in shared memory; sums of eight in half, then in float.
- * Targets: sm_80 sm_90a. In table.json. */
+/* The CUDA GEMV on VQ (cuda/gemv_vq.cuh) against sums in double of its definition, over shapes chosen for their edges.
+ * Libraries: requite. Targets: sm_80 sm_90a. In table.json. */
 #include "cudatest.h"
-#include "ptxw.cuh"
+#include "repack.h"
+#include "rq_cuda.h"
 
-enum { VEC = 8, CODES = 256, WARPS = 8, RUN = 16 /* vectors a lane takes at once */, SPAN = 32 * RUN, PITCH = 33 };
+enum { MAX_MATRICES = 3 };
 
-/* Lane l takes vectors 16 l .. 16 l + 15 of a span, since it loads 16 indices at once. x is laid out so that the 32 lanes'
- * j-th vectors lie side by side: read in order, it would cost eight times the wavefronts. The pitch of 33 makes the stores of
- * neighbouring vectors, which is how x is loaded, free of bank conflicts too. */
-__device__ __forceinline__ int place_of(int vector) {
-    int in_span = vector % SPAN;
-    return vector / SPAN * (RUN * PITCH) + in_span % RUN * PITCH + in_span / RUN;
+typedef struct kind { /* of vectors */
+    int vec_len;
+    bool vec_out;
+    int n_codes[2]; /* the second 0: one stage */
+    bool odd;       /* an odd size of a codebook: decoded only */
+} kind;
+typedef struct problem {
+    const char *what;
+    int rows[MAX_MATRICES]; /* of the stacked matrices; 0: no more */
+    int n_in, book_cols, group /* 0: no scales */, n_outlier, n_tok;
+    bool columns, bf16, perm, bias, residual, early;
+} problem;
+
+/* The matrices as the file has them, stacked, with the values of the definition. */
+typedef struct stack {
+    rq_vq q[MAX_MATRICES];
+    int n, n_out, n_in;
+    int stride; /* every so many rows are checked */
+    double *w;  /* [n_out][n_in], of the rows that are */
+    int32_t *perm;
+    rq_tile_layout layout;
+    uint8_t *packed;
+    void *owned[64];
+    int n_owned;
+} stack;
+
+static void *take(stack *m, int64_t count, size_t size) {
+    void *p = rq_host_alloc((size_t)(count ? count : 1) * size);
+    return m->owned[m->n_owned++] = p;
+}
+/* n halves from -1 to 1, multiples of 2^-9: sums of two are halves too, or nearly. */
+static rq_f16 *take_halves(stack *m, rq_rng *rng, int64_t n) {
+    rq_f16 *to = (rq_f16 *)take(m, n, 2);
+    for (int64_t i = 0; i < n; ++i) to[i].bits = rq_half_bits((float)((int)(rq_rand_u32(rng) % 1025) - 512) / 512);
+    return to;
+}
+static rq_f16 *take_powers(stack *m, rq_rng *rng, int64_t n) {
+    rq_f16 *to = (rq_f16 *)take(m, n, 2);
+    for (int64_t i = 0; i < n; ++i) to[i].bits = rq_half_bits(ldexpf(1.0f, (int)(rq_rand_u32(rng) % 4) - 3));
+    return to;
 }
 
-__global__ void __launch_bounds__(WARPS * 32)
-    gemv_vq(const uint8_t *__restrict__ index, const uint4 *__restrict__ codebook, const __half *__restrict__ scale,
-            const uint4 *__restrict__ x, __half *__restrict__ y, int rows, int cols) {
-    __shared__ uint4 s_codebook[CODES];
-    extern __shared__ uint4 s_x[];
-    const int tid = threadIdx.x, lane = tid & 31, n_vec = cols / VEC;
-    for (int i = tid; i < CODES; i += blockDim.x) s_codebook[i] = __ldg(codebook + i);
-    for (int i = tid; i < n_vec; i += blockDim.x) s_x[place_of(i)] = __ldg(x + i);
-    __syncthreads();
+static void fill_codes(stack *m, rq_vq *q, int s, rq_rng *rng) {
+    while (1 << q->code_bits[s] < q->n_codes[s]) ++q->code_bits[s];
+    q->code_words[s] = (q->n_code * q->code_bits[s] + 31) / 32;
+    uint32_t *words = (uint32_t *)take(m, q->n_line * q->code_words[s], 4);
+    for (int64_t line = 0; line < q->n_line; ++line)
+        for (int64_t i = 0; i < q->n_code; ++i) {
+            const int64_t at = i * q->code_bits[s];
+            const uint64_t code = (uint64_t)(rq_rand_u32(rng) % (uint32_t)q->n_codes[s]) << (at % 32);
+            words[line * q->code_words[s] + at / 32] |= (uint32_t)code;
+            if (code >> 32) words[line * q->code_words[s] + at / 32 + 1] |= (uint32_t)(code >> 32);
+        }
+    q->codes[s] = words;
+}
+/* Scales of columns are powers of two when `exact`. */
+static void fill_matrix(stack *m, rq_vq *q, const kind *k, const problem *p, int rows, const rq_vq *first, bool exact,
+                        rq_rng *rng) {
+    q->n_out = rows, q->n_in = p->n_in, q->vec_len = k->vec_len, q->vec_out = k->vec_out;
+    q->n_stage = k->n_codes[1] ? 2 : 1;
+    q->n_line = k->vec_out ? (rows + k->vec_len - 1) / k->vec_len : rows;
+    q->n_code = k->vec_out ? p->n_in : (p->n_in + k->vec_len - 1) / k->vec_len;
+    q->book_cols = p->book_cols, q->n_book = (p->n_in + p->book_cols - 1) / p->book_cols;
+    q->group = p->group ? p->group : p->n_in, q->n_group = (p->n_in + q->group - 1) / q->group;
+    for (int s = 0; s < q->n_stage; ++s) {
+        q->n_codes[s] = k->n_codes[s], q->code_bits[s] = 4;
+        fill_codes(m, q, s, rng);
+        q->book[s] = first ? first->book[s] : take_halves(m, rng, q->n_book * q->n_codes[s] * q->vec_len);
+    }
+    if (p->group) q->scale = take_powers(m, rng, rows * q->n_group);
+    if (p->columns) {
+        q->col_scale = first ? first->col_scale : exact ? take_powers(m, rng, p->n_in) : take_halves(m, rng, p->n_in);
+        q->col_bias = first ? first->col_bias : take_halves(m, rng, p->n_in);
+    }
+    q->n_outlier = p->n_outlier;
+    int32_t *column = (int32_t *)take(m, p->n_outlier, 4);
+    int8_t *outlier = (int8_t *)take(m, rows * p->n_outlier, 1);
+    float *outlier_scale = (float *)take(m, p->n_outlier, 4);
+    for (int o = 0; o < p->n_outlier; ++o) { /* the last column too */
+        column[o] = (int32_t)((int64_t)(o + 1) * p->n_in / p->n_outlier) - 1;
+        outlier_scale[o] = ldexpf(1.0f, -o % 4 - 5);
+    }
+    rq_rand_bytes(rng, outlier, (size_t)(rows * p->n_outlier));
+    q->outlier_col = column, q->outlier = outlier, q->outlier_scale = outlier_scale;
+}
 
-    const int row = blockIdx.x * WARPS + (tid >> 5);
-    if (row >= rows) return;
-    const uint8_t *row_index = index + (size_t)row * n_vec;
-    float sum = 0.0f;
-    for (int v = lane * RUN; v < n_vec; v += SPAN) {
-        const uint4 q = ptx_load_once(reinterpret_cast<const uint4 *>(row_index + v));
-        const uint32_t word[4] = {q.x, q.y, q.z, q.w};
-#pragma unroll
-        for (int j = 0; j < RUN; ++j) {
-            const uint32_t code = (word[j / 4] >> (j % 4 * 8)) & 255u;
-            const uint4 c = s_codebook[code], xv = s_x[place_of(v) + j * PITCH];
-            const __half2 *ch = reinterpret_cast<const __half2 *>(&c), *xh = reinterpret_cast<const __half2 *>(&xv);
-            __half2 p = __hmul2(ch[0], xh[0]);
-            p = __hfma2(ch[1], xh[1], p);
-            p = __hfma2(ch[2], xh[2], p);
-            p = __hfma2(ch[3], xh[3], p);
-            const float2 f = __half22float2(p);
-            sum += f.x + f.y;
+static stack make_stack(const kind *k, const problem *p, bool exact, rq_rng *rng) {
+    stack m = {};
+    m.n_in = p->n_in;
+    for (; m.n < MAX_MATRICES && p->rows[m.n]; ++m.n) {
+        fill_matrix(&m, &m.q[m.n], k, p, p->rows[m.n], m.n ? &m.q[0] : NULL, exact, rng);
+        m.n_out += p->rows[m.n];
+    }
+    m.stride = m.n_out > 1000 ? 97 : 1;
+    m.w = (double *)take(&m, (int64_t)m.n_out * p->n_in, 8);
+    for (int i = 0, first = 0; i < m.n; first += (int)m.q[i++].n_out) {
+        const rq_vq *q = &m.q[i];
+        for (int64_t row = 0; row < q->n_out; ++row) {
+            double *to = m.w + (size_t)(first + row) * p->n_in;
+            if ((first + row) % m.stride) continue;
+            for (int64_t j = 0; j < q->n_in; ++j) to[j] = rq_vq_weight(q, row, j);
+            for (int o = 0; o < q->n_outlier; ++o)
+                to[q->outlier_col[o]] = (double)q->outlier_scale[o] * q->outlier[row * q->n_outlier + o];
         }
     }
-#pragma unroll
-    for (int step = 16; step; step >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    if (lane == 0) y[row] = __float2half_rn(sum * __half2float(scale[row]));
-}
-
-static void fill_halves(rq_rng *r, uint16_t *bits, float *value, int n) {
-    for (int i = 0; i < n; ++i) {
-        bits[i] = rq_half_bits(rq_rand_float(r));
-        value[i] = rq_half_value(bits[i]);
-    }
-}
-
-/* Each sum of eight in half is off by at most 4 roundings of 2^-11 of its terms; the result is rounded once more. */
-static void test_shape(int rows, int cols) {
-    const int n_vec = cols / VEC;
-    rq_rng rng = {(uint64_t)rows * 100003 + cols};
-    const size_t index_bytes = (size_t)rows * n_vec, half_y = (size_t)rows * 2;
-    uint8_t *index = (uint8_t *)rq_host_alloc(index_bytes);
-    uint16_t *codebook = (uint16_t *)rq_host_alloc(CODES * VEC * 2), *x = (uint16_t *)rq_host_alloc(cols * 2);
-    uint16_t *scale = (uint16_t *)rq_host_alloc(half_y), *y = (uint16_t *)rq_host_alloc(half_y);
-    float *codebook_f = (float *)rq_host_alloc(CODES * VEC * 4), *x_f = (float *)rq_host_alloc(cols * 4);
-    float *scale_f = (float *)rq_host_alloc(rows * 4);
-    rq_rand_bytes(&rng, index, index_bytes);
-    fill_halves(&rng, codebook, codebook_f, CODES * VEC);
-    fill_halves(&rng, x, x_f, cols);
-    fill_halves(&rng, scale, scale_f, rows);
-
-    const uint8_t *d_index = (const uint8_t *)rq_device_copy(index, index_bytes);
-    const uint4 *d_codebook = (const uint4 *)rq_device_copy(codebook, CODES * VEC * 2);
-    const uint4 *d_x = (const uint4 *)rq_device_copy(x, cols * 2);
-    const __half *d_scale = (const __half *)rq_device_copy(scale, half_y);
-    __half *d_y = (__half *)rq_device_buffer(half_y);
-    const size_t shared = (size_t)(n_vec + SPAN - 1) / SPAN * (RUN * PITCH) * sizeof(uint4);
-    gemv_vq<<<(rows + WARPS - 1) / WARPS, WARPS * 32, shared>>>(d_index, d_codebook, d_scale, d_x, d_y, rows, cols);
-    CHECK_CUDA(cudaGetLastError());
-    CHECK_CUDA(cudaDeviceSynchronize());
-    rq_device_read(y, d_y, half_y);
-
-    double largest = 0;
-    for (int r = 0; r < rows; ++r) {
-        double sum = 0, size = 0;
-        for (int k = 0; k < cols; ++k) {
-            double term = (double)codebook_f[index[(size_t)r * n_vec + k / VEC] * VEC + k % VEC] * x_f[k];
-            sum += term;
-            size += fabs(term);
+    if (p->perm) {
+        m.perm = (int32_t *)take(&m, p->n_in, 4);
+        for (int j = 0; j < p->n_in; ++j) m.perm[j] = j;
+        for (int j = p->n_in - 1; j > 0; --j) {
+            const int i = (int)(rq_rand_u32(rng) % (uint32_t)(j + 1)), was = m.perm[j];
+            m.perm[j] = m.perm[i], m.perm[i] = was;
         }
-        double want = sum * scale_f[r];
-        EXPECT_NEAR_AT(r, rq_half_value(y[r]), want, size * fabs(scale_f[r]) * 4 / 2048 + fabs(want) / 2048 + 0x1p-24);
-        largest = fmax(largest, fabs(want));
     }
-    char name[64];
-    snprintf(name, sizeof name, "y %dx%d", rows, cols);
-    /* Every operation here is correctly rounded and in a fixed order. */
-    rq_record(name, RQ_F16, y, rows, 0);
-    printf("gemv_vq %dx%d: largest %.3g\n", rows, cols, largest);
+    const char *why = "";
+    if (rq_repack_vq_plan(&m.layout, m.q, m.n, &why) != RQ_OK) RQ_DIE("%s: %s", p->what, why);
+    m.packed = (uint8_t *)take(&m, m.layout.bytes, 1);
+    rq_repack_vq(m.packed, &m.layout, m.q, m.n);
+    return m;
+}
+static void free_stack(stack *m) {
+    while (m->n_owned > 0) free(m->owned[--m->n_owned]);
+}
+
+static uint16_t bits_of(bool bf16, float v) { return bf16 ? rq_bf16_bits(v) : rq_half_bits(v); }
+static float value_of(bool bf16, uint16_t b) { return bf16 ? rq_bf16_value(b) : rq_half_value(b); }
+static void fill(rq_rng *rng, bool bf16, uint16_t *to, size_t n, float size) {
+    for (size_t i = 0; i < n; ++i) to[i] = bits_of(bf16, size * rq_rand_float(rng));
+}
+
+static rq_cuda_gemv_desc describe(const problem *p, const rq_tile_layout *t) {
+    rq_cuda_gemv_desc d = rq_cuda_gemv_desc_default();
+    d.kind = RQ_TILE_VQ;
+    d.n_out = t->n_out, d.n_in = t->n_in, d.n_tok = p->n_tok;
+    d.act = p->bf16 ? RQ_ACT_BF16 : RQ_ACT_F16;
+    d.vec_len = t->vec_len, d.vec_out = t->vec_out, d.n_stage = t->n_stage;
+    d.n_codes[0] = t->n_codes[0], d.n_codes[1] = t->n_codes[1];
+    d.group = t->group, d.no_scales = t->no_scales, d.columns = t->columns;
+    d.n_book = t->n_book, d.book_cols = t->book_cols, d.n_outlier = t->n_outlier;
+    d.bias = p->bias, d.residual = p->residual, d.early_launch = p->early;
+    return d;
+}
+
+/* What a run needs on the device. */
+typedef struct device {
+    rq_cuda_gemv_desc d;
+    rq_cuda_gemv_plan plan;
+    rq_cuda_gemv_args a;
+    void *x, *residual, *bias;
+} device;
+
+static device set_up(const problem *p, const stack *m) {
+    device v = {};
+    v.d = describe(p, &m->layout);
+    const char *why = "";
+    if (rq_cuda_gemv_supports(&v.d, &why) != RQ_OK) RQ_DIE("%s: %s", p->what, why);
+    if (rq_cuda_gemv_make_plan(&v.plan, &v.d) != RQ_OK) RQ_DIE("%s: %s", p->what, rq_cuda_last_error());
+    const size_t n_y = (size_t)p->n_tok * m->n_out, n_x = (size_t)p->n_tok * p->n_in;
+    v.a.y = rq_device_buffer(n_y * 2);
+    v.a.x = v.x = rq_device_buffer(n_x * 2);
+    v.a.weights = rq_device_copy(m->packed, (size_t)m->layout.bytes);
+    if (p->bias) v.a.bias = v.bias = rq_device_buffer((size_t)m->n_out * 2);
+    if (p->residual) v.a.residual = v.residual = rq_device_buffer(n_y * 2);
+    if (p->perm) v.a.perm = (const int32_t *)rq_device_copy(m->perm, (size_t)p->n_in * 4);
+    if (v.plan.workspace_bytes) {
+        v.a.workspace = rq_device_buffer(v.plan.workspace_bytes);
+        CHECK_CUDA(cudaMemset(v.a.workspace, 0, v.plan.workspace_bytes));
+    }
+    return v;
+}
+static void run(const problem *p, const device *v, cudaStream_t stream) {
+    if (rq_cuda_gemv_run(&v->plan, &v->d, &v->a, stream) != RQ_OK) RQ_DIE("%s: %s", p->what, rq_cuda_last_error());
+}
+static void expect_clean_workspace(const device *v) {
+    const size_t bytes = v->plan.workspace_bytes;
+    if (bytes == 0) return;
+    uint8_t *host = (uint8_t *)rq_host_alloc(bytes);
+    rq_device_read(host, v->a.workspace, bytes);
+    size_t dirty = 0;
+    for (size_t i = 0; i < bytes; ++i) dirty += host[i] != 0;
+    EXPECT_EQ(dirty, 0);
+    free(host);
+}
+
+/* Two runs from a graph into a spoilt y: the same bytes. */
+static void test_graph(const problem *p, const device *v, cudaStream_t stream, const uint16_t *y, size_t n_y) {
+    uint16_t *again = (uint16_t *)rq_host_alloc(n_y * 2);
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CHECK_CUDA(cudaMemset(v->a.y, 0x5a, n_y * 2));
+    CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    run(p, v, stream);
+    run(p, v, stream);
+    CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
+    CHECK_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    CHECK_CUDA(cudaGraphLaunch(exec, stream));
+    CHECK_CUDA(cudaStreamSynchronize(stream));
+    rq_device_read(again, v->a.y, n_y * 2);
+    EXPECT_EQ(memcmp(y, again, n_y * 2), 0);
+    CHECK_CUDA(cudaGraphExecDestroy(exec));
+    CHECK_CUDA(cudaGraphDestroy(graph));
+    free(again);
+}
+
+static const char *text_of(char text[96], const kind *k, const problem *p, const stack *m) {
+    snprintf(text, 96, "%s %dx%d v%d%s k%d+%d g%d o%d t%d%s%s", p->what, m->n_out, p->n_in, k->vec_len,
+             k->vec_out ? " out" : "", k->n_codes[0], k->n_codes[1], p->group, p->n_outlier, p->n_tok,
+             p->columns ? " columns" : "", p->bf16 ? " bf16" : "");
+    return text;
+}
+
+static void test_problem(const kind *k, const problem *p) {
+    rq_rng rng = {(uint64_t)p->rows[0] * 1000003u + (uint64_t)p->n_in * 1009u + (uint64_t)k->vec_len * 101u +
+                  (uint64_t)k->n_codes[0] * 13u + (uint64_t)p->group * 7u + (uint64_t)p->n_tok};
+    stack m = make_stack(k, p, false, &rng);
+    const device v = set_up(p, &m);
+    const size_t n_y = (size_t)p->n_tok * m.n_out, n_x = (size_t)p->n_tok * p->n_in;
+    uint16_t *x = (uint16_t *)take(&m, (int64_t)n_x, 2), *y = (uint16_t *)take(&m, (int64_t)n_y, 2);
+    uint16_t *residual = (uint16_t *)take(&m, (int64_t)n_y, 2), *bias = (uint16_t *)take(&m, m.n_out, 2);
+    for (int t = 0; t < p->n_tok; ++t) /* bfloat16: of any size */
+        fill(&rng, p->bf16, x + (size_t)t * p->n_in, (size_t)p->n_in, p->bf16 ? ldexpf(1.0f, t * 14 - 60) : 1.0f);
+    fill(&rng, p->bf16, residual, n_y, 1.0f), fill(&rng, p->bf16, bias, (size_t)m.n_out, 1.0f);
+    CHECK_CUDA(cudaMemcpy(v.x, x, n_x * 2, cudaMemcpyHostToDevice));
+    if (p->bias) CHECK_CUDA(cudaMemcpy(v.bias, bias, (size_t)m.n_out * 2, cudaMemcpyHostToDevice));
+    if (p->residual) CHECK_CUDA(cudaMemcpy(v.residual, residual, n_y * 2, cudaMemcpyHostToDevice));
+    cudaStream_t stream;
+    CHECK_CUDA(cudaStreamCreate(&stream));
+    run(p, &v, stream);
+    CHECK_CUDA(cudaStreamSynchronize(stream));
+    rq_device_read(y, v.a.y, n_y * 2);
+    expect_clean_workspace(&v);
+
+    double worst = 0;
+    for (int t = 0; t < p->n_tok; ++t)
+        for (int i = 0; i < m.n_out; i += m.stride) {
+            double want = 0, size = 0;
+            for (int j = 0; j < p->n_in; ++j) {
+                const double term = m.w[(size_t)i * p->n_in + j] *
+                                    value_of(p->bf16, x[(size_t)t * p->n_in + (p->perm ? m.perm[j] : j)]);
+                want += term, size += fabs(term);
+            }
+            const size_t at = (size_t)t * m.n_out + i;
+            if (p->bias) want += value_of(p->bf16, bias[i]), size += 1;
+            if (p->residual) want += value_of(p->bf16, residual[at]), size += 1;
+            /* fp32 sums of at most n_in / 8 mma (two stages) and 16 warps' partial sums, the rounding of y, and that of x times a
+             * scale of its column. Two stages, or a column's scale and bias, may cancel: 2 is for terms that do not show in size. */
+            const double bound = 2 * size * (p->n_in / 8 + 64) * 0x1p-23 + (p->columns ? 2 * size * 0x1p-11 : 0) +
+                                 fabs(want) * (p->bf16 ? 0x1p-8 : 0x1p-11) * 1.001 + (p->bf16 ? 0x1p-134 : 0x1p-24);
+            const double got = value_of(p->bf16, y[at]);
+            EXPECT_NEAR_AT(at, got, want, bound);
+            worst = fmax(worst, fabs(got - want) / bound);
+        }
+    test_graph(p, &v, stream, y, n_y);
+    expect_clean_workspace(&v);
+    CHECK_CUDA(cudaStreamDestroy(stream));
+
+    char name[100] = "y ";
+    text_of(name + 2, k, p, &m);
+    printf("%-60s %s: %d blocks, split %d, 2^%d warps a row block, error %.2f of the bound\n", name + 2, v.plan.kernel,
+           v.plan.blocks, v.plan.split, v.plan.log_warps, worst);
+    /* The tensor cores of a GPU may truncate where the simulator rounds. */
+    rq_record(name, p->bf16 ? RQ_BF16 : RQ_F16, y, n_y, 0x1p-6 * p->n_in / 64);
     rq_device_free_all();
-    free(index), free(codebook), free(x), free(scale), free(y), free(codebook_f), free(x_f), free(scale_f);
+    free_stack(&m);
+}
+
+/* x with a single 1: y is a column of W. The scales are powers of two and values of codebooks have few bits, so that there is one
+ * rounding, that of y, and the result is exact. All columns, 16 at a time. */
+static void test_decode(const kind *k, const problem *p) {
+    rq_rng rng = {(uint64_t)k->vec_len * 31u + (uint64_t)p->group + (uint64_t)k->n_codes[0]};
+    stack m = make_stack(k, p, true, &rng);
+    const device v = set_up(p, &m);
+    const size_t n_x = (size_t)16 * p->n_in, n_y = (size_t)16 * m.n_out;
+    uint16_t *x = (uint16_t *)take(&m, (int64_t)n_x, 2), *y = (uint16_t *)take(&m, (int64_t)n_y, 2);
+    for (int j0 = 0; j0 < p->n_in; j0 += 16) {
+        memset(x, 0, n_x * 2);
+        for (int t = 0; t < 16; ++t) x[(size_t)t * p->n_in + (j0 + t) % p->n_in] = bits_of(p->bf16, 1.0f);
+        CHECK_CUDA(cudaMemcpy(v.x, x, n_x * 2, cudaMemcpyHostToDevice));
+        run(p, &v, 0);
+        CHECK_CUDA(cudaDeviceSynchronize());
+        rq_device_read(y, v.a.y, n_y * 2);
+        for (int i = 0; i < m.n_out; ++i)
+            for (int t = 0; t < 16; ++t) {
+                const float want = (float)m.w[(size_t)i * p->n_in + (j0 + t) % p->n_in];
+                const uint16_t got = y[(size_t)t * m.n_out + i];
+                EXPECT_EQ_AT((j0 + t) % p->n_in, want == 0.0f ? got & 0x7fff : got,
+                             want == 0.0f ? 0 : bits_of(p->bf16, want));
+            }
+    }
+    expect_clean_workspace(&v);
+    char text[96];
+    printf("decode %s\n", text_of(text, k, p, &m));
+    rq_device_free_all();
+    free_stack(&m);
+}
+
+static void expect_refused(rq_cuda_gemv_desc d, const char *word) {
+    const char *why = "";
+    EXPECT_EQ(rq_cuda_gemv_supports(&d, &why), RQ_ERR_UNSUPPORTED);
+    if (rq_failed(strstr(why, word) != NULL)) fprintf(stderr, "\"%s\" does not say \"%s\"\n", why, word);
+}
+static void test_refusals(void) {
+    rq_cuda_gemv_desc good = rq_cuda_gemv_desc_default(), d;
+    good.kind = RQ_TILE_VQ, good.n_out = 64, good.n_in = 512, good.vec_len = 8, good.n_stage = 1;
+    good.n_codes[0] = 256, good.group = 512, good.n_book = 1, good.book_cols = 512;
+    EXPECT_EQ(rq_cuda_gemv_supports(&good, NULL), RQ_OK);
+    d = good, d.vec_len = 2, expect_refused(d, "4 or 8");
+    d = good, d.n_stage = 3, expect_refused(d, "stages");
+    d = good, d.n_codes[0] = 65537, expect_refused(d, "65536");
+    d = good, d.vec_len = 4, d.vec_out = 1, expect_refused(d, "down the rows");
+    d = good, d.group = 40, expect_refused(d, "multiples of 32");
+    d = good, d.group = 64, d.no_scales = 1, expect_refused(d, "multiples of 32");
+    d = good, d.n_book = 3, expect_refused(d, "codebook");
+    d = good, d.n_book = 8, d.book_cols = 64, expect_refused(d, "128");
+    d = good, d.n_outlier = 17, expect_refused(d, "outlier");
+    d = good, d.zeros = 1, expect_refused(d, "zero points");
+    d = good, d.n_tok = 17, expect_refused(d, "n_tok");
 }
 
 int main(void) {
     rq_need_device(80);
-    test_shape(16, 128);
-    test_shape(37, 4096 + 3 * 128);
-    if (!rq_small()) {
-        test_shape(1024, 1024);
-        test_shape(4096, 4096);
+    test_refusals();
+    static const kind kinds[] = {
+        {8, false, {256, 0}, false},   {8, false, {256, 256}, false}, {4, false, {256, 0}, false},
+        {4, false, {256, 256}, false}, {8, false, {200, 1}, true},    {4, false, {255, 33}, true},
+    };
+    for (size_t n = 0; n < sizeof kinds / sizeof kinds[0]; ++n) {
+        const kind *k = &kinds[n];
+        const problem decodes[] = {
+            /* rows            n_in book group out n_tok columns bf16 perm   bias   residual early */
+            {"decode", {19}, 160, 160, 160, 0, 16, false, false, false, false, false, false},
+            {"decode", {16}, 300, 128, 32, 3, 16, false, true, false, false, false, false},
+            {"decode", {32, 17}, 384, 256, 0, 16, 16, true, false, false, false, false, false},
+        };
+        for (size_t i = 0; i < sizeof decodes / sizeof decodes[0]; ++i) test_decode(k, &decodes[i]);
+        if (k->odd) continue;
+        const problem problems[] = {
+            {"least", {1}, 4, 4, 0, 0, 1, false, false, false, false, false, false},
+            {"rows", {15}, 128, 128, 128, 1, 2, false, false, false, true, false, false},
+            {"rows", {16}, 160, 160, 32, 16, 3, false, true, false, false, true, false},
+            {"rows", {17}, 160, 160, 160, 2, 8, true, true, true, true, true, true},
+            {"odd", {33}, 1000, 1000, 1000, 16, 9, false, false, true, false, true, true},
+            {"odd", {51}, 333, 333, 96, 5, 5, false, false, false, true, true, false},
+            {"books", {40}, 900, 256, 900, 4, 7, false, true, false, true, false, false},
+            {"books", {21}, 1000, 128, 0, 0, 16, true, false, true, false, true, false},
+            {"qkv", {64, 32, 25}, 640, 640, 640, 16, 1, false, false, false, false, false, true},
+            {"qkv", {32, 16, 16}, 640, 256, 128, 3, 12, true, true, false, true, false, true},
+            {"long", {40}, 4096 + 36, 4096 + 36, 4096 + 36, 16, 1, true, false, false, false, false, false},
+            {"long", {40}, 4096 + 36, 2048, 64, 7, 16, false, true, false, true, true, true},
+        };
+        for (size_t i = 0; i < sizeof problems / sizeof problems[0]; ++i)
+            if (!rq_small() || problems[i].n_in <= 1000) test_problem(k, &problems[i]);
+        /* The shape whose counts docs/kernels.md has. */
+        const problem layer = {"layer", {4096}, 4096, 4096, 4096, 0, 1, false, false, false, false, false, true};
+        test_problem(k, &layer);
     }
     return rq_done(__FILE__);
 }

@@ -34,9 +34,10 @@ def one_record(r):
     expect("checked", r["exact_decode_ok"] and r["deterministic_ok"] and 0 < r["rel_fro_err"] < 1e-3, r)
     expect("device", r["device"] == "sim" and r["gpu"].startswith("gpusim"), r)
     tiles = -(-r["n_out"] // 16) * -(-r["n_in"] // 128)
-    # A 16 x 128 tile is 8 mma for 8 tokens; kernels may pad their batches of tiles. Sectors can be fewer than the bytes: lanes
-    # share them.
-    expect("mma", 1 <= r["mma"] / (tiles * 8 * (1 if r["n_tok"] <= 8 else 2)) <= 2, r)
+    # A 16 x 128 tile is 8 mma for 8 tokens, of vq 16 a stage for 16; kernels may pad their batches of tiles. Sectors can be fewer
+    # than the bytes: lanes share them.
+    of_tile = 16 * (1 + ("+" in r["codebook"])) if r["format"] == "vq" else 8 * (1 if r["n_tok"] <= 8 else 2)
+    expect("mma", 1 <= r["mma"] / (tiles * of_tile) <= 2, r)
     codes = tiles * 16 * 128 * r["bits"] // 8
     expect("bytes", r["ld_bytes"] >= codes and r["ld_sectors"] * 32 >= codes, r)
     expect("bits", r["bpw"] >= r["bits"] and r["bytes"] > r["n_out"] * r["n_in"] * r["bits"] / 8, r)
@@ -46,18 +47,18 @@ def one_record(r):
 
 def records(program, folder):
     out, table = os.path.join(folder, "new.json"), os.path.join(folder, "new.csv")
-    args = ["--shapes", "64x256,300x1100", "--tokens", "1,5", "--json", out, "--csv", table]
+    args = ["--shapes", "64x256,300x1100", "--tokens", "1,5", "--books", "8x256,4x64+256", "--json", out, "--csv", table]
     status, text = run(program, *args)
     expect("a run", status == 0 and "FAILED" not in text, text)
     all_ = load(out)
     found = {(r["format"], r["bits"], r["n_out"], r["n_tok"]) for r in all_}
-    want = {(f, b, n, t) for f, b in [("grid", b) for b in (2, 3, 4, 8)] + [("ssvq", 2), ("ssvq", 3)] for n in (64, 300) for t in (1, 5)}
+    want = {(f, b, n, t) for f, b in [("grid", b) for b in (2, 3, 4, 8)] + [("ssvq", 2), ("ssvq", 3), ("vq", 1), ("vq", 4)] for n in (64, 300) for t in (1, 5)}
     expect("rows", found == want and len(all_) == len(want), sorted(found ^ want))
     for r in all_: one_record(r)
     with open(table, encoding="utf-8") as f: rows = list(csv.DictReader(f))
     expect("csv", len(rows) == len(want) and rows[0]["n_in"] == "256" and rows[0]["vec_len"] == "", rows[:1])
     again = os.path.join(folder, "again.json")
-    run(program, *args[:4], "--json", again, env={"GPUSIM_THREADS": "1"})
+    run(program, *args[:6], "--json", again, env={"GPUSIM_THREADS": "1"})
     expect("the same counts again", [{k: r[k] for k in COUNTS} for r in load(again)] == [{k: r[k] for k in COUNTS} for r in all_])
     return out, all_
 
@@ -83,7 +84,7 @@ def comparison(program, folder, out, all_):
 
 def variants(program, folder):
     out = os.path.join(folder, "variant.json")
-    base = ["--shapes", "40x392", "--tokens", "9", "--json", out]
+    base = ["--shapes", "40x392", "--tokens", "9", "--books", "8x256", "--json", out]
     for args, key, value in ((["--format", "grid", "--sym"], "sym", True), (["--format", "grid", "--group", "0"], "group", 392),
                              (["--format", "ssvq", "--outliers", "0"], "outliers", 0), (["--act", "bf16"], "act", "bf16"),
                              (["--format", "ssvq", "--act", "int8"], "act", "int8"),

@@ -3,9 +3,11 @@
 weights with groups of 128, one token: 32-byte sectors of global memory, less what blocks read of x (which comes from the L2 cache after the
 first), at most 1.05 of the bytes of the format; no bank conflict, in these and in all other launches; a tensor-core instruction per 256
 weights, no more. Of SSVQ: no bank conflict when the table of magnitudes, x and sums are read, whatever the codes; the sectors less those of x,
-and of what a block reads once more (the table, x and numbers of outlier columns), at most 1.05. The standard library only."""
+and of what a block reads once more (the table, x and numbers of outlier columns), at most 1.05. Of VQ the same, and no bank conflict as
+long as a codebook has at most 1024 entries. The standard library only."""
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,8 +47,33 @@ def check_ssvq(program, x_bytes):
     expect(f"{program} widths", seen == {2, 3}, seen)
 
 
+def check_vq():
+    names = {}
+    layers = {}
+    for c in launches_of("gemv_vq"):
+        if c["kernel"] not in names:
+            names[c["kernel"]] = subprocess.run(["c++filt", c["kernel"]], capture_output=True, text=True, check=True).stdout
+        # Vectors; of each stage the bits of a code and log2 of the bytes of an entry with its copies.
+        vec, *stages = map(int, re.search(r"vq_tiles<(\d+), rq_vq_stage<(\d+), (\d+)>, rq_vq_stage<(\d+), (\d+)>",
+                                          names[c["kernel"]]).groups())
+        shifts = stages[1::2]
+        if set(shifts) <= {0, 7}: expect("vq: bank conflicts", c["shared_ld_waves"] == c["shared_ld_ideal"], c)
+        bits = stages[0] + stages[2]
+        if c["mma"] != N * N // 128 * (1 + (stages[2] > 0)): continue
+        expect("vq: bank conflicts of stores", c["shared_st_waves"] == c["shared_st_ideal"], c)
+        # A block reads x and the codebooks, of 256 entries here.
+        blocks, books = c["grid"][0], 256 * vec * 2 * (1 + (stages[2] > 0))
+        moved = 32 * (c["ld_sectors"] + c["st_sectors"]) - blocks * (N * 2 + books)
+        of_format = N * N // vec * bits // 8 + N * 2 + books + 2 * N * 2
+        print(f"vq vectors of {vec}, {bits} bits: {moved} bytes moved, {moved / of_format:.4f} of the format's")
+        expect(f"vq {vec} {bits}: bytes moved", N * N // vec * bits // 8 < moved <= 1.05 * of_format, f"{moved} of {of_format}")
+        layers[vec, bits] = moved
+    expect("vq kinds", set(layers) == {(8, 8), (8, 16), (4, 8), (4, 16)}, set(layers))
+
+
 def main():
     seen = set()
+    check_vq()
     check_ssvq("gemv_ssvq", 2)
     check_ssvq("gemv_ssvq_s8", 1)
     for c in launches_of("gemv_grid"):
