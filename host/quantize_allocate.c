@@ -162,13 +162,16 @@ done:
     return status;
 }
 
-static void count_bits(measure *g, int64_t i, int s, const rq_quant_opt *o) {
+/* prep: NULL for pinned matrices. Outlier columns are as many as these statistics ask for; the final run's may ask for some more
+ * or fewer. */
+static void count_bits(measure *g, int64_t i, int s, const rq_quant_opt *o, const rq_prep *prep) {
     const unit *u = &g->units[i];
     double bits = 0;
     for (int k = 0; k < u->n; ++k) {
         rq_matrix_plan p = *plan_of(g, u, k);
         int n_set = p.pinned ? g->z->plan[u->layer * RQ_N_LINEARS + p.lead].n_set : u->n;
         p.opt = *o;
+        if (prep) p.opt.outliers = prep->n_outlier;
         bits += rq_plan_bits(&p, rq_round_is_book(o->round) && o->share_books ? n_set : 1);
     }
     g->bits[i * g->n_setting + s] = (int64_t)ceil(bits);
@@ -193,8 +196,8 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const double
             bool ok;
             RQ_TRY(options_of(g, p, s, &o, &ok));
             if (!ok || (p->pinned && s > 0)) continue;
-            count_bits(g, i, s, &o);
             if (p->pinned) { /* its loss is the same whatever the others get */
+                count_bits(g, i, s, &o, NULL);
                 g->loss[i * g->n_setting] = 0;
                 continue;
             }
@@ -205,6 +208,7 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const double
                 RQ_TRY(rq_prepare(&prep, h, NULL, p->n_in, &o, p->name));
                 prepared = true;
             }
+            count_bits(g, i, s, &o, &prep);
             RQ_TRY(measure_unit(g, i, s, &o, &prep, h, w));
             char text[160];
             snprintf(text, sizeof text, "measuring %s: %s", g->setting[s], p->name);
