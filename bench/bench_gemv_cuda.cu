@@ -92,7 +92,9 @@ static gemv_row make_row(const context &c, int shape, const gemv_kind &k, int n_
     } else { /* scale and codebook a matrix: what experiments found best */
         d.vec_len = bits == 2 ? 8 : 4, d.group = d.n_in, d.n_book = 1, d.book_cols = d.n_in, d.book_u8 = !o.book_f16;
         d.n_outlier = (int)std::min<int64_t>(o.outliers, d.n_in);
-        snprintf(format, sizeof format, "ssvq%d-%s-o%d", bits, o.book_f16 ? "f16" : "u8", d.n_outlier);
+        d.code_bits = o.code_bits;
+        const std::string book = o.code_bits > 8 ? "-k" + std::to_string(1 << o.code_bits) : "";
+        snprintf(format, sizeof format, "ssvq%d%s-%s-o%d", bits, book.c_str(), o.book_f16 ? "f16" : "u8", d.n_outlier);
     }
     r.format = format;
     r.t = gemv_layout(d);

@@ -17,7 +17,7 @@ struct gemv_options {
     std::vector<std::string> filter;
     std::vector<int> bits = {2, 3, 4, 8}, tokens;
     int64_t group = 128;
-    int outliers = 8;
+    int outliers = 8, code_bits = 8;
     bool sym = false, bf16 = false, x_s8 = false, book_f16 = false, cublas = true;
     bool list = false, dry_run = false, check = false;
     double seconds = 0.25, fail_if_slower = -1, rate = 4300; /* s a row; fraction; GB/s for --dry-run */
@@ -39,6 +39,7 @@ static inline void gemv_usage(FILE *f) {
           "  --sym                   grid without zero points (default: with them)\n"
           "  --outliers N            of ssvq and vq: 8-bit outlier columns (default 8)\n"
           "  --magnitudes u8|f16     of ssvq (default u8)\n"
+          "  --code-bits 8|10|12     of ssvq: codebooks of 256, 1024 or 4096 entries (default 8)\n"
           "  --act f16|bf16|int8     activations and results (default f16); int8: of ssvq\n"
           "  --shapes LIST           presets, PRESET/tpN and NxK, comma-separated (default smollm2-135m); see --list\n"
           "  --tokens 1,2,4,8,16     default 1\n"
@@ -107,6 +108,11 @@ static inline bool gemv_take(gemv_options *o, const std::string &name, const std
         const bool ok = gemv_integer(value, 0, 16, &v);
         o->outliers = (int)v;
         return ok;
+    }
+    if (name == "--code-bits") {
+        const bool ok = gemv_integer(value, 8, 12, &v);
+        o->code_bits = (int)v;
+        return ok && v % 2 == 0; /* any bits are a tile then */
     }
     if (name == "--books") return bench_parse_books(&o->books, value.c_str());
     if (name == "--magnitudes") {

@@ -121,7 +121,7 @@ static inline bench_record gemv_record(const gemv_row &r, const bench_device &de
     bench_record o;
     const rq_cuda_gemv_desc &d = r.desc;
     const bool grid = d.kind == RQ_TILE_GRID, vq = d.kind == RQ_TILE_VQ;
-    std::string codebook = vq ? std::to_string(d.n_codes[0]) : "256";
+    std::string codebook = std::to_string(vq ? d.n_codes[0] : rq_tile_ssvq_codes(d.code_bits));
     if (vq && d.n_stage > 1) codebook += "+" + std::to_string(d.n_codes[1]);
     bench_record_device(o, device);
     o.text("git", git).text("flags", flags).text("device", simulated ? "sim" : "cuda");

@@ -31,7 +31,7 @@ static inline rq_tile_layout gemv_layout(const rq_cuda_gemv_desc &d) {
         t.no_scales = d.no_scales, t.columns = d.columns;
         t.n_book = d.n_book, t.book_cols = d.book_cols, t.n_outlier = d.n_outlier;
     } else {
-        t.bits = d.vec_len == 8 ? 2 : 3, t.vec_len = d.vec_len;
+        t.bits = d.vec_len == 8 ? 2 : 3, t.vec_len = d.vec_len, t.code_bits = d.code_bits;
         t.n_book = d.n_book, t.book_cols = d.book_cols, t.book_u8 = d.book_u8, t.n_outlier = d.n_outlier;
     }
     rq_tile_plan(&t);
@@ -162,9 +162,18 @@ class gemv_weights {
         const uint32_t codes = word(lane + 4 * (eight ? p.step / 2 : p.step));
         const uint32_t signs = word((eight ? lane + 8 : p.tile + 512 + p.lane * 8) + p.step / 2 * 4);
         const int code_byte = eight ? 2 * (p.step % 2) + p.upper : 2 * p.upper + p.e / 4;
-        const uint32_t code = codes >> 8 * code_byte & 255u;
+        uint32_t code = codes >> 8 * code_byte & 255u;
+        if (const int high = rq_tile_high_bits(t.code_bits)) {
+            const int j = eight ? p.step / 2 : p.step, b = code_byte;
+            const int at = high == 4 ? 32 * (j / 2) + 8 * b + 4 * (j % 2)
+                           : eight   ? 4 * j + 8 * (b % 2) + b / 2 * 2
+                                     : 8 * b + 2 * j;
+            const uint8_t *more = p.tile + (eight ? 512 : 768) + p.lane * high * (8 / t.vec_len);
+            code |= (more[at / 8] >> at % 8 & ((1u << high) - 1)) << 8;
+        }
         const int pair = p.e / 2, sign_bit = 15 - 4 * (p.step % 2) - 2 * p.upper - pair / 2 - 8 * (pair % 2);
-        const int64_t book = j / t.book_cols, k = (book * 256 + code) * t.vec_len + p.e % t.vec_len;
+        const int64_t book = j / t.book_cols,
+                      k = (book * rq_tile_ssvq_codes(t.code_bits) + code) * t.vec_len + p.e % t.vec_len;
         const double size = (t.book_u8 ? (double)at<uint8_t>(t.book + k) : half_at(t.book + 2 * k)) *
                             at<float>(t.book_scales + 4 * (rb * t.n_book + book));
         return signs >> (sign_bit + 16 * (p.e % 2)) & 1u ? -size : size;
@@ -208,7 +217,7 @@ class gemv_weights {
             put(t.columns_at + 2 * j, rq_f16_of_f32(0.03125f * (float)(1 << random.next() % 2)));
             put(t.columns_at + 2 * (t.n_in + j), rq_f16_of_f32(std::rint(random.unit() * 64) / 65536));
         }
-        for (int64_t k = 0; t.kind == RQ_TILE_SSVQ && k < t.n_book * 256 * t.vec_len; ++k) {
+        for (int64_t k = 0; t.kind == RQ_TILE_SSVQ && k < t.n_book * rq_tile_ssvq_codes(t.code_bits) * t.vec_len; ++k) {
             if (t.book_u8)
                 put(t.book + k, (uint8_t)random.next());
             else

@@ -17,9 +17,13 @@
 #define RQ_GEMV_SSVQ_CUH
 #include "gemv_tile.cuh"
 
-/* Shared memory of the format: the table, x of the outlier columns [outlier][token], and which codebook it is. What is needed once a
+/* Shared memory of the format: x of the outlier columns [outlier][token], which codebook it is, and the table. What is needed once a
  * row block lies there rather than in a register. */
-enum { RQ_SSVQ_TABLE = 256 * 128, RQ_SSVQ_BOOK = RQ_SSVQ_TABLE + 16 * 16 * 4, RQ_SSVQ_SHARED = RQ_SSVQ_BOOK + 16 };
+enum { RQ_SSVQ_BOOK = 16 * 16 * 4, RQ_SSVQ_TABLE = RQ_SSVQ_BOOK + 128 };
+
+/* Bytes of the table from an entry to the next, all copies: 128 up to 1024 entries, above what 128 KiB have room for, and then lanes may
+ * meet in a bank. */
+__host__ __device__ constexpr int rq_gemv_ssvq_stride(int n_codes) { return n_codes <= 1024 ? 128 : 131072 / n_codes; }
 
 /* A warp takes two row blocks at once: what it reads of x, 16 bytes a lane for 16 weights, serves two rows. */
 enum { RQ_SSVQ_ROWS = 2 };
@@ -33,6 +37,9 @@ struct rq_gemv_ssvq_args {
     const int32_t *outlier_cols;
     const float *outlier_scales;
     int n_rb, n_kb, n_group, n_book, book_kb, book_u8, n_outlier;
+    /* HIGH: entries of a codebook, and the stride of the table, its logarithm, and in the second byte. */
+    int n_codes, log_stride;
+    uint32_t stride, stride_2;
     uint32_t steps_of_group, reciprocal; /* as in rq_gemv_grid_args */
 };
 
@@ -44,11 +51,14 @@ template <int ACT> __device__ __forceinline__ uint32_t rq_ssvq_pair_of_bytes(uin
     return ptx_prmt(__float_as_uint(low), __float_as_uint(high), 0x7632);
 }
 
-/* BYTES: the table has bytes. STEPS: 32-column steps between two scales, 1 (any multiple of 32 columns), 4 (of 128), 0 (a scale for the row). */
-template <int VEC_, int ACT_, int STEPS_, bool BYTES_> struct rq_gemv_ssvq_tiles {
+/* BYTES: the table has bytes. HIGH: 0, 2 or 4 bits of a code are not in its byte. STEPS: 32-column steps between two scales, 1 (any multiple of 32 columns), 4 (of 128), 0 (a scale for the row). */
+template <int VEC_, int ACT_, int STEPS_, bool BYTES_, int HIGH_ = 0> struct rq_gemv_ssvq_tiles {
     static constexpr int VEC = VEC_, ACT = ACT_, STEPS = STEPS_, DEPTH = rq_gemv_ssvq_depth(STEPS_);
     static constexpr bool BYTES = BYTES_;
-    static constexpr int TILE_BYTES = VEC == 8 ? 512 : 768, ENTRY = VEC * (BYTES ? 1 : 2);
+    static constexpr int HIGH = HIGH_;
+    static constexpr int LANE_HIGH = 8 / VEC * HIGH, HIGH_AT = VEC == 8 ? 512 : 768,
+                         TILE_BYTES = HIGH_AT + 32 * LANE_HIGH;
+    static constexpr int ENTRY = VEC * (BYTES ? 1 : 2);
     static constexpr bool EDITS_X = true, SAVES_X = true;
     static constexpr int SUMS = 0;
     static constexpr int ROWS = RQ_SSVQ_ROWS;
@@ -60,6 +70,7 @@ template <int VEC_, int ACT_, int STEPS_, bool BYTES_> struct rq_gemv_ssvq_tiles
     struct tile {
         uint4 code[ROWS];
         uint2 sign[ROWS]; /* VEC 4 */
+        uint2 high[ROWS]; /* HIGH */
         side own;         /* STEPS 1 */
     };
     struct place_type {
@@ -79,21 +90,23 @@ template <int VEC_, int ACT_, int STEPS_, bool BYTES_> struct rq_gemv_ssvq_tiles
     __device__ __forceinline__ rq_gemv_ssvq_tiles(const rq_gemv_ssvq_args &args_, const rq_gemv_job &job_,
                                                   uint8_t *front_)
         : a(args_), job(job_), lane(threadIdx.x % 32), my_half(threadIdx.x / 4 % 2 ? 0x4432 : 0x4410), front(front_),
-          table(ptx_shared(front_) + threadIdx.x % (128 / ENTRY) * ENTRY) {
+          table(ptx_shared(front_) + RQ_SSVQ_TABLE +
+                (threadIdx.x & ((HIGH ? args_.stride : 128) / ENTRY - 1)) * ENTRY) {
         const int slot = threadIdx.x / 32 >> job.log_warps, slots = RQ_GEMV_WARPS >> job.log_warps;
         fetch_ends((blockIdx.x / job.split * slots + slot) * ROWS);
     }
-    __device__ __forceinline__ float *outlier_x() const { return reinterpret_cast<float *>(front + RQ_SSVQ_TABLE); }
+    __device__ __forceinline__ float *outlier_x() const { return reinterpret_cast<float *>(front); }
     __device__ __forceinline__ int *book_number() const { return reinterpret_cast<int *>(front + RQ_SSVQ_BOOK); }
 
     /* Columns of one part have one codebook. */
     __device__ __forceinline__ void stage(int kb0, int) const {
         const int book = kb0 / a.book_kb;
         if (threadIdx.x == 0) *book_number() = book;
-        const uint8_t *from = a.book + (size_t)book * 256 * VEC * (a.book_u8 ? 1 : 2);
+        const int n_codes = HIGH ? a.n_codes : 256, log_slots = HIGH ? a.log_stride - 4 : 3;
+        const uint8_t *from = a.book + (size_t)book * n_codes * VEC * (a.book_u8 ? 1 : 2);
 #pragma unroll 1 /* few registers: the first tiles are in some of them */
-        for (int i = threadIdx.x; i < RQ_SSVQ_TABLE / 16; i += RQ_GEMV_THREADS) {
-            const int code = i / 8;
+        for (int i = threadIdx.x; i < n_codes << log_slots; i += RQ_GEMV_THREADS) {
+            const int code = i >> log_slots;
             uint4 v;
             if (BYTES && VEC == 8) {
                 const uint2 w = __ldg(reinterpret_cast<const uint2 *>(from) + code);
@@ -114,7 +127,7 @@ template <int VEC_, int ACT_, int STEPS_, bool BYTES_> struct rq_gemv_ssvq_tiles
                 const uint2 w = __ldg(reinterpret_cast<const uint2 *>(from) + code);
                 v = make_uint4(w.x, w.y, w.x, w.y);
             }
-            reinterpret_cast<uint4 *>(front)[i] = v;
+            reinterpret_cast<uint4 *>(front + RQ_SSVQ_TABLE)[i] = v;
         }
     }
 
@@ -144,6 +157,10 @@ template <int VEC_, int ACT_, int STEPS_, bool BYTES_> struct rq_gemv_ssvq_tiles
         for (int r = 0; r < ROWS; ++r) {
             t.code[r] = ptx_load_once16(from);
             if (VEC == 4) t.sign[r] = ptx_load_once8(from + 512 - lane * 8);
+            const uint8_t *high = from + HIGH_AT - lane * (16 - LANE_HIGH);
+            if (LANE_HIGH == 8) t.high[r] = ptx_load_once8(high);
+            if (LANE_HIGH == 4) t.high[r].x = ptx_load_once4(high);
+            if (LANE_HIGH == 2) t.high[r].x = ptx_load_once2(high);
             if (r + 1 < ROWS && at.rb + r + 1 < a.n_rb) from += (size_t)a.n_kb * TILE_BYTES;
         }
         if (STEPS == 1) load_scales(t.own, at.rb, at.kb + d);
@@ -162,8 +179,18 @@ template <int VEC_, int ACT_, int STEPS_, bool BYTES_> struct rq_gemv_ssvq_tiles
 
     /* Where the magnitudes are of the code in byte B of w: table + copy + 128 code, an integer dot product with one byte that is not
      * zero. It runs where multiplications do, and the integer ALU has more than enough to do here. */
-    template <int B> __device__ __forceinline__ uint32_t entry(uint32_t w) const {
-        return ptx_dot_bytes(w, 128u << 8 * B, table);
+    template <int B> __device__ __forceinline__ uint32_t entry(uint32_t w, uint32_t high) const {
+        if (HIGH == 0) return ptx_dot_bytes(w, 128u << 8 * B, table);
+        const uint32_t two = ptx_prmt(w, high, B < 2 ? 0x5140 : 0x7362); /* whole codes, two of them */
+        return ptx_dot_halves(two, B % 2 ? a.stride_2 : a.stride, table);
+    }
+    /* The upper bits of step S's codes, in the bytes that their lower bits have in codes(). */
+    template <int S> static __device__ __forceinline__ uint32_t high(const tile &t, int r) {
+        constexpr int J = VEC == 8 ? S / 2 : S;
+        const uint2 &h = t.high[r];
+        if (HIGH == 0) return 0;
+        if (HIGH == 4) return (J / 2 ? h.y : h.x) >> 4 * (J % 2) & 0x0f0f0f0fu;
+        return (VEC == 4 ? h.x >> 2 * J : (h.x | h.x << 14) >> 4 * J) & 0x03030303u;
     }
     /* Two magnitudes with the signs in bits 15 - LEFT and 31 - LEFT of w: (a & b) ^ c. */
     template <int LEFT> static __device__ __forceinline__ uint32_t with_signs(uint32_t w, uint32_t pair) {
@@ -184,15 +211,15 @@ template <int VEC_, int ACT_, int STEPS_, bool BYTES_> struct rq_gemv_ssvq_tiles
     }
     /* The magnitudes of row lane / 4 + 8 H in step S, columns 0..3 and 4..7. */
     template <int S, int H> __device__ __forceinline__ uint2 bytes(const tile &t, int r) const {
-        const uint32_t w = codes<S>(t, r);
-        if (VEC == 8) return ptx_load_shared8(entry<S % 2 * 2 + H>(w));
-        return make_uint2(ptx_load_shared4(entry<H * 2>(w)), ptx_load_shared4(entry<H * 2 + 1>(w)));
+        const uint32_t w = codes<S>(t, r), v = high<S>(t, r);
+        if (VEC == 8) return ptx_load_shared8(entry<S % 2 * 2 + H>(w, v));
+        return make_uint2(ptx_load_shared4(entry<H * 2>(w, v)), ptx_load_shared4(entry<H * 2 + 1>(w, v)));
     }
     template <int S, int H> __device__ __forceinline__ uint4 halves(const tile &t, int r) const {
-        const uint32_t w = codes<S>(t, r);
-        if (VEC == 8) return ptx_load_shared16(entry<S % 2 * 2 + H>(w));
-        const uint2 low = ptx_load_shared8(entry<H * 2>(w)), high = ptx_load_shared8(entry<H * 2 + 1>(w));
-        return make_uint4(low.x, low.y, high.x, high.y);
+        const uint32_t w = codes<S>(t, r), v = high<S>(t, r);
+        if (VEC == 8) return ptx_load_shared16(entry<S % 2 * 2 + H>(w, v));
+        const uint2 low = ptx_load_shared8(entry<H * 2>(w, v)), up = ptx_load_shared8(entry<H * 2 + 1>(w, v));
+        return make_uint4(low.x, low.y, up.x, up.y);
     }
     template <int S, int H> __device__ __forceinline__ void row(uint32_t (&m)[2][4], const tile &t, int r) const {
         constexpr int LEFT = S % 2 * 4 + H * 2; /* the signs of columns 0..3; of 4..7: LEFT + 1 */
@@ -322,5 +349,20 @@ template <int VEC> static const void *rq_gemv_ssvq_function(const rq_cuda_gemv_d
     if (d->act == RQ_ACT_BF16) return rq_gemv_ssvq_function<VEC, RQ_ACT_BF16, false>(two_halves, steps);
     return d->book_u8 ? rq_gemv_ssvq_function<VEC, RQ_ACT_F16, true>(two_halves, steps)
                       : rq_gemv_ssvq_function<VEC, RQ_ACT_F16, false>(two_halves, steps);
+}
+
+/* Codes of more than 8 bits; all groups are ended at each step. */
+template <int VEC, int ACT, bool BYTES, int HIGH>
+static const void *rq_gemv_ssvq_wide_function(bool two_halves, int steps) {
+    typedef rq_gemv_ssvq_tiles<VEC, ACT, 0, BYTES, HIGH> row;
+    typedef rq_gemv_ssvq_tiles<VEC, ACT, 1, BYTES, HIGH> each;
+    if (two_halves) return steps == 0 ? (const void *)rq_gemv<row, 2> : (const void *)rq_gemv<each, 2>;
+    return steps == 0 ? (const void *)rq_gemv<row, 1> : (const void *)rq_gemv<each, 1>;
+}
+template <int VEC, int HIGH> static const void *rq_gemv_ssvq_wide_function(const rq_cuda_gemv_desc *d, int steps) {
+    const bool two_halves = d->n_tok > 8;
+    if (d->act == RQ_ACT_BF16) return rq_gemv_ssvq_wide_function<VEC, RQ_ACT_BF16, false, HIGH>(two_halves, steps);
+    return d->book_u8 ? rq_gemv_ssvq_wide_function<VEC, RQ_ACT_F16, true, HIGH>(two_halves, steps)
+                      : rq_gemv_ssvq_wide_function<VEC, RQ_ACT_F16, false, HIGH>(two_halves, steps);
 }
 #endif

@@ -26,6 +26,11 @@ __device__ __forceinline__ uint32_t ptx_load_once4(const void *p) {
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
 }
+__device__ __forceinline__ uint32_t ptx_load_once2(const void *p) {
+    uint16_t v;
+    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(p));
+    return v;
+}
 /* Through L1, for side data of which a warp takes less than a line at a time. */
 __device__ __forceinline__ uint32_t ptx_load_side4(const void *p) {
     uint32_t v;
@@ -127,6 +132,12 @@ __device__ __forceinline__ uint32_t ptx_funnel_right(uint32_t low, uint32_t high
 __device__ __forceinline__ uint32_t ptx_dot_bytes(uint32_t a, uint32_t b, uint32_t c) {
     uint32_t d;
     asm("dp4a.u32.u32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+/* c + the 16-bit halves of a times bytes 0 and 1 of b, all unsigned. */
+__device__ __forceinline__ uint32_t ptx_dot_halves(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d;
+    asm("dp2a.lo.u32.u32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
     return d;
 }
 /* Byte i of the result is the byte that nibble i of the selector names: 0..3 of a, 4..7 of b. */

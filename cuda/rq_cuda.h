@@ -28,9 +28,10 @@ typedef struct rq_cuda_gemv_desc {
     int bits;          /* RQ_TILE_GRID: 2, 3, 4 or 8 */
     int64_t group;     /* columns that share a scale; n_in: one a row */
     int zeros;         /* RQ_TILE_GRID: 1 when there are zero points */
-    int vec_len;       /* RQ_TILE_SSVQ, RQ_TILE_VQ, as the four below: 4 or 8 */
+    int vec_len;       /* RQ_TILE_SSVQ, RQ_TILE_VQ, as the five below: 4 or 8 */
     int64_t n_book;    /* codebooks, each for book_cols columns */
     int64_t book_cols; /* a multiple of 128; n_in when there is one codebook */
+    int code_bits;     /* RQ_TILE_SSVQ, 9 to 12: codebooks of 2^code_bits entries; up to 8: of up to 256 */
     int book_u8;       /* RQ_TILE_SSVQ, 1: magnitudes are bytes, 0: fp16 */
     int n_outlier;     /* columns that are int8 */
     int x_s8; /* RQ_TILE_SSVQ with bytes as magnitudes: x is int8 with a scale a token, and act is what the rest has */

@@ -7,7 +7,7 @@ template <int VEC> struct rq_unpack_ssvq {
     const rq_unpack_job &job;
     const int rb, kb, lane;
     uint32_t codes[4], signs[2]; /* codes: of vectors of 8 two words */
-    const uint8_t *book;
+    const uint8_t *book, *upper; /* upper: what the lane's codes have beyond 8 bits */
     float book_scale;
 
     __device__ __forceinline__ rq_unpack_ssvq(const rq_unpack_job &job_, int rb_, int kb_, int lane_)
@@ -19,12 +19,23 @@ template <int VEC> struct rq_unpack_ssvq {
         const uint2 more = VEC == 8 ? make_uint2(v.z, v.w) : ptx_load_once8(from + 512 + lane * 8);
         signs[0] = more.x, signs[1] = more.y;
         const int which = t.n_book == 1 ? 0 : kb / (int)(t.book_cols / RQ_TILE_COLS);
-        book = job.from + t.book + (int64_t)which * 256 * VEC * (t.book_u8 ? 1 : 2);
+        upper = from + (VEC == 8 ? 512 : 768) + lane * (8 / VEC) * high_bits();
+        const int n_codes = t.code_bits <= 8 ? 256 : 1 << t.code_bits;
+        book = job.from + t.book + (int64_t)which * n_codes * VEC * (t.book_u8 ? 1 : 2);
         book_scale = __ldg(reinterpret_cast<const float *>(job.from + t.book_scales) + rb * t.n_book + which);
     }
+    __device__ __forceinline__ int high_bits() const {
+        return job.t.code_bits <= 8 ? 0 : job.t.code_bits <= 10 ? 2 : 4;
+    }
     __device__ __forceinline__ uint32_t code(int s, int lower, int vector) const {
-        return VEC == 8 ? codes[s / 2] >> (16 * (s % 2) + 8 * lower) & 0xffu
-                        : codes[s] >> (16 * lower + 8 * vector) & 0xffu;
+        const int j = VEC == 8 ? s / 2 : s, b = VEC == 8 ? 2 * (s % 2) + lower : 2 * lower + vector;
+        const uint32_t byte = codes[j] >> 8 * b & 0xffu;
+        const int high = high_bits();
+        if (high == 0) return byte;
+        const int at = high == 4  ? 32 * (j / 2) + 8 * b + 4 * (j % 2)
+                       : VEC == 4 ? 8 * b + 2 * j
+                                  : 4 * j + 8 * (b % 2) + b / 2 * 2;
+        return byte | (__ldg(upper + at / 8) >> at % 8 & ((1u << high) - 1u)) << 8;
     }
     /* The signs of a pair of columns: bits 0 and 16. */
     __device__ __forceinline__ uint32_t sign_pair(int s, int lower, int pair) const {

@@ -115,7 +115,8 @@ typedef struct rq_quant_key {
 } rq_quant_key;
 const rq_quant_key *rq_quant_key_at(int i);
 rq_status rq_quant_set(rq_quant_opt *o, const char *key, const char *value);
-/* "key=value,key=value"; comp=NAME also takes NAME's factors, round=NAME also NAME's settings. */
+/* "key=value,key=value"; comp=NAME also takes NAME's factors; round=NAME comes first wherever it stands, with NAME's
+ * settings. */
 rq_status rq_quant_set_all(rq_quant_opt *o, const char *text);
 /* The value as text, as rq_quant_set would take it. */
 void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t size);

@@ -309,34 +309,47 @@ rq_status rq_quant_set(rq_quant_opt *o, const char *key, const char *value) {
     return rq_fail(RQ_ERR_ARG, "'%s' is not a quantization option", key);
 }
 
+static rq_status set_comp(rq_quant_opt *o, const char *name) {
+    rq_quant_opt own;
+    rq_comp comp;
+    if (!rq_comp_by_name(name, &comp)) return rq_fail(RQ_ERR_ARG, "no compensator '%s'", name);
+    rq_quant_default_round(&own, comp, o->round);
+    o->comp = comp;
+    o->alpha = own.alpha;
+    o->alpha2 = own.alpha2;
+    o->rho = own.rho;
+    return RQ_OK;
+}
+
+static rq_status set_round(rq_quant_opt *o, const char *name) {
+    rq_round round;
+    if (!rq_round_by_name(name, &round)) return rq_fail(RQ_ERR_ARG, "no rounder '%s'", name);
+    if (round != o->round) rq_quant_default_round(o, o->comp, round);
+    return RQ_OK;
+}
+
 rq_status rq_quant_set_all(rq_quant_opt *o, const char *text) {
     rq_status status = RQ_OK;
-    char *copy = strdup(text), *save = NULL;
-    if (!copy) return rq_fail(RQ_ERR_NOMEM, "out of memory");
-    for (char *item = strtok_r(copy, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
-        char *equals = strchr(item, '=');
-        if (!equals) RQ_FAIL(RQ_ERR_ARG, "'%s' is not key=value", item);
-        *equals = 0;
-        if (strcmp(item, "comp") == 0) {
-            rq_comp comp;
-            if (!rq_comp_by_name(equals + 1, &comp)) RQ_FAIL(RQ_ERR_ARG, "no compensator '%s'", equals + 1);
-            rq_quant_opt own;
-            rq_quant_default_round(&own, comp, o->round);
-            o->comp = comp;
-            o->alpha = own.alpha;
-            o->alpha2 = own.alpha2;
-            o->rho = own.rho;
-        } else if (strcmp(item, "round") == 0) {
-            rq_round round;
-            if (!rq_round_by_name(equals + 1, &round)) RQ_FAIL(RQ_ERR_ARG, "no rounder '%s'", equals + 1);
-            if (round != o->round) rq_quant_default_round(o, o->comp, round);
-        } else {
-            RQ_TRY(rq_quant_set(o, item, equals + 1));
+    for (int pass = 0; pass < 2; ++pass) { /* the rounder first: it brings settings that other options change */
+        char *copy = strdup(text), *save = NULL;
+        if (!copy) return rq_fail(RQ_ERR_NOMEM, "out of memory");
+        for (char *item = strtok_r(copy, ",", &save); item && status == RQ_OK; item = strtok_r(NULL, ",", &save)) {
+            char *equals = strchr(item, '=');
+            if (!equals) {
+                status = rq_fail(RQ_ERR_ARG, "'%s' is not key=value", item);
+                break;
+            }
+            *equals = 0;
+            bool is_round = strcmp(item, "round") == 0;
+            if (is_round == (pass == 1)) continue;
+            status = is_round                    ? set_round(o, equals + 1)
+                     : strcmp(item, "comp") == 0 ? set_comp(o, equals + 1)
+                                                 : rq_quant_set(o, item, equals + 1);
         }
+        free(copy);
+        if (status != RQ_OK) return status;
     }
-done:
-    free(copy);
-    return status;
+    return RQ_OK;
 }
 
 void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t size) {

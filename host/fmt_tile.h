@@ -26,6 +26,9 @@
  *                 So what a shift left by k brings to the top of the four bytes of a word are the signs of 4 columns.
  *   SSVQ 4        (vec_len 4, 256 codes, 3 bits a weight) part 0: word s is step s: codes of row g (columns 0..3, 4..7) in bytes 0, 1,
  *                 of row g + 8 in bytes 2, 3; part 1 (8 B): word s / 2 holds the signs of step s, as above.
+ *   SSVQ, codes of 9 to 12 bits: as above with their low 8 bits; the others follow in a part of their own, 2 (up to 10 bits) or 4 each, so 8 or
+ *                 16 times as many bits a lane (vec_len 8, 4). Of the code in byte b of code word j: 4 bits at 32 (j / 2) + 8 b + 4 (j % 2); 2 bits
+ *                 at 8 b + 2 j (vec_len 4), 4 j + 8 (b % 2) + 2 (b / 2) (vec_len 8).
  *   VQ            a lane's codes of a tile: those of the first stage, then those of the second, each an LSB-first stream of 8, 12 or 16 bits a
  *                 code (n_codes up to 256, 4096, 65536) in 32-bit words. The words go to parts of 16 B, then one of 8 B, one of 4 B.
  *                 vec_len 8: code 2 s + r is that of step s, row g + 8 r, columns 8 q .. 8 q + 7.
@@ -37,7 +40,7 @@
  *   scales      GRID: [n_rb][n_group][8][2] fp16: rows 0, 8, 1, 9, ... 7, 15 (rq_tile_grid_place); SSVQ: [n_rb][n_group][16] fp16; VQ the
  *               same, where there are any
  *   zeros       GRID with zero points: [n_rb][n_group][8][2] fp16, the zero point itself (an integer)
- *   book        SSVQ: [n_book][256][vec_len] fp16 or uint8, then [n_rb][n_book] float scales
+ *   book        SSVQ: [n_book][256, or 2^code_bits][vec_len] fp16 or uint8, then [n_rb][n_book] float scales
  *               VQ: [n_book][n_codes][vec_len] fp16 of the first stage, then (book_2) of the second
  *   columns     VQ, where there are any: [n_in] fp16 scales, then [n_in] fp16 biases
  *   outliers    SSVQ, VQ: [n_rb][n_outlier][16] int8, then [n_outlier] int32 columns, [n_rb][n_outlier] float scales
@@ -55,8 +58,9 @@ typedef enum rq_tile_kind { RQ_TILE_GRID, RQ_TILE_SSVQ, RQ_TILE_VQ } rq_tile_kin
 typedef struct rq_tile_layout { /* offsets in bytes from the start of the repacked matrix; filled by rq_tile_plan */
     rq_tile_kind kind;
     int64_t n_out, n_in, n_rb, n_kb;
-    int bits;    /* GRID: 2, 3, 4, 8; SSVQ: 2 (vec_len 8) or 3 (vec_len 4) */
-    int vec_len; /* SSVQ; VQ */
+    int bits;      /* GRID: 2, 3, 4, 8; SSVQ: 2 (vec_len 8) or 3 (vec_len 4) */
+    int vec_len;   /* SSVQ; VQ */
+    int code_bits; /* SSVQ: 0 to 12; up to 8 a code is a byte */
     /* VQ: vectors down the rows; stages; entries of their codebooks; there are scales; there are column scales and biases. */
     int vec_out, n_stage, no_scales, columns;
     int64_t n_codes[2];
@@ -78,17 +82,24 @@ static inline int64_t rq_tile_round(int64_t bytes) {
 /* Where row r of a row block is among its 16 scales and zero points of grid codes: the two rows of a lane are neighbours. */
 static inline int64_t rq_tile_grid_place(int64_t r) { return r % 8 * 2 + r / 8; }
 
+/* Of a code of SSVQ: the bits that are not in its byte, and the entries that such a codebook has here. */
+static inline int rq_tile_high_bits(int code_bits) { return code_bits <= 8 ? 0 : code_bits <= 10 ? 2 : 4; }
+static inline int64_t rq_tile_ssvq_codes(int code_bits) { return code_bits <= 8 ? 256 : (int64_t)1 << code_bits; }
+
 /* Bits of a code of VQ in a tile. */
 static inline int rq_tile_code_bits(int64_t n_codes) { return n_codes <= 256 ? 8 : n_codes <= 4096 ? 12 : 16; }
 
 static inline int64_t rq_tile_bytes_of(const rq_tile_layout *t) {
     const int64_t weights = (int64_t)RQ_TILE_ROWS * RQ_TILE_COLS;
-    if (t->kind != RQ_TILE_VQ) return weights * t->bits / 8;
+    if (t->kind == RQ_TILE_GRID) return weights * t->bits / 8;
+    if (t->kind == RQ_TILE_SSVQ)
+        return (weights * t->bits + weights / t->vec_len * rq_tile_high_bits(t->code_bits)) / 8;
     int bits = rq_tile_code_bits(t->n_codes[0]) + (t->n_stage > 1 ? rq_tile_code_bits(t->n_codes[1]) : 0);
     return weights / t->vec_len * bits / 8;
 }
 static inline int64_t rq_tile_book_bytes(const rq_tile_layout *t, int stage) {
-    if (t->kind == RQ_TILE_SSVQ) return stage ? 0 : t->n_book * 256 * t->vec_len * (t->book_u8 ? 1 : 2);
+    if (t->kind == RQ_TILE_SSVQ)
+        return stage ? 0 : t->n_book * rq_tile_ssvq_codes(t->code_bits) * t->vec_len * (t->book_u8 ? 1 : 2);
     return t->kind == RQ_TILE_VQ && stage < t->n_stage ? t->n_book * t->n_codes[stage] * t->vec_len * 2 : 0;
 }
 

@@ -2,7 +2,7 @@
 /* SSVQ weights as tiles (fmt_tile.h), and back. One function knows where a bit is, and both ways go through it. */
 #include "repack.h"
 
-enum { STEP_COLS = 32, LANE_COLS = 8, PAIRS = 4, LANES = 32, BOOK_CODES = 256 };
+enum { STEP_COLS = 32, LANE_COLS = 8, PAIRS = 4, LANES = 32, MOST_BITS = 12 };
 
 static rq_status refuse(const char **why, const char *text) {
     if (why) *why = text;
@@ -39,16 +39,21 @@ static const char *not_stackable(const rq_ssvq *a, const rq_ssvq *b) {
 rq_status rq_repack_ssvq_plan(rq_tile_layout *t, const rq_ssvq *m, int n, const char **why) {
     if (n < 1) return refuse(why, "no matrix to repack");
     if (m->vec_len != 4 && m->vec_len != 8) return refuse(why, "vectors of 4 or 8 columns only");
-    if (m->n_codes < 1 || m->n_codes > BOOK_CODES) return refuse(why, "codebooks of at most 256 entries only");
+    int code_bits = 0;
+    for (int i = 0; i < n; ++i) {
+        if (m[i].code_bits < 1 || m[i].code_bits > MOST_BITS) return refuse(why, "codes of at most 12 bits only");
+        if (m[i].code_bits > code_bits) code_bits = m[i].code_bits;
+    }
     if (m->group < 1 || (m->n_group > 1 && m->group % STEP_COLS))
         return refuse(why, "groups are multiples of 32 columns");
     if (m->n_book < 1 || (m->n_book > 1 && m->book_cols % RQ_TILE_COLS))
         return refuse(why, "columns of one codebook are multiples of 128");
     if (m->n_outlier < 0 || m->n_outlier > RQ_SSVQ_MAX_OUTLIERS) return refuse(why, "at most 16 outlier columns");
+    if (m->n_codes < 1 || m->n_codes > 1 << code_bits)
+        return refuse(why, "a codebook has more entries than its codes can name");
     if (!book_is_finite(m)) return refuse(why, "a magnitude is not finite");
     int64_t rows = 0;
     for (int i = 0; i < n; ++i) {
-        if (m[i].code_bits < 1 || m[i].code_bits > 8) return refuse(why, "codes of at most 8 bits only");
         const char *text = not_stackable(&m[0], &m[i]);
         if (text) return refuse(why, text);
         if (rows % RQ_TILE_ROWS) return refuse(why, "all stacked matrices but the last have multiples of 16 rows");
@@ -59,6 +64,7 @@ rq_status rq_repack_ssvq_plan(rq_tile_layout *t, const rq_ssvq *m, int n, const 
                           .n_in = m->n_in,
                           .bits = m->vec_len == 8 ? 2 : 3,
                           .vec_len = m->vec_len,
+                          .code_bits = code_bits,
                           .group = m->n_group > 1 ? m->group : m->n_in,
                           .n_book = m->n_book,
                           .book_cols = m->n_book > 1 ? m->book_cols : m->n_in,
@@ -103,6 +109,19 @@ static int64_t sign_word(const rq_tile_layout *t, place p) {
 static int code_shift(const rq_tile_layout *t, place p, int vector) {
     return t->vec_len == 8 ? 16 * (p.step % 2) + 8 * p.upper : 16 * p.upper + 8 * vector;
 }
+/* Where the bits are of a code that are not in its byte: the word, and the bit in it. */
+static int64_t high_word(const rq_tile_layout *t, place p, int vector, int *bit) {
+    int high = rq_tile_high_bits(t->code_bits), lane_bytes = 8 / t->vec_len * high;
+    int j = t->vec_len == 8 ? p.step / 2 : p.step;
+    int b = t->vec_len == 8 ? 2 * (p.step % 2) + p.upper : 2 * p.upper + vector;
+    int at = high == 4         ? 32 * (j / 2) + 8 * b + 4 * (j % 2)
+             : t->vec_len == 4 ? 8 * b + 2 * j
+                               : 4 * j + 8 * (b % 2) + b / 2 * 2;
+    /* A lane's bytes may be two only: the word that they are in. */
+    at += p.lane * lane_bytes * 8;
+    *bit = at % 32;
+    return p.tile + LANES * (t->vec_len == 8 ? 16 : 24) + at / 32 * 4;
+}
 static int sign_shift(place p, int pair) { /* of the even column; the odd one's is 16 higher */
     return 15 - 4 * (p.step % 2) - 2 * p.upper - pair / 2 - 8 * (pair % 2);
 }
@@ -118,7 +137,13 @@ static void pack_row(uint8_t *to, const rq_tile_layout *t, const rq_ssvq *s, int
         place p = place_of(t, first + row, j);
         for (int v = 0; v < per_lane; ++v) {
             int64_t vec = j / s->vec_len + v;
-            if (vec < n_vec) or32(to + code_word(t, p), rq_ssvq_code(s, row, vec) << code_shift(t, p, v));
+            if (vec >= n_vec) continue;
+            uint32_t code = rq_ssvq_code(s, row, vec);
+            or32(to + code_word(t, p), (code & 0xffu) << code_shift(t, p, v));
+            if (t->code_bits <= 8) continue;
+            int bit;
+            int64_t at = high_word(t, p, v, &bit);
+            or32(to + at, code >> 8 << bit);
         }
         uint32_t signs = signs_of(s, row, j);
         for (int pair = 0; pair < PAIRS; ++pair) {
@@ -136,11 +161,12 @@ static void pack_row(uint8_t *to, const rq_tile_layout *t, const rq_ssvq *s, int
     }
 }
 
-/* Books in the tiles have 256 entries, in the format n_codes. */
+/* Books in the tiles have rq_tile_ssvq_codes() entries, in the format n_codes. */
 static void pack_books(uint8_t *to, const rq_tile_layout *t, const rq_ssvq *s) {
     size_t entry = (size_t)s->vec_len * (s->book_u8 ? 1 : sizeof(rq_f16)), bytes = entry * (size_t)s->n_codes;
     for (int64_t b = 0; b < s->n_book; ++b)
-        memcpy(to + t->book + b * (int64_t)entry * BOOK_CODES, (const uint8_t *)book_of(s) + b * (int64_t)bytes, bytes);
+        memcpy(to + t->book + b * (int64_t)entry * rq_tile_ssvq_codes(t->code_bits),
+               (const uint8_t *)book_of(s) + b * (int64_t)bytes, bytes);
 }
 
 void rq_repack_ssvq(void *to_, const rq_tile_layout *t, const rq_ssvq *m, int n) {
@@ -168,6 +194,14 @@ static void put_bits(uint32_t *words, int64_t at, int bits, uint32_t value) {
     if (o + bits > 32) words[at / 32 + 1] |= value >> (32 - o);
 }
 
+static uint32_t code_at(const rq_tile_layout *t, const uint8_t *from, place p, int vector) {
+    uint32_t code = load32(from + code_word(t, p)) >> code_shift(t, p, vector) & 0xffu;
+    if (t->code_bits <= 8) return code;
+    int bit;
+    int64_t at = high_word(t, p, vector, &bit);
+    return code | (load32(from + at) >> bit & ((1u << rq_tile_high_bits(t->code_bits)) - 1u)) << 8;
+}
+
 static void unpack_row(const rq_ssvq_arrays *to, const rq_ssvq *s, const rq_tile_layout *t, const uint8_t *from,
                        int64_t row, int64_t first) {
     int64_t n_vec = rq_ssvq_n_vec(s->n_in, s->vec_len);
@@ -177,10 +211,10 @@ static void unpack_row(const rq_ssvq_arrays *to, const rq_ssvq *s, const rq_tile
     if (signs) memset(signs, 0, (size_t)s->sign_words * 4);
     for (int64_t j = 0; j < s->n_in; j += LANE_COLS) {
         place p = place_of(t, first + row, j);
-        uint32_t code = load32(from + code_word(t, p)), sign = load32(from + sign_word(t, p));
+        uint32_t sign = load32(from + sign_word(t, p));
         for (int v = 0; codes && v < LANE_COLS / s->vec_len; ++v) {
             int64_t vec = j / s->vec_len + v;
-            if (vec < n_vec) put_bits(codes, vec * s->code_bits, s->code_bits, code >> code_shift(t, p, v) & 0xffu);
+            if (vec < n_vec) put_bits(codes, vec * s->code_bits, s->code_bits, code_at(t, from, p, v));
         }
         for (int pair = 0; signs && pair < PAIRS; ++pair) {
             uint32_t two = sign >> sign_shift(p, pair);
@@ -198,7 +232,7 @@ static void unpack_row(const rq_ssvq_arrays *to, const rq_ssvq *s, const rq_tile
 static void unpack_books(uint8_t *to, const rq_ssvq *s, const rq_tile_layout *t, const uint8_t *from) {
     int64_t entry = (int64_t)s->vec_len * (t->book_u8 ? 1 : 2), bytes = entry * s->n_codes;
     for (int64_t b = 0; b < s->n_book; ++b)
-        memcpy(to + b * bytes, from + t->book + b * entry * BOOK_CODES, (size_t)bytes);
+        memcpy(to + b * bytes, from + t->book + b * entry * rq_tile_ssvq_codes(t->code_bits), (size_t)bytes);
 }
 
 void rq_repack_ssvq_back(const rq_ssvq_arrays *to, const rq_ssvq *s, const rq_tile_layout *t, const void *from_,

@@ -67,6 +67,9 @@ RQ_API int64_t rq_layer_groups(int64_t n_in, const char *options);
  *               settings; NULL is all defaults
  * info    [out] or NULL
  *
+ * With round=ssvq or round=vq weights become codes of a codebook instead (docs/methods.md): only q is given, and codes, scale, zero and
+ * g_idx must be NULL (RQ_ERR_UNSUPPORTED).
+ *
  * Any output but q may be NULL. Work: O(n_out n_in^2) flops + 2/3 n_in^3 for the factor. Extra memory: about 5 n_in^2 floats.
  * Same inputs give the same bytes for any thread count. Returns RQ_OK; RQ_ERR_ARG (sizes, NULL, options); RQ_ERR_INPUT (NaN in w);
  * RQ_ERR_NUMERIC (NaN in h or d); RQ_ERR_NOMEM; RQ_ERR_DEVICE (OpenBLAS missing). A Gram matrix that is not positive definite

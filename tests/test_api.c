@@ -56,6 +56,20 @@ static void codes_give_back_q(void **state) {
     }
 }
 
+static void codebooks_give_q(void **state) {
+    (void)state;
+    static float w[M * N], q[M * N];
+    static double h[N * N], d[N * N];
+    static uint8_t codes[M * N];
+    rq_layer_info info = {.struct_size = sizeof info};
+    const char *o = "vec-len=4,codes=16,round=ssvq,comp=rescomp"; /* the rounder's settings come first all the same */
+    make_problem(w, h, d);
+    assert_int_equal(rq_quantize_layer(q, NULL, NULL, NULL, NULL, w, h, d, M, N, o, &info), RQ_OK);
+    assert_true(info.rel_loss > 0 && info.rel_loss < 0.3 && info.bpw > 2);
+    assert_int_equal(rq_quantize_layer(q, codes, NULL, NULL, NULL, w, h, d, M, N, o, &info), RQ_ERR_UNSUPPORTED);
+    assert_non_null(strstr(rq_last_error(), "only q"));
+}
+
 static void mistakes_are_named(void **state) {
     (void)state;
     static float w[M * N], q[M * N];
@@ -95,6 +109,7 @@ static void a_model_gives_logits(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(codes_give_back_q),
+        cmocka_unit_test(codebooks_give_q),
         cmocka_unit_test(mistakes_are_named),
         cmocka_unit_test(a_model_gives_logits),
     };

@@ -99,22 +99,25 @@ typedef struct fragment { /* what a lane hands to the two mma of a step: [mma][r
     uint32_t a[2][4];
 } fragment;
 
-/* The replicated table of book b: 256 entries x 128 bytes, the entry over and over: of halves, or of bytes. */
+static uint32_t table_stride(int64_t n_codes) { return n_codes <= 1024 ? 128 : (uint32_t)(131072 / n_codes); }
+
+/* The replicated table of book b: of each entry table_stride() bytes, the entry over and over: of halves, or of bytes. */
 static void replicate(uint8_t *table, const uint8_t *tiles, const rq_tile_layout *t, int64_t b, bool bytes) {
-    int64_t size = t->vec_len * (bytes ? 1 : 2);
-    for (int64_t c = 0; c < 256; ++c)
+    int64_t size = t->vec_len * (bytes ? 1 : 2), n_codes = rq_tile_ssvq_codes(t->code_bits);
+    int64_t stride = table_stride(n_codes);
+    for (int64_t c = 0; c < n_codes; ++c)
         for (int64_t e = 0; e < t->vec_len; ++e) {
-            int64_t at = (b * 256 + c) * t->vec_len + e;
+            int64_t at = (b * n_codes + c) * t->vec_len + e;
             rq_f16 h;
             if (t->book_u8)
                 h = rq_f16_of_f32((float)tiles[t->book + at]);
             else
                 memcpy(&h, tiles + t->book + at * 2, 2);
-            for (int64_t copy = 0; copy < 128 / size; ++copy) {
+            for (int64_t copy = 0; copy < stride / size; ++copy) {
                 if (bytes)
-                    table[c * 128 + copy * size + e] = tiles[t->book + at];
+                    table[c * stride + copy * size + e] = tiles[t->book + at];
                 else
-                    memcpy(table + c * 128 + copy * size + e * 2, &h, 2);
+                    memcpy(table + c * stride + copy * size + e * 2, &h, 2);
             }
         }
 }
@@ -127,6 +130,9 @@ static uint32_t word_at(const uint8_t *p) {
 static uint32_t dot_bytes(uint32_t a, uint32_t b, uint32_t c) {
     for (int i = 0; i < 32; i += 8) c += (a >> i & 255u) * (b >> i & 255u);
     return c;
+}
+static uint32_t dot_halves(uint32_t a, uint32_t b, uint32_t c) {
+    return c + (a & 0xffffu) * (b & 255u) + (a >> 16) * (b >> 8 & 255u);
 }
 static uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
     uint64_t both = (uint64_t)b << 32 | a;
@@ -148,17 +154,35 @@ static void four(uint32_t *to, const uint8_t *magnitudes, uint32_t w, int left, 
     }
 }
 
-static fragment decode(const uint8_t *tile, const uint8_t *table, int vec_len, int step, int lane, bool bytes) {
+/* The upper bits of step's codes, a byte each: what the kernel makes of its lane's 2, 4 or 8 bytes. */
+static uint32_t high_of(const rq_tile_layout *t, const uint8_t *tile, int step, int lane) {
+    int high = rq_tile_high_bits(t->code_bits), bytes = 8 / t->vec_len * high, j = t->vec_len == 8 ? step / 2 : step;
+    const uint8_t *mine = tile + (t->vec_len == 8 ? 512 : 768) + lane * bytes;
+    uint32_t w[2] = {0, 0};
+    memcpy(w, mine, (size_t)bytes);
+    if (high == 4) return w[j / 2] >> 4 * (j % 2) & 0x0f0f0f0fu;
+    return (t->vec_len == 4 ? w[0] >> 2 * j : (w[0] | w[0] << 14) >> 4 * j) & 0x03030303u;
+}
+static const uint8_t *entry(const rq_tile_layout *t, const uint8_t *tile, const uint8_t *table, uint32_t codes,
+                            int step, int lane, int byte, uint32_t size) {
+    uint32_t stride = table_stride(rq_tile_ssvq_codes(t->code_bits)), base = (uint32_t)lane % (stride / size) * size;
+    if (t->code_bits <= 8) return table + dot_bytes(codes, 128u << 8 * byte, base);
+    uint32_t two = permute(codes, high_of(t, tile, step, lane), byte < 2 ? 0x5140 : 0x7362);
+    return table + dot_halves(two, stride << 8 * (byte % 2), base);
+}
+
+static fragment decode(const rq_tile_layout *t, const uint8_t *tile, const uint8_t *table, int step, int lane,
+                       bool bytes) {
     fragment f;
-    uint32_t size = (uint32_t)vec_len * (bytes ? 1 : 2), base = (uint32_t)lane % (128 / size) * size;
+    uint32_t size = (uint32_t)t->vec_len * (bytes ? 1 : 2);
     const uint8_t *mine = tile + lane * 16;
-    uint32_t codes = word_at(mine + 4 * (vec_len == 8 ? step / 2 : step));
-    uint32_t signs = word_at((vec_len == 8 ? mine + 8 : tile + 512 + lane * 8) + step / 2 * 4);
+    uint32_t codes = word_at(mine + 4 * (t->vec_len == 8 ? step / 2 : step));
+    uint32_t signs = word_at((t->vec_len == 8 ? mine + 8 : tile + 512 + lane * 8) + step / 2 * 4);
     for (int lower = 0; lower < 2; ++lower)
         for (int half = 0; half < 2; ++half) {
-            int byte = vec_len == 8 ? step % 2 * 2 + lower : lower * 2 + half;
-            const uint8_t *v = table + dot_bytes(codes, 128u << 8 * byte, base);
-            if (vec_len == 8) v += half * (int)size / 2;
+            int byte = t->vec_len == 8 ? step % 2 * 2 + lower : lower * 2 + half;
+            const uint8_t *v = entry(t, tile, table, codes, step, lane, byte, size);
+            if (t->vec_len == 8) v += half * (int)size / 2;
             four(f.a[half] + lower, v, signs, step % 2 * 4 + lower * 2 + half, bytes);
         }
     return f;
@@ -183,14 +207,15 @@ static uint16_t want_bits(const rq_ssvq *s, int64_t row, int64_t j, bool bytes) 
 
 /* Every weight of matrix s, whose first row is `first`. */
 static void check_decode(const rq_ssvq *s, const rq_tile_layout *t, const uint8_t *tiles, int64_t first, bool bytes) {
-    uint8_t *table = take(256, 128);
+    int64_t n_codes = rq_tile_ssvq_codes(t->code_bits);
+    uint8_t *table = take(n_codes, table_stride(n_codes));
     for (int64_t kb = 0; kb < t->n_kb; ++kb) {
         replicate(table, tiles, t, kb * 128 / t->book_cols, bytes);
         for (int64_t rb = first / 16; rb * 16 < first + s->n_out; ++rb)
             for (int step = 0; step < 4; ++step) {
                 fragment f[32];
                 const uint8_t *tile = tiles + t->tiles + (rb * t->n_kb + kb) * t->tile_bytes;
-                for (int lane = 0; lane < 32; ++lane) f[lane] = decode(tile, table, t->vec_len, step, lane, bytes);
+                for (int lane = 0; lane < 32; ++lane) f[lane] = decode(t, tile, table, step, lane, bytes);
                 for (int i = 0; i < 2 * 16 * 16; ++i) {
                     int mma = i / 256, r = i / 16 % 16, k = i % 16;
                     int64_t row = rb * 16 + r - first, j = kb * 128 + step * 32 + column_of(mma, k);
@@ -260,6 +285,10 @@ static void shapes(void **state) {
         {40, 640, 8, 4, 16, 256, 128, 1, 1},     {1, 4, 4, 8, 256, 4, 4, 1, 1},
         {18, 132, 4, 8, 256, 132, 132, 1, 0},    {48, 1284, 4, 5, 32, 512, 64, 0, 16},
         {15, 2047, 4, 6, 50, 2047, 2047, 0, 16}, {31, 4096, 8, 8, 255, 1024, 4096, 1, 16},
+        {17, 300, 8, 9, 512, 300, 300, 1, 0},    {33, 520, 8, 10, 1000, 256, 64, 0, 3},
+        {19, 300, 8, 11, 1500, 300, 300, 1, 0},  {40, 1000, 8, 12, 4096, 512, 128, 0, 2},
+        {17, 300, 4, 9, 500, 300, 300, 1, 1},    {33, 520, 4, 10, 1024, 256, 64, 0, 0},
+        {19, 300, 4, 11, 2048, 300, 300, 0, 0},  {40, 1000, 4, 12, 4095, 512, 128, 1, 2},
     };
     for (size_t i = 0; i < sizeof all / sizeof all[0]; ++i) {
         matrix m = make(all[i]);
@@ -321,9 +350,9 @@ static void refusals(void **state) {
     matrix other = make((shape){16, 256, 8, 8, 256, 128, 128, 0, 2});
     rq_ssvq s = m.s;
     expect_refusal(&s, 0, "no matrix");
-    s.n_codes = 4096, expect_refusal(&s, 1, "256");
+    s.n_codes = 4096, expect_refusal(&s, 1, "more entries");
     s = m.s, s.vec_len = 2, expect_refusal(&s, 1, "vectors");
-    s = m.s, s.code_bits = 12, expect_refusal(&s, 1, "8 bits");
+    s = m.s, s.code_bits = 13, expect_refusal(&s, 1, "12 bits");
     s = m.s, s.group = 8, expect_refusal(&s, 1, "32 columns");
     s = m.s, s.book_cols = 64, expect_refusal(&s, 1, "128");
     s = m.s, s.n_outlier = 17, expect_refusal(&s, 1, "outlier");

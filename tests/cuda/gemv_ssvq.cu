@@ -179,6 +179,7 @@ static void test_refusals(void) {
     d = good, d.group = 40, expect_refused(d, "multiples of 32");
     d = good, d.n_book = 3, expect_refused(d, "codebook");
     d = good, d.n_book = 8, d.book_cols = 64, expect_refused(d, "128");
+    d = good, d.code_bits = 13, expect_refused(d, "12 bits");
     d = good, d.n_outlier = 17, expect_refused(d, "outlier");
     d = good, d.book_u8 = 0, d.act = RQ_ACT_BF16, expect_refused(d, "fp16 magnitudes");
     d = good, d.zeros = 1, expect_refused(d, "zero points");
@@ -196,6 +197,10 @@ int main(void) {
             {"decode", {32, 17}, 384, vec_len, 8, 256, 128, 16, 16, false, false, false, false, false, false},
             {"decode", {33}, 384, vec_len, 8, 256, 32, 5, 16, true, false, false, false, false, false},
             {"decode", {16}, 400, vec_len, 6, 400, 128, 0, 16, true, false, false, false, false, false},
+            {"decode", {20}, 640, vec_len, 10, 640, 640, 1, 16, true, false, false, false, false, false},
+            {"decode", {20}, 640, vec_len, 12, 256, 64, 1, 16, true, false, false, false, false, false},
+            {"decode", {16}, 512, vec_len, 12, 512, 512, 0, 16, true, true, false, false, false, false},
+            {"decode", {32, 3}, 512, vec_len, 9, 256, 512, 0, 16, false, false, false, false, false, false},
         };
         for (size_t i = 0; i < sizeof decodes / sizeof decodes[0]; ++i) test_decode(&decodes[i]);
         const problem problems[] = {
@@ -213,6 +218,9 @@ int main(void) {
             {"long", {40}, 4096 + 36, vec_len, 8, 2048, 64, 7, 16, true, true, false, true, true, true},
             {"bytes", {50}, 900, vec_len, 8, 256, 32, 4, 4, true, false, false, true, true, false},
             {"bytes", {50}, 900, vec_len, 8, 900, 128, 1, 13, true, false, true, false, true, true},
+            {"wide", {40}, 900, vec_len, 11, 384, 32, 4, 3, true, true, false, true, true, false},
+            {"wide", {49}, 1000, vec_len, 12, 1000, 1000, 2, 12, false, false, true, false, true, true},
+            {"wide", {33}, 640, vec_len, 10, 640, 128, 1, 16, true, false, false, true, false, false},
             {"rowwise", {70}, 2050, vec_len, 8, 2050, 2050, 0, 4, false, false, false, false, false, false},
         };
         for (size_t i = 0; i < sizeof problems / sizeof problems[0]; ++i)
@@ -221,6 +229,11 @@ int main(void) {
         const problem layer = {"layer", {4096}, 4096,  vec_len, 8,     4096,  4096, 16,
                                1,       true,   false, false,   false, false, true};
         test_problem(&layer);
+        for (int code_bits = 10; code_bits <= 12; code_bits += 2) {
+            problem wide = layer;
+            wide.what = "wide layer", wide.code_bits = code_bits;
+            test_problem(&wide);
+        }
     }
     return rq_done(__FILE__);
 }

@@ -238,6 +238,7 @@ static void test_refusals(void) {
     good.group = 512, good.n_book = 1, good.book_cols = 512, good.book_u8 = 1;
     EXPECT_EQ(rq_cuda_gemv_supports(&good, NULL), RQ_OK);
     d = good, d.book_u8 = 0, expect_refused(d, "byte magnitudes");
+    d = good, d.code_bits = 9, expect_refused(d, "at most 256 entries");
     d = good, d.n_in = d.group = d.book_cols = 65537, expect_refused(d, "65536");
     d = good, d.kind = RQ_TILE_GRID, expect_refused(d, "SSVQ weights only");
     rq_cuda_gemv_plan plan;

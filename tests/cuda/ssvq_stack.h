@@ -28,7 +28,7 @@ typedef struct stack {
 
 static inline void fill_matrix(rq_ssvq *s, const problem *p, int rows, const rq_ssvq *with_books, rq_rng *rng) {
     s->n_out = rows, s->n_in = p->n_in, s->vec_len = p->vec_len, s->code_bits = p->code_bits;
-    s->n_codes = (1 << p->code_bits) - (p->code_bits < 8 ? 1 : 0); /* books that are not full */
+    s->n_codes = (1 << p->code_bits) - (p->code_bits % 4 ? 1 : 0); /* some books are not full */
     s->book_cols = p->book_cols, s->n_book = (p->n_in + p->book_cols - 1) / p->book_cols;
     s->group = p->group, s->n_group = (p->n_in + p->group - 1) / p->group;
     s->code_words = rq_ssvq_code_words(p->n_in, p->vec_len, p->code_bits);
@@ -136,7 +136,8 @@ static inline rq_cuda_gemv_desc describe(const problem *p, const rq_tile_layout 
     d.kind = RQ_TILE_SSVQ;
     d.n_out = t->n_out, d.n_in = t->n_in, d.n_tok = p->n_tok;
     d.act = p->bf16 ? RQ_ACT_BF16 : RQ_ACT_F16;
-    d.vec_len = t->vec_len, d.group = t->group, d.n_book = t->n_book, d.book_cols = t->book_cols;
+    d.vec_len = t->vec_len, d.code_bits = t->code_bits, d.group = t->group, d.n_book = t->n_book,
+    d.book_cols = t->book_cols;
     d.book_u8 = t->book_u8, d.n_outlier = t->n_outlier;
     d.bias = p->bias, d.residual = p->residual, d.early_launch = p->early;
     return d;

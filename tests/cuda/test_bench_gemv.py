@@ -88,6 +88,7 @@ def variants(program, folder):
     for args, key, value in ((["--format", "grid", "--sym"], "sym", True), (["--format", "grid", "--group", "0"], "group", 392),
                              (["--format", "ssvq", "--outliers", "0"], "outliers", 0), (["--act", "bf16"], "act", "bf16"),
                              (["--format", "ssvq", "--act", "int8"], "act", "int8"),
+                             (["--format", "ssvq", "--code-bits", "12"], "codebook", "4096 u8"),
                              (["--format", "ssvq", "--magnitudes", "f16"], "codebook", "256 f16")):
         status, text = run(program, *base, "--bits", "2", *args)
         expect(f"{args}", status == 0 and "left out" not in text and all(r[key] == value for r in load(out)), text)

@@ -31,20 +31,26 @@ def launches_of(program):
 def check_ssvq(program, x_bytes):
     seen = set()
     for c in launches_of(program):
-        expect("bank conflicts", c["shared_ld_waves"] == c["shared_ld_ideal"], c)
+        vec_len, high = re.search(r"tilesILi(\d)ELi\dELi\dE(?:Lb[01]ELi(\d)E)?", c["kernel"]).groups()
+        bits, high = 2 if vec_len == "8" else 3, int(high or 0)
+        # A table of more than 1024 entries has not room for a copy a lane: then lanes meet.
+        bound = 2.7 if high == 4 else 1
+        expect("bank conflicts", c["shared_ld_waves"] <= bound * c["shared_ld_ideal"], c)
         if c["mma"] != N * N // 256: continue
-        blocks, outliers = c["grid"][0], 16
-        bits = 2 if "tilesILi8E" in c["kernel"] else 3
-        # A block: x; each of 2,048 table slots from 8 or 4 bytes; of each outlier column x, its number. A row block: an outlier's
-        # scale and 16 bytes, a sector each, of which memory is asked for once; the scale of int8 x, twice.
-        block = N * x_bytes + 2048 // 32 * 32 + outliers * 32 + 2 * 32
+        blocks, outliers, entries = c["grid"][0], 16, 256 << high
+        slots = min(entries * 8, 8192)
+        # A block: x; each of the table's slots of 16 bytes from 8 or 4 bytes; of each outlier column x, its number. A row block: an
+        # outlier's scale and 16 bytes, a sector each, of which memory is asked for once; the scale of int8 x, twice.
+        table = 2048 // 32 * 32 if high == 0 else max(slots // 32 * 32, entries * int(vec_len))
+        block = N * x_bytes + table + outliers * 32 + 2 * 32
         row_block = outliers * (32 - 4 + 32 - 16) + (2 - x_bytes) * 32
-        moved = 32 * (c["ld_sectors"] + c["st_sectors"]) - blocks * block - N // 16 * row_block
-        of_format = N * N * bits // 8 + N * 2 + 256 * 4 * (4 - bits) + N * outliers + (x_bytes + 2) * N
-        print(f"{program} {bits} bits: {moved} bytes moved, {moved / of_format:.4f} of the format's")
+        moved = 32 * (c["ld_sectors"] + c["st_sectors"]) - (blocks - 1) * block - N // 16 * row_block
+        of_format = N * N * bits // 8 + N * N // int(vec_len) * high // 8 + N * 2 + entries * int(vec_len) + N * outliers + (x_bytes + 2) * N
+        print(f"{program} {bits} bits, {entries} entries: {moved} bytes moved, {moved / of_format:.4f} of the format's; wavefronts "
+              f"{c['shared_ld_waves'] / c['shared_ld_ideal']:.3f}")
         expect(f"{program} {bits} bits: bytes moved", N * N * bits // 8 < moved <= 1.05 * of_format, f"{moved} of {of_format}")
-        seen.add(bits)
-    expect(f"{program} widths", seen == {2, 3}, seen)
+        seen.add((bits, high))
+    expect(f"{program} widths", seen >= {(2, 0), (3, 0)}, seen)
 
 
 def check_vq():

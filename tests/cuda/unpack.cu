@@ -76,6 +76,8 @@ int main(void) {
                 {"ssvq row", RQ_TILE_SSVQ, 40, 392, bits, 392, false, true, b, 392, 3},
                 {"ssvq books", RQ_TILE_SSVQ, 17, 600, bits, 32, false, true, b, 256, 16},
                 {"ssvq f16", RQ_TILE_SSVQ, 16, 264, bits, 128, false, false, false, 128, 0},
+                {"ssvq 10 bits", RQ_TILE_SSVQ, 18, 264, bits, 264, false, true, b, 264, 1, 10},
+                {"ssvq 12 bits", RQ_TILE_SSVQ, 18, 264, bits, 64, false, false, false, 128, 2, 12},
             };
             for (const weights_case &c : ssvq)
                 if (c.bf16 == b) test_case(&c);

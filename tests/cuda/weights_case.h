@@ -13,6 +13,7 @@ typedef struct weights_case {
     int n_out, n_in, bits, group; /* bits of SSVQ: 2 (vectors of 8) or 3 (of 4) */
     bool zeros, u8, bf16;
     int book_cols, n_outlier;
+    int code_bits = 8; /* of SSVQ */
 } weights_case;
 
 typedef struct weights {
@@ -54,11 +55,13 @@ static inline void weights_make_grid(weights *m, const weights_case *c, rq_rng *
 
 static inline void weights_make_ssvq(weights *m, const weights_case *c, rq_rng *rng) {
     rq_ssvq s = {};
-    s.n_out = c->n_out, s.n_in = c->n_in, s.vec_len = c->bits == 2 ? 8 : 4, s.code_bits = 8, s.n_codes = 256;
+    s.n_out = c->n_out, s.n_in = c->n_in, s.vec_len = c->bits == 2 ? 8 : 4, s.code_bits = c->code_bits;
+    s.n_codes = 1 << s.code_bits;
     s.book_cols = c->book_cols, s.n_book = (c->n_in + c->book_cols - 1) / c->book_cols;
     s.group = c->group, s.n_group = (c->n_in + c->group - 1) / c->group;
-    s.code_words = rq_ssvq_code_words(c->n_in, s.vec_len, 8), s.sign_words = rq_ssvq_sign_words(c->n_in, s.vec_len);
-    const size_t entries = (size_t)s.n_book * 256 * s.vec_len, n_scale = (size_t)(c->n_out * s.n_group);
+    s.code_words = rq_ssvq_code_words(c->n_in, s.vec_len, s.code_bits),
+    s.sign_words = rq_ssvq_sign_words(c->n_in, s.vec_len);
+    const size_t entries = (size_t)(s.n_book * s.n_codes) * s.vec_len, n_scale = (size_t)(c->n_out * s.n_group);
     uint32_t *codes = (uint32_t *)rq_host_alloc((size_t)(c->n_out * s.code_words + 1) * 4);
     uint32_t *signs = (uint32_t *)rq_host_alloc((size_t)(c->n_out * s.sign_words) * 4);
     uint8_t *book_u8 = (uint8_t *)rq_host_alloc(entries);
@@ -94,7 +97,8 @@ static inline void weights_make_ssvq(weights *m, const weights_case *c, rq_rng *
     weights_check(rq_repack_ssvq_plan(&m->layout, &s, 1, &why), c->what, why);
     m->packed = (uint8_t *)rq_host_alloc((size_t)m->layout.bytes);
     rq_repack_ssvq(m->packed, &m->layout, &s, 1);
-    m->d.vec_len = s.vec_len, m->d.group = m->layout.group, m->d.n_book = m->layout.n_book;
+    m->d.vec_len = s.vec_len, m->d.code_bits = s.code_bits, m->d.group = m->layout.group,
+    m->d.n_book = m->layout.n_book;
     m->d.book_cols = m->layout.book_cols, m->d.book_u8 = c->u8, m->d.n_outlier = c->n_outlier;
     free(codes), free(signs), free(book_u8), free(book_f16), free(scale), free(book_scale), free(outlier);
 }
