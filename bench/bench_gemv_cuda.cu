@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* y = W x on the GPU for a few tokens: every kernel behind cuda/rq_cuda.h over the layers of real models. In a full build it is
+/* y = W x on the GPU for a few tokens, and for more by both ways of the dispatcher: every kernel behind cuda/rq_cuda.h over the layers of
+ * real models. In a full build it is
  * what `bench_gemv --device cuda` runs; in a build of the kernels alone it stands by itself, as bench_gemv_cuda.
  *
  * A row is checked against sums in double and on one-hot inputs (gemv_cuda_check.h) before it is timed (gemv_cuda_times.h); a
@@ -157,8 +158,13 @@ static void count(context &c, const gemv_row &r, gemv_run &run, bench_record &re
     BENCH_CUDA(cudaStreamSynchronize(c.stream));
     std::map<std::string, double> sums = c.counts->end();
     const gemv_counted d = gemv_derive(r, sums);
-    gemv_print_counts(d, run.plan);
+    gemv_print_counts(d, run.plan.most);
     gemv_record_counts(record, d, sums);
+}
+
+static bool supports(const rq_cuda_gemv_desc &d, rq_linear_path path, const char **why) {
+    const rq_cuda_linear_desc l = gemv_linear(d, path);
+    return rq_cuda_linear_supports(&l, why) == RQ_OK;
 }
 
 /* False when the results after all the launches are not those that were checked. */
@@ -166,8 +172,8 @@ static bool time_it(context &c, int shape, const gemv_row &r, gemv_run &run, dou
     std::unique_ptr<gemv_run> early;
     rq_cuda_gemv_desc d = r.desc;
     d.early_launch = 1;
-    if (c.device.prop.major >= 9 && rq_cuda_gemv_supports(&d, nullptr) == RQ_OK)
-        early.reset(new gemv_run(d, run.weights(), c.stream));
+    if (c.device.prop.major >= 9 && r.path == RQ_LINEAR_GEMV && supports(d, r.path, nullptr))
+        early.reset(new gemv_run(d, r.path, run.weights(), c.stream));
     const gemv_times t = c.stopwatch->measure(run, early.get());
     if (!run.intact(run) || (early && !early->intact(run))) return false;
     if (c.o.check) return true;
@@ -187,7 +193,7 @@ static bool failed(context &c, const std::string &why) {
 }
 
 static bool one_row(context &c, int shape, const gemv_row &r, const gemv_weights &weights, double cublas_us) {
-    gemv_run run(r.desc, weights, c.stream);
+    gemv_run run(r.desc, r.path, weights, c.stream);
     gemv_print_start(r);
     fflush(stdout);
     const gemv_run::verdict v = run.check();
@@ -195,8 +201,10 @@ static bool one_row(context &c, int shape, const gemv_row &r, const gemv_weights
     if (!v.ok) return failed(c, v.why);
     bench_record record = gemv_record(r, c.device, c.simulated, c.o.flags, c.git);
     gemv_record_check(record, v, run.plan);
-    /* With --check a rehearsal, for one number of tokens. */
-    const bool timed = c.o.check ? r.desc.n_tok == c.o.tokens.front() : !c.simulated;
+    const bool chosen = (run.plan.gemv_us <= run.plan.dequantize_us) == (r.path == RQ_LINEAR_GEMV);
+    record.truth("chosen", chosen);
+    /* With --check a rehearsal, of the GEMV for one number of tokens. */
+    const bool timed = c.o.check ? r.path != RQ_LINEAR_GEMV || r.desc.n_tok == c.o.tokens.front() : !c.simulated;
     if (!timed && !c.o.check) count(c, r, run, record);
     if (timed && !time_it(c, shape, r, run, cublas_us, record))
         return failed(c, "after launches in graphs the results are others");
@@ -205,7 +213,7 @@ static bool one_row(context &c, int shape, const gemv_row &r, const gemv_weights
         return true;
     }
     if (!c.o.old_path.empty()) compare(c, record);
-    printf("\n");
+    printf("%s\n", chosen && r.desc.n_tok > 16 ? "  chosen" : "");
     fflush(stdout);
     c.output->add(record);
     return true;
@@ -213,28 +221,37 @@ static bool one_row(context &c, int shape, const gemv_row &r, const gemv_weights
 
 /* ---- sweeps --------------------------------------------------------------------------------------------------------------- */
 
-static void sweep_format(context &c, int shape, const gemv_kind &kind, const std::map<int, double> &cublas_us) {
-    std::unique_ptr<gemv_weights> weights; /* made when the first row wants them */
-    for (int n_tok : c.o.tokens) {
-        const gemv_row r = make_row(c, shape, kind, n_tok);
-        const char *why = "";
-        if (!passes(c.o, r)) continue;
-        if (c.o.dry_run) {
-            gemv_print_start(r);
-            gemv_print_dry(r, c.o.rate);
-        } else if (rq_cuda_gemv_supports(&r.desc, &why) != RQ_OK) {
-            gemv_print_start(r);
-            printf("  left out: %s\n", why);
-            ++c.refused;
-        } else {
-            /* In the simulator two copies, for the check; otherwise what makes them cold. */
-            if (!weights) {
-                const size_t all = c.simulated || c.o.check ? (size_t)r.t.bytes : c.copies();
-                weights.reset(new gemv_weights(r.desc, all, c.room(), c.stream));
-            }
-            const auto at = cublas_us.find(n_tok);
-            one_row(c, shape, r, *weights, at == cublas_us.end() ? 0 : at->second);
+/* weights: made when the first row wants them. */
+static void sweep_row(context &c, int shape, const gemv_row &r, std::unique_ptr<gemv_weights> *weights,
+                      double cublas_us) {
+    const char *why = "";
+    if (!passes(c.o, r)) return;
+    if (c.o.dry_run) {
+        gemv_print_start(r);
+        gemv_print_dry(r, c.o.rate);
+    } else if (!supports(r.desc, r.path, &why)) {
+        gemv_print_start(r);
+        printf("  left out: %s\n", why);
+        ++c.refused;
+    } else {
+        /* In the simulator two copies, for the check; otherwise what makes them cold. */
+        if (!*weights) {
+            const size_t all = c.simulated || c.o.check ? (size_t)r.t.bytes : c.copies();
+            weights->reset(new gemv_weights(r.desc, all, c.room(), c.stream));
         }
+        one_row(c, shape, r, **weights, cublas_us);
+    }
+}
+
+static void sweep_format(context &c, int shape, const gemv_kind &kind, const std::map<int, double> &cublas_us) {
+    std::unique_ptr<gemv_weights> weights;
+    for (int n_tok : c.o.tokens) {
+        gemv_row r = make_row(c, shape, kind, n_tok);
+        const auto at = cublas_us.find(n_tok);
+        const double us = at == cublas_us.end() ? 0 : at->second;
+        if (c.o.takes(RQ_LINEAR_GEMV, n_tok, c.simulated)) sweep_row(c, shape, r, &weights, us);
+        r.path = RQ_LINEAR_DEQUANTIZE, r.format += "/dense";
+        if (c.o.takes(RQ_LINEAR_DEQUANTIZE, n_tok, c.simulated)) sweep_row(c, shape, r, &weights, us);
     }
 }
 
@@ -248,7 +265,8 @@ static std::map<int, double> baseline(context &c, int shape) {
     for (const gemv_kind &kind : kinds_of(c.o))
         for (int n_tok : c.o.tokens) any = any || passes(c.o, make_row(c, shape, kind, n_tok));
     if (!any) return us;
-    gemv_cublas blas(s.n_out, s.n_in, c.o.check ? 0 : c.copies(), c.room(), c.stream);
+    const int most_tok = *std::max_element(c.o.tokens.begin(), c.o.tokens.end());
+    gemv_cublas blas(s.n_out, s.n_in, most_tok, c.o.check ? 0 : c.copies(), c.room(), c.stream);
     for (int n_tok : c.o.tokens) {
         const gemv_cublas::answer a = blas.run(n_tok, c.o.check ? 0 : c.o.seconds);
         if (!a.ok) printf("cuBLAS, %lldx%lld, %d tokens: CHECK FAILED\n", (long long)s.n_out, (long long)s.n_in, n_tok);

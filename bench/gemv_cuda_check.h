@@ -23,14 +23,21 @@ static inline uint16_t gemv_bits(rq_act act, float v) {
     return act == RQ_ACT_F16 ? rq_f16_of_f32(v).bits : rq_bf16_of_f32(v).bits;
 }
 
+/* A matrix for the dispatcher, one of its ways: few tokens by the GEMV are one launch of it. */
+static inline rq_cuda_linear_desc gemv_linear(const rq_cuda_gemv_desc &d, rq_linear_path path) {
+    rq_cuda_linear_desc l = rq_cuda_linear_desc_default();
+    l.weights = d, l.path = path;
+    return l;
+}
+
 class gemv_run {
   public:
     rq_cuda_gemv_desc desc;
-    rq_cuda_gemv_plan plan = {};
+    rq_cuda_linear_plan plan = {};
 
-    gemv_run(const rq_cuda_gemv_desc &d, const gemv_weights &weights, cudaStream_t stream)
-        : desc(d), weights_(weights), stream_(stream), x_((size_t)(d.n_tok * d.n_in)) {
-        BENCH_RQ(rq_cuda_gemv_make_plan(&plan, &desc));
+    gemv_run(const rq_cuda_gemv_desc &d, rq_linear_path path, const gemv_weights &weights, cudaStream_t stream)
+        : desc(d), linear_(gemv_linear(d, path)), weights_(weights), stream_(stream), x_((size_t)(d.n_tok * d.n_in)) {
+        BENCH_RQ(rq_cuda_linear_make_plan(&plan, &linear_));
         BENCH_CUDA(cudaMalloc(&args_.y, y_bytes()));
         BENCH_CUDA(cudaMalloc((void **)&device_x_, x_.size() * 2));
         if (desc.x_s8) {
@@ -43,6 +50,7 @@ class gemv_run {
             BENCH_CUDA(cudaMalloc(&args_.workspace, plan.workspace_bytes));
             BENCH_CUDA(cudaMemsetAsync(args_.workspace, 0, plan.workspace_bytes, stream_));
         }
+        if (plan.scratch_bytes) BENCH_CUDA(cudaMalloc(&linear_args_.scratch, plan.scratch_bytes));
         args_.x = device_x_;
         gemv_random random = {9};
         for (uint16_t &v : x_) v = bits_of(random.unit());
@@ -53,13 +61,14 @@ class gemv_run {
         cudaFree(device_x_);
         cudaFree(device_scale_);
         cudaFree(args_.workspace);
+        cudaFree(linear_args_.scratch);
     }
     gemv_run(const gemv_run &) = delete;
     gemv_run &operator=(const gemv_run &) = delete;
 
     void run(int copy) {
         args_.weights = weights_.copy(copy);
-        BENCH_RQ(rq_cuda_gemv_run(&plan, &desc, &args_, stream_));
+        BENCH_RQ(rq_cuda_linear_run(&plan, &linear_, &linear_args_, stream_));
     }
     const gemv_weights &weights() const { return weights_; }
 
@@ -94,12 +103,14 @@ class gemv_run {
     bool intact(const gemv_run &checked) const { return outputs() == checked.expected_ && workspace_is_zero(); }
 
   private:
+    rq_cuda_linear_desc linear_;
     const gemv_weights &weights_;
     cudaStream_t stream_;
     std::vector<uint16_t> x_, expected_;
     uint16_t *device_x_ = nullptr; /* of x_s8, bytes of that many */
     float *device_scale_ = nullptr;
-    rq_cuda_gemv_args args_ = {};
+    rq_cuda_linear_args linear_args_ = {};
+    rq_cuda_gemv_args &args_ = linear_args_.gemv;
 
     size_t y_bytes() const { return (size_t)(desc.n_tok * desc.n_out) * 2; }
     void set_x() { upload(x_); }
@@ -145,14 +156,18 @@ class gemv_run {
         return all;
     }
     /* fp32 sums: within 2^-14 of the sum of the terms' sizes (tensor cores cut, so the bound is no multiple of 2^-24), and the
-     * result is rounded once; half the last place of the smallest numbers besides. */
+     * result is rounded once; half the last place of the smallest numbers besides. Dense weights are rounded, each. Of many tokens
+     * 17 are looked at. */
     void check_row(verdict *v, const std::vector<uint16_t> &y, const std::vector<uint8_t> &tiles, int64_t rb, int r,
                    double *squares, double *errors) const {
         std::vector<double> w((size_t)desc.n_in);
         for (int64_t j = 0; j < desc.n_in; ++j) w[(size_t)j] = weights_.element(tiles, rb, r, j);
         const int64_t row = rb * RQ_TILE_ROWS + r;
         const double last = desc.act == RQ_ACT_F16 ? 0x1p-11 : 0x1p-8;
-        for (int64_t tok = 0; tok < desc.n_tok; ++tok) {
+        const double of_terms = 0x1p-14 + (plan.path == RQ_LINEAR_DEQUANTIZE ? last : 0);
+        const int64_t looks = std::min<int64_t>(desc.n_tok, 17);
+        for (int64_t k = 0; k < looks; ++k) {
+            const int64_t tok = looks == 1 ? 0 : k * (desc.n_tok - 1) / (looks - 1);
             double sum = 0, size = 0;
             for (int64_t j = 0; j < desc.n_in; ++j) {
                 const double term = w[(size_t)j] * value_of(x_[(size_t)(tok * desc.n_in + j)]);
@@ -161,7 +176,7 @@ class gemv_run {
             const double got = gemv_value(desc.act, y[(size_t)(tok * desc.n_out + row)]), error = std::fabs(got - sum);
             *squares += sum * sum, *errors += error * error;
             v->max_abs = std::max(v->max_abs, error);
-            if (error <= size * 0x1p-14 + std::fabs(sum) * last + 0x1p-25) continue;
+            if (error <= size * of_terms + std::fabs(sum) * last + 0x1p-25) continue;
             char text[160];
             snprintf(text, sizeof text, "row %lld, token %lld: %.9g instead of %.9g", (long long)row, (long long)tok,
                      got, sum);

@@ -20,13 +20,13 @@
 class gemv_cublas {
   public:
     /* y (n_out x tokens, by columns) = W^T x, W being n_in x n_out by columns: the rows of the layer. */
-    gemv_cublas(int64_t n_out, int64_t n_in, size_t copies, size_t most, cudaStream_t stream)
+    gemv_cublas(int64_t n_out, int64_t n_in, int most_tok, size_t copies, size_t most, cudaStream_t stream)
         : n_out_(n_out), n_in_(n_in), stream_(stream) {
         bytes_ = ((size_t)(n_out * n_in) * 2 + 255) / 256 * 256;
         n_copies_ = (int)std::max<size_t>(1, std::min<size_t>({copies / bytes_ + 1, most / bytes_, 4096}));
         w_ = random(bytes_ * n_copies_, 11);
-        x_ = random((size_t)n_in * TOKENS * 2 + 256, 12);
-        BENCH_CUDA(cudaMalloc(&y_, (size_t)n_out * TOKENS * 2));
+        x_ = random((size_t)n_in * most_tok * 2 + 256, 12);
+        BENCH_CUDA(cudaMalloc(&y_, (size_t)n_out * most_tok * 2));
         BENCH_CUDA(cudaMalloc(&workspace_, WORKSPACE));
         BENCH_CUBLAS(cublasCreate(&blas_));
         BENCH_CUBLAS(cublasSetStream(blas_, stream));
@@ -70,7 +70,7 @@ class gemv_cublas {
     }
 
   private:
-    enum { TOKENS = 16, WORKSPACE = 32 << 20, SUGGESTIONS = 8 };
+    enum { WORKSPACE = 32 << 20, SUGGESTIONS = 8 };
     struct matmul { /* what cuBLASLt wants to know of a product */
         cublasLtMatmulDesc_t op = nullptr;
         cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;

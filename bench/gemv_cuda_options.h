@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "rq_cuda.h"
 #include "shapes.h"
 #include "vq_books.h"
 
@@ -19,15 +20,22 @@ struct gemv_options {
     int64_t group = 128;
     int outliers = 8, code_bits = 8;
     bool sym = false, bf16 = false, x_s8 = false, book_f16 = false, cublas = true;
+    std::string path = "auto"; /* of the dispatcher; auto: by tokens and device */
     bool list = false, dry_run = false, check = false;
     double seconds = 0.25, fail_if_slower = -1, rate = 4300; /* s a row; fraction; GB/s for --dry-run */
     bench_shapes shapes = {};
     bench_books books = {};
     gemv_options() { bench_parse_books(&books, BENCH_DEFAULT_BOOKS); }
+
+    /* Whether this way is shown for so many tokens. */
+    bool takes(rq_linear_path way, int n_tok, bool simulated) const {
+        if (path == "both" || (path == "auto" && (n_tok > 16 || !(simulated || dry_run)))) return true;
+        return (path == "dequantize") == (way == RQ_LINEAR_DEQUANTIZE);
+    }
 };
 
 static inline void gemv_usage(FILE *f) {
-    fputs("bench_gemv --device cuda: y = W x on the GPU for 1 .. 16 tokens, checked, then timed. In the simulator: "
+    fputs("bench_gemv --device cuda: y = W x on the GPU for a few tokens, checked, then timed. In the simulator: "
           "checked, then\n"
           "counted.\n"
           "  --format grid|ssvq|vq|all  default all\n"
@@ -42,7 +50,10 @@ static inline void gemv_usage(FILE *f) {
           "  --code-bits 8|10|12     of ssvq: codebooks of 256, 1024 or 4096 entries (default 8)\n"
           "  --act f16|bf16|int8     activations and results (default f16); int8: of ssvq\n"
           "  --shapes LIST           presets, PRESET/tpN and NxK, comma-separated (default smollm2-135m); see --list\n"
-          "  --tokens 1,2,4,8,16     default 1\n"
+          "  --tokens 1,8,64         default 1; up to 4096\n"
+          "  --path gemv|dequantize|both  the GEMV (beyond 16 tokens in chunks), or dense weights and cuBLAS; default: "
+          "both,\n"
+          "                          in the simulator and with --dry-run up to 16 tokens the GEMV\n"
           "  --filter A,B            only rows with A or B in \"model layer NxK format t=N\"\n"
           "  --baseline cublas|none|FILE  fp16 cuBLAS beside it (default), not, or compare with the --json of an "
           "earlier run\n"
@@ -123,7 +134,11 @@ static inline bool gemv_take(gemv_options *o, const std::string &name, const std
         o->bf16 = value == "bf16", o->x_s8 = value == "int8";
         return o->bf16 || o->x_s8 || value == "f16";
     }
-    if (name == "--tokens") return gemv_integers(value, 1, 16, &o->tokens);
+    if (name == "--tokens") return gemv_integers(value, 1, 4096, &o->tokens);
+    if (name == "--path") {
+        o->path = value;
+        return value == "gemv" || value == "dequantize" || value == "both";
+    }
     if (name == "--shapes") return bench_add_shapes(&o->shapes, value.c_str());
     if (name == "--filter") {
         o->filter = gemv_split(value);
@@ -186,7 +201,7 @@ static inline gemv_options gemv_parse(int argc, char **argv) {
         exit(2);
     }
     if (o.check && !o.shapes.n) bench_add_shapes(&o.shapes, "48x256,33x520");
-    if (o.tokens.empty()) o.tokens = o.check ? std::vector<int>{1, 3, 16} : std::vector<int>{1};
+    if (o.tokens.empty()) o.tokens = o.check ? std::vector<int>{1, 3, 16, 20} : std::vector<int>{1};
     if (!o.shapes.n) bench_add_shapes(&o.shapes, "smollm2-135m");
     return o;
 }

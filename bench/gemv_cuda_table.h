@@ -9,12 +9,17 @@
 struct gemv_row {
     std::string model, layer, format; /* grid4-g128-zero, ssvq2-u8-o8, vq8x256+256-o8 */
     rq_cuda_gemv_desc desc;
+    rq_linear_path path = RQ_LINEAR_GEMV; /* dense weights: "/dense" behind the format */
     rq_tile_layout t;
     double weights() const { return (double)desc.n_out * (double)desc.n_in; }
     double bpw() const { return 8.0 * (double)t.bytes / weights(); }
-    /* Read and written once: the matrix with all its side data and padding, x, y. */
+    /* Read and written: the matrix with all its side data and padding, once in 16 tokens, x, y. Or the matrix once, dense weights written
+     * and read, x, y. */
     double bytes() const {
-        return (double)t.bytes + (double)(desc.n_tok * (desc.n_in * (desc.x_s8 ? 1 : 2) + 2 * desc.n_out));
+        const double turns = path == RQ_LINEAR_GEMV ? (double)((desc.n_tok + 15) / 16) : 1;
+        const double dense = path == RQ_LINEAR_GEMV ? 0 : 4.0 * weights();
+        return turns * (double)t.bytes + dense +
+               (double)(desc.n_tok * (desc.n_in * (desc.x_s8 ? 1 : 2) + 2 * desc.n_out));
     }
     double fp16_bytes() const { return 2.0 * weights() + 2.0 * (double)(desc.n_tok * (desc.n_in + desc.n_out)); }
     std::string name() const {
@@ -24,11 +29,11 @@ struct gemv_row {
 };
 
 static inline void gemv_print_start(const gemv_row &r) {
-    printf("%-16s %-8s %6lld %6lld  %-17s %2lld %7.3f", r.model.c_str(), r.layer.c_str(), (long long)r.desc.n_out,
+    printf("%-16s %-8s %6lld %6lld  %-20s %4lld %7.3f", r.model.c_str(), r.layer.c_str(), (long long)r.desc.n_out,
            (long long)r.desc.n_in, r.format.c_str(), (long long)r.desc.n_tok, r.bpw());
 }
 static inline void gemv_print_head() {
-    printf("%-16s %-8s %6s %6s  %-17s %2s %7s", "model", "layer", "n_out", "n_in", "format", "t", "bits/w");
+    printf("%-16s %-8s %6s %6s  %-20s %4s %7s", "model", "layer", "n_out", "n_in", "format", "t", "bits/w");
 }
 
 /* ---- --dry-run */
@@ -143,9 +148,12 @@ static inline bench_record gemv_record(const gemv_row &r, const bench_device &de
     o.number("bpw", r.bpw()).number("bytes", r.bytes()).number("flops", 2 * r.weights() * (double)d.n_tok);
     return o;
 }
-static inline void gemv_record_check(bench_record &o, const gemv_run::verdict &v, const rq_cuda_gemv_plan &p) {
-    o.text("kernel", p.kernel).integer("ctas", p.blocks).integer("threads", p.threads).integer("split_k", p.split);
-    o.integer("smem", (long long)p.shared_bytes).number("plan_bytes", p.bytes).text("ref", "double");
+static inline void gemv_record_check(bench_record &o, const gemv_run::verdict &v, const rq_cuda_linear_plan &l) {
+    const rq_cuda_gemv_plan &p = l.most; /* of dense weights: nothing */
+    o.text("path", l.path == RQ_LINEAR_GEMV ? "gemv" : "dequantize").integer("chunks", l.chunk ? l.launches : 0);
+    o.number("model_us_gemv", l.gemv_us).number("model_us_dequantize", l.dequantize_us);
+    o.text("kernel", l.kernel).integer("ctas", p.blocks).integer("threads", p.threads).integer("split_k", p.split);
+    o.integer("smem", (long long)p.shared_bytes).number("plan_bytes", l.bytes).text("ref", "double");
     o.number("rel_fro_err", v.rel_fro).number("max_abs_err", v.max_abs).truth("exact_decode_ok", v.exact_decode);
     o.truth("deterministic_ok", v.deterministic);
 }

@@ -10,7 +10,7 @@
  * The tensor cores multiply the integers q - zero with x and add in fp32; the scale of the group comes after, once a group and row.
  *
  * 2-bit codes with zero points have no issue slots for constants of their own. They are decoded as symmetric ones, q - 2, and the sum
- * of a group begins with (2 - zero) times the sum of x over the group, which a block makes once, in fp32, when x comes. Columns of x that are
+ * of a group begins with (2 - zero) times the sum of x over the group, which a block makes once, in fp32, when x is there. Columns of x that are
  * alone come out exact; otherwise the error is that of fp32 sums of |q - 2| |x| and |2 - zero| |x| instead of |q - zero| |x|. */
 #ifndef RQ_GEMV_GRID_CUH
 #define RQ_GEMV_GRID_CUH

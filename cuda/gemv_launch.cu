@@ -55,17 +55,19 @@ const rq_gemv_format *rq_gemv_format_of(rq_tile_kind kind) {
 }
 
 /* The sentence of what cannot be done on any device, or NULL. */
-const char *rq_gemv_refuse(const rq_cuda_gemv_desc *d) {
+const char *rq_gemv_refuse_sizes(const rq_cuda_gemv_desc *d) {
     if (!d || d->struct_size != sizeof *d) return "a description begins with rq_cuda_gemv_desc_default()";
     if (d->n_out < 1 || d->n_out > 1 << 24) return "n_out is 1 to 2^24";
     if (d->n_in < 1 || d->n_in > 1 << 20) return "n_in is 1 to 2^20";
     if (d->n_tok < 1 || d->n_tok > 16) return "n_tok is 1 to 16";
     if ((d->n_out + 15) / 16 * ((d->n_in + 127) / 128) >= (int64_t)1 << 31) return "the matrix has 2^31 tiles or more";
     if (d->act != RQ_ACT_F16 && d->act != RQ_ACT_BF16) return "activations are fp16 or bf16";
-    const rq_gemv_format *f = rq_gemv_format_of(d->kind);
-    if (!f) return "there is no CUDA kernel of this format";
-    if (d->x_s8 && d->kind != RQ_TILE_SSVQ) return "int8 activations go with SSVQ weights only";
-    return f->refuse(d);
+    if (!rq_gemv_format_of(d->kind)) return "there is no CUDA kernel of this format";
+    return d->x_s8 && d->kind != RQ_TILE_SSVQ ? "int8 activations go with SSVQ weights only" : NULL;
+}
+const char *rq_gemv_refuse(const rq_cuda_gemv_desc *d) {
+    const char *text = rq_gemv_refuse_sizes(d);
+    return text ? text : rq_gemv_format_of(d->kind)->refuse(d);
 }
 
 rq_status rq_cuda_gemv_supports(const rq_cuda_gemv_desc *d, const char **why) {
@@ -128,9 +130,7 @@ static int64_t x_pitch(const rq_cuda_gemv_desc *d, int64_t part_kb) {
     return part_kb * RQ_TILE_COLS * x_bytes(d) + x_pad(d);
 }
 /* Sums of x, of a tile column: rq_gemv_sums. */
-static int64_t x_sum_bytes(const rq_gemv_kernel *k, int64_t n_tok) {
-    return k->sums * rq_gemv_sums_pitch(n_tok > 8 ? 2 : 1) * 4;
-}
+static int64_t x_sum_bytes(const rq_gemv_kernel *k, int64_t n_tok) { return k->sums * (n_tok > 8 ? 64 : 32); }
 static int64_t sum_bytes(int64_t n_tok, const rq_gemv_kernel *k) {
     return 2 * k->rows * n_tok * (k->x_is_a ? RQ_GEMV_SUM_PITCH_X_IS_A : RQ_GEMV_SUM_PITCH) * 4;
 }

@@ -73,11 +73,6 @@ template <int ACT> __device__ __forceinline__ void rq_gemv_put(const rq_gemv_job
     else
         rq_gemv_put<RQ_ACT_BF16>(p, i, v);
 }
-/* The sum of the two numbers of a pair of bits. */
-__device__ __forceinline__ float rq_gemv_pair_sum(int act, uint32_t bits) {
-    if (act == RQ_ACT_F16) return ptx_float_of_f16(bits) + ptx_float_of_f16(bits >> 16);
-    return __uint_as_float(bits << 16) + __uint_as_float(bits & 0xffff0000u);
-}
 template <int ACT>
 __device__ __forceinline__ void rq_gemv_mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     if (ACT == RQ_ACT_F16)
@@ -86,39 +81,47 @@ __device__ __forceinline__ void rq_gemv_mma(float (&c)[4], const uint32_t (&a)[4
         ptx_mma_bf16(c, a[0], a[1], a[2], a[3], b0, b1);
 }
 
-/* Sums of x over runs of columns: [tile column][RUNS][PITCH] floats, zeros for tokens that are not there. The pitch keeps the runs of a
- * tile in different banks. A lane's sums are those of the tokens that its accumulators are of. */
+/* Sums of x over runs of columns: [tile column][RUNS][8 HALVES tokens] floats. A lane's are those of the tokens that its accumulators
+ * are of; of tokens that are not there they are anything. */
 template <int RUNS, int HALVES> struct rq_gemv_sums {
-    static constexpr int PITCH = rq_gemv_sums_pitch(HALVES), OF_TILE = RUNS * PITCH;
+    static constexpr int OF_TILE = RUNS * HALVES * 8;
     const float *at;
     __device__ __forceinline__ void set(const float *sums) { at = sums + threadIdx.x % 4 * 2; }
     __device__ __forceinline__ rq_gemv_sums tile(int n) const { return {at + n * OF_TILE}; }
     __device__ __forceinline__ float2 of(int run, int half) const {
-        return *reinterpret_cast<const float2 *>(at + run * PITCH + half * 8);
+        return *reinterpret_cast<const float2 *>(at + (run * HALVES + half) * 8);
     }
-    /* From x in shared memory, a warp a tile column and token; by all threads, before a barrier. */
-    static __device__ __forceinline__ void stage(const rq_gemv_job &job, int act, const uint8_t *x, float *sums,
-                                                 int n_kb) {
+    /* By mma with ones: accumulators of all rows are the sums, for 8 tokens at once. A warp a tile column; by all threads, between
+     * barriers. */
+    template <int ACT, class X>
+    static __device__ __forceinline__ void stage(float *sums, const X (&x)[HALVES], int n_kb) {
+        constexpr uint32_t one = ACT == RQ_ACT_F16 ? 0x3c003c00u : 0x3f803f80u;
+        const uint32_t ones[4] = {one, one, one, one};
         const int lane = threadIdx.x % 32;
-        for (int i = threadIdx.x; i < n_kb * OF_TILE; i += RQ_GEMV_THREADS)
-            if (i % PITCH >= job.n_tok) sums[i] = 0.0f;
 #pragma unroll 1
-        for (int item = threadIdx.x / 32; item < n_kb * job.n_tok; item += RQ_GEMV_WARPS) {
-            const int kb = item / job.n_tok, token = item - kb * job.n_tok;
-            const uint2 four =
-                *reinterpret_cast<const uint2 *>(x + token * job.x_pitch + kb * RQ_TILE_COLS * 2 + lane * 8);
-            float sum = rq_gemv_pair_sum(act, four.x) + rq_gemv_pair_sum(act, four.y);
+        for (int kb = threadIdx.x / 32; kb < n_kb; kb += RQ_GEMV_WARPS)
 #pragma unroll
-            for (int by = 1; by < 32 / RUNS; by *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, by);
-            if (lane % (32 / RUNS) == 0) sums[kb * OF_TILE + lane / (32 / RUNS) * PITCH + token] = sum;
-        }
+            for (int h = 0; h < HALVES; ++h) {
+                const X here = x[h].tile(kb);
+                float sum[4];
+#pragma unroll
+                for (int s = 0; s < 4; ++s) {
+                    if (s % (4 / RUNS) == 0) sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
+                    const uint4 b = here.step(s);
+                    rq_gemv_mma<ACT>(sum, ones, b.x, b.y);
+                    rq_gemv_mma<ACT>(sum, ones, b.z, b.w);
+                    if (s % (4 / RUNS) == 4 / RUNS - 1 && lane < 4)
+                        *reinterpret_cast<float2 *>(sums + kb * OF_TILE + (s / (4 / RUNS) * HALVES + h) * 8 +
+                                                    lane * 2) = make_float2(sum[0], sum[1]);
+                }
+            }
     }
 };
 template <int HALVES> struct rq_gemv_sums<0, HALVES> {
     static constexpr int OF_TILE = 0;
     __device__ __forceinline__ void set(const float *) {}
     __device__ __forceinline__ rq_gemv_sums tile(int) const { return {}; }
-    static __device__ __forceinline__ void stage(const rq_gemv_job &, int, const uint8_t *, float *, int) {}
+    template <int, class X> static __device__ __forceinline__ void stage(float *, const X (&)[HALVES], int) {}
 };
 
 /* Where a lane finds x in shared memory: 16 bytes of its token for each step of 32 columns. SAVES: lanes of tokens that are not there
@@ -333,16 +336,15 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
     }
     typedef rq_gemv_sums<F::SUMS, HALVES> sums_type;
     float *const sums = reinterpret_cast<float *>(shared_x) - job.part_kb * sums_type::OF_TILE;
-    if (F::SUMS) {
-        sums_type::stage(job, F::ACT, shared_x, sums, kb1 - kb0);
-        __syncthreads();
-    }
-
     /* Column n of an mma is token n. */
     x_type x[HALVES];
 #pragma unroll
     for (int h = 0; h < HALVES; ++h)
         x[h].set(shared_x, sums, job.x_pitch, h * 8 + (int)threadIdx.x % 32 / 4, job.n_tok);
+    if (F::SUMS) {
+        sums_type::template stage<F::ACT>(sums, x, kb1 - kb0);
+        __syncthreads();
+    }
     for (; groups > 0; --groups) {
         constexpr int N_ACC = rq_gemv_sides<F>::accumulators(HALVES);
         float acc[N_ACC][4];

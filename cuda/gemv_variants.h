@@ -21,15 +21,6 @@ __host__ __device__
     return accumulators == 1 ? 2 : 1;
 }
 
-/* Floats of a run's sums of x, for up to 8 or up to 16 tokens. */
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    static constexpr int
-    rq_gemv_sums_pitch(int halves) {
-    return halves == 1 ? 8 : 24;
-}
-
 /* What a launch is, without what the format needs: the kernels' first parameter. */
 typedef struct rq_gemv_job {
     void *y;
@@ -78,6 +69,7 @@ extern const rq_gemv_format rq_gemv_grid, rq_gemv_ssvq, rq_gemv_vq;
  * device (or NULL), and rq_cuda_last_error's sentence. */
 const rq_gemv_format *rq_gemv_format_of(rq_tile_kind kind);
 const char *rq_gemv_refuse(const rq_cuda_gemv_desc *d);
+const char *rq_gemv_refuse_sizes(const rq_cuda_gemv_desc *d); /* the same, without what only the format knows */
 rq_status rq_gemv_fail(rq_status status, const char *text);
 rq_status rq_gemv_fail_cuda(const char *what, cudaError_t e);
 

@@ -4,6 +4,7 @@
  * operations of cuBLAS over the rate of the tensor cores. Targets: sm_80 sm_90a. */
 #include "blas.h"
 #include "gemv_tile.cuh"
+#include "unpack_variants.h"
 
 enum { CHUNK = 16, THREADS = 256 };
 
@@ -59,9 +60,7 @@ static const char *refuse(const rq_cuda_linear_desc *d) {
     const rq_cuda_rates *r = &d->rates;
     if (!(r->copy_gbs > 0 && r->matrix_tflops > 0 && r->gemv_of_copy > 0 && r->launch_us >= 0))
         return "rates are positive numbers";
-    rq_cuda_gemv_desc one = d->weights;
-    one.n_tok = 1;
-    return rq_gemv_refuse(&one);
+    return NULL;
 }
 
 static int64_t chunks_of(int64_t n_tok) { return (n_tok + CHUNK - 1) / CHUNK; }
@@ -93,6 +92,7 @@ static rq_status plan_gemv(rq_cuda_linear_plan *p, const rq_cuda_linear_desc *d)
     p->workspace_bytes =
         p->most.workspace_bytes > p->last.workspace_bytes ? p->most.workspace_bytes : p->last.workspace_bytes;
     p->kernel = p->most.kernel;
+    p->bytes = p->most.bytes * (p->launches - 1) + p->last.bytes;
     return s;
 }
 
@@ -106,6 +106,9 @@ static rq_status plan_dequantize(rq_cuda_linear_plan *p, const rq_cuda_linear_de
     p->blas_at = p->sums_at + (w->bias && w->residual ? round_up((size_t)(w->n_tok * w->n_out) * 4) : 0);
     p->scratch_bytes = p->blas_at + round_up(d->blas_workspace);
     p->launches = 2, p->kernel = "dequantize + cuBLAS";
+    const rq_cuda_gemv_desc one = with_tokens(d, 1);
+    p->bytes = (double)rq_gemv_format_of(one.kind)->layout(&one).bytes + 4.0 * (double)w->n_out * (double)p->ld +
+               2.0 * (double)w->n_tok * (double)(w->n_in + w->n_out);
     return s;
 }
 
@@ -114,10 +117,15 @@ rq_status rq_cuda_linear_make_plan(rq_cuda_linear_plan *plan, const rq_cuda_line
     if (text) return rq_gemv_fail(plan ? RQ_ERR_UNSUPPORTED : RQ_ERR_ARG, text);
     memset(plan, 0, sizeof *plan);
     const rq_cuda_gemv_desc one = with_tokens(d, 1);
+    const char *no_gemv = rq_gemv_refuse(&one), *no_dense = rq_unpack_refuse(&one);
+    if (one.x_s8) no_dense = "int8 activations go with the GEMV, not with dense fp16 or bf16 weights";
+    if (no_gemv && (no_dense || d->path == RQ_LINEAR_GEMV)) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, no_gemv);
+    if (no_dense && d->path == RQ_LINEAR_DEQUANTIZE) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, no_dense);
     costs(plan, d, rq_gemv_format_of(one.kind)->layout(&one).bytes);
     plan->path = d->path;
     if (d->path == RQ_LINEAR_AUTO)
-        plan->path = plan->gemv_us <= plan->dequantize_us ? RQ_LINEAR_GEMV : RQ_LINEAR_DEQUANTIZE;
+        plan->path =
+            no_dense || (!no_gemv && plan->gemv_us <= plan->dequantize_us) ? RQ_LINEAR_GEMV : RQ_LINEAR_DEQUANTIZE;
     rq_cuda_linear_plan p = *plan;
     const rq_status s = p.path == RQ_LINEAR_GEMV ? plan_gemv(&p, d) : plan_dequantize(&p, d);
     if (s == RQ_OK) *plan = p;
@@ -140,7 +148,8 @@ static rq_status run_gemv(const rq_cuda_linear_plan *p, const rq_cuda_linear_des
         const int64_t left = n_tok - t, n = left < p->chunk ? left : p->chunk;
         const rq_cuda_gemv_desc part = with_tokens(d, n);
         rq_cuda_gemv_args g = a->gemv;
-        g.x = static_cast<const uint16_t *>(g.x) + t * n_in;
+        g.x = static_cast<const uint8_t *>(g.x) + t * n_in * (d->weights.x_s8 ? 1 : 2);
+        if (g.x_scale) g.x_scale += t;
         g.y = static_cast<uint16_t *>(g.y) + t * n_out;
         if (g.residual) g.residual = static_cast<const uint16_t *>(g.residual) + t * n_out;
         const rq_status s = rq_cuda_gemv_run(left > p->chunk ? &p->most : &p->last, &part, &g, stream);

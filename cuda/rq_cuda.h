@@ -108,7 +108,7 @@ typedef struct rq_cuda_rates {
 typedef struct rq_cuda_linear_desc {
     size_t struct_size;
     rq_cuda_gemv_desc weights; /* n_tok: from 1 */
-    rq_linear_path path;       /* RQ_LINEAR_AUTO by default */
+    rq_linear_path path;       /* RQ_LINEAR_AUTO by default; int8 x goes with the GEMV only */
     rq_cuda_rates rates;
     size_t blas_workspace; /* bytes of scratch for cuBLAS, 32 MiB */
     void *blas; /* a cublasHandle_t of this device, whose stream and workspace a run sets; NULL: one of ours */
@@ -123,6 +123,7 @@ typedef struct rq_cuda_linear_plan { /* filled by rq_cuda_linear_make_plan */
     rq_linear_path path;             /* GEMV or DEQUANTIZE */
     size_t workspace_bytes, scratch_bytes;
     double gemv_us, dequantize_us; /* what the choice was made by */
+    double bytes;                  /* moved by one run, x and y among them */
     const char *kernel;
     int launches;
     int64_t chunk;                /* tokens of a GEMV; the last one has what is left */

@@ -9,9 +9,10 @@ template <int VEC> struct rq_unpack_ssvq {
     uint32_t codes[4], signs[2]; /* codes: of vectors of 8 two words */
     const uint8_t *book, *upper; /* upper: what the lane's codes have beyond 8 bits */
     float book_scale;
+    const rq_unpack_outliers outliers;
 
     __device__ __forceinline__ rq_unpack_ssvq(const rq_unpack_job &job_, int rb_, int kb_, int lane_)
-        : job(job_), rb(rb_), kb(kb_), lane(lane_) {
+        : job(job_), rb(rb_), kb(kb_), lane(lane_), outliers(job_, kb_) {
         const rq_tile_layout &t = job.t;
         const uint8_t *from = job.from + t.tiles + ((int64_t)rb * t.n_kb + kb) * t.tile_bytes;
         const uint4 v = ptx_load_once16(from + lane * 16);
@@ -41,30 +42,33 @@ template <int VEC> struct rq_unpack_ssvq {
     __device__ __forceinline__ uint32_t sign_pair(int s, int lower, int pair) const {
         return signs[s / 2] >> (15 - 4 * (s % 2) - 2 * lower - pair / 2 - pair % 2 * 8);
     }
-    __device__ __forceinline__ float magnitude(uint32_t code, int e) const {
-        const uint32_t at = code * VEC + e;
-        return job.t.book_u8 ? (float)__ldg(book + at) : rq_unpack_half(book, at);
+    /* The 8 magnitudes of a lane's columns: an entry of 8, or two of 4, each by one load. */
+    __device__ __forceinline__ void magnitudes(float (&m)[8], int s, int lower) const {
+        if (job.t.book_u8) {
+            const uint32_t *words = reinterpret_cast<const uint32_t *>(book);
+            uint2 w;
+            if (VEC == 8)
+                w = __ldg(reinterpret_cast<const uint2 *>(book) + code(s, lower, 0));
+            else
+                w = make_uint2(__ldg(words + code(s, lower, 0)), __ldg(words + code(s, lower, 1)));
+#pragma unroll
+            for (int e = 0; e < 8; ++e) m[e] = (float)((e < 4 ? w.x : w.y) >> e % 4 * 8 & 0xffu);
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < 8 / VEC; ++i) rq_unpack_entry<VEC>(m + i * VEC, book, code(s, lower, i));
     }
     __device__ __forceinline__ void values(float (&v)[8], int s, int lower) const {
         const rq_tile_layout &t = job.t;
         const int row = lane / 4 + 8 * lower;
         const float scale = rq_unpack_half(job.from + t.scales, rq_unpack_group(t, rb, kb, s) * RQ_TILE_ROWS + row);
+        magnitudes(v, s, lower);
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
-            const float size = __fmul_rn(book_scale, magnitude(code(s, lower, e / VEC), e % VEC));
+            const float size = __fmul_rn(book_scale, v[e]);
             v[e] = __fmul_rn(scale, sign_pair(s, lower, e / 2) >> e % 2 * 16 & 1u ? -size : size);
         }
-        for (int o = 0; o < t.n_outlier; ++o) {
-            const int at = __ldg(reinterpret_cast<const int32_t *>(job.from + t.outlier_cols) + o) -
-                           (kb * RQ_TILE_COLS + s * 32 + lane % 4 * 8);
-            if (at < 0 || at >= 8) continue;
-            const int64_t i = (int64_t)rb * t.n_outlier + o;
-            const float w = __ldg(reinterpret_cast<const float *>(job.from + t.outlier_scales) + i) *
-                            (float)(int8_t)__ldg(job.from + t.outliers + i * RQ_TILE_ROWS + row);
-#pragma unroll
-            for (int e = 0; e < 8; ++e)
-                if (e == at) v[e] = w;
-        }
+        outliers.put(v, job, rb, row, kb * RQ_TILE_COLS + s * 32 + lane % 4 * 8);
     }
 };
 

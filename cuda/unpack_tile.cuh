@@ -62,4 +62,43 @@ __device__ __forceinline__ int64_t rq_unpack_group(const rq_tile_layout &t, int 
 __device__ __forceinline__ float rq_unpack_half(const uint8_t *array, int64_t i) {
     return __half2float(__ldg(reinterpret_cast<const __half *>(array) + i));
 }
+
+/* Outlier columns of a tile: their int8 weights with a scale each take the place of what the codes say. */
+struct rq_unpack_outliers {
+    uint32_t here; /* bit o: outlier column o is in this tile */
+
+    static __device__ __forceinline__ int column(const rq_unpack_job &job, int o) {
+        return __ldg(reinterpret_cast<const int32_t *>(job.from + job.t.outlier_cols) + o);
+    }
+    __device__ __forceinline__ rq_unpack_outliers(const rq_unpack_job &job, int kb) : here(0) {
+        for (int o = 0; o < job.t.n_outlier; ++o) here |= (uint32_t)(column(job, o) / RQ_TILE_COLS == kb) << o;
+    }
+    /* Of row `row` of the tile, columns col .. col + 7 of the matrix. */
+    __device__ __forceinline__ void put(float (&v)[8], const rq_unpack_job &job, int rb, int row, int col) const {
+        for (uint32_t left = here; left; left &= left - 1) {
+            const int o = __ffs((int)left) - 1, at = column(job, o) - col;
+            if (at < 0 || at >= 8) continue;
+            const int64_t i = (int64_t)rb * job.t.n_outlier + o;
+            const float w = __ldg(reinterpret_cast<const float *>(job.from + job.t.outlier_scales) + i) *
+                            (float)(int8_t)__ldg(job.from + job.t.outliers + i * RQ_TILE_ROWS + row);
+#pragma unroll
+            for (int e = 0; e < 8; ++e)
+                if (e == at) v[e] = w;
+        }
+    }
+};
+
+/* An entry of VEC halves of a codebook. */
+template <int VEC> __device__ __forceinline__ void rq_unpack_entry(float *m, const uint8_t *book, int64_t entry) {
+    uint4 w = make_uint4(0, 0, 0, 0);
+    if (VEC == 8) {
+        w = __ldg(reinterpret_cast<const uint4 *>(book) + entry);
+    } else {
+        const uint2 half = __ldg(reinterpret_cast<const uint2 *>(book) + entry);
+        w.x = half.x, w.y = half.y;
+    }
+    const uint32_t pairs[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+    for (int e = 0; e < VEC; ++e) m[e] = ptx_float_of_f16(pairs[e / 2] >> e % 2 * 16);
+}
 #endif

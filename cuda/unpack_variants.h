@@ -14,8 +14,13 @@ typedef struct rq_unpack_job { /* the kernels' parameter */
     rq_tile_layout t;
 } rq_unpack_job;
 
-/* The kernel of a description that the format's GEMV does not refuse. */
+/* The kernel of a description that is not refused. */
 const void *rq_unpack_grid_function(const rq_cuda_gemv_desc *d);
 const void *rq_unpack_ssvq_function(const rq_cuda_gemv_desc *d);
 const void *rq_unpack_vq_function(const rq_cuda_gemv_desc *d);
+/* The sentence of what the GEMV's tiles cannot be: more kinds of codebooks than the GEMV has kernels for can be made dense. */
+const char *rq_unpack_vq_refuse(const rq_cuda_gemv_desc *d);
+
+/* Of unpack_launch.cu: what cannot be made dense on any device; NULL when it can. n_tok does not count. */
+const char *rq_unpack_refuse(const rq_cuda_gemv_desc *d);
 #endif

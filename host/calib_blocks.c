@@ -35,7 +35,8 @@ typedef struct calib {
     float *norm1, *norm2;
     float *x, *a, *q, *k, *v, *g, *u; /* one chunk each */
     double *h, *cross;
-    float *token;            /* [n_samples * seq_len] what each token counts in this block; NULL: 1 */
+    float *token;    /* [n_samples * seq_len] what each token counts in this block; NULL: 1 */
+    float *residual; /* [chunk] norms of the residual stream, when inputs of o and down are taken relative to it */
     bool need_h, need_cross; /* of the stage at hand */
 } calib;
 
@@ -55,7 +56,7 @@ static void calib_free(calib *c) {
         free(s->in);
     }
     for (int m = 0; m < RQ_N_LINEARS; ++m) free(c->bias[m]);
-    void *all[] = {c->norm1, c->norm2, c->x, c->a, c->q, c->k, c->v, c->g, c->u, c->h, c->cross, c->token};
+    void *all[] = {c->norm1, c->norm2, c->x, c->a, c->q, c->k, c->v, c->g, c->u, c->h, c->cross, c->token, c->residual};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
 }
 
@@ -203,6 +204,12 @@ done:
     return status;
 }
 
+static void divide_rows(float *rows, const float *by, int64_t n_tok, int64_t width) {
+    for (int64_t t = 0; t < n_tok; ++t) {
+        for (int64_t j = 0; j < width && by[t] > 0; ++j) rows[t * width + j] /= by[t];
+    }
+}
+
 static void scale_rows(float *rows, const float *by, int64_t n_tok, int64_t width) {
     for (int64_t t = 0; t < n_tok; ++t) {
         for (int64_t j = 0; j < width; ++j) rows[t * width + j] *= by[t];
@@ -239,6 +246,11 @@ static rq_status run_stage(calib *c, int stage, const char *text) {
                 row0 = first * c->seq_len;
         for (int k = 0; k < N_STREAMS; ++k) {
             if (c->s[k].active) RQ_TRY(stage_input(c, &c->s[k], stage, row0, n_tok));
+        }
+        if (c->residual && (stage == 1 || stage == 3)) {
+            RQ_TRY(add_residual(c, &c->s[QS].block.lin[stage == 1 ? RQ_O : RQ_DOWN], c->s[QS].in, n_tok));
+            rq_token_norm(c->residual, c->x, n_tok, c->d);
+            divide_rows(c->s[QS].in, c->residual, n_tok, width);
         }
         if (c->token && stage == 0) RQ_TRY(weigh_tokens(c, &c->s[QS], row0, n_tok));
         RQ_TRY(accumulate(c, stage, row0, n_tok));
@@ -445,12 +457,13 @@ done:
     return status;
 }
 
-rq_status rq_calibrate_stages(rq_quantizer *z, rq_stage_fn fn, void *arg) {
+rq_status rq_calibrate_stages(rq_quantizer *z, bool per_residual, rq_stage_fn fn, void *arg) {
     rq_status status = RQ_OK;
     calib c;
     char text[96];
     RQ_TRY(calib_new(&c, z, false));
     c.need_h = true;
+    if (per_residual) RQ_TRY(RQ_NEW(c.residual, c.chunk * c.seq_len));
     RQ_TRY(start_streams(&c));
     for (int64_t layer = 0; layer < c.cfg->n_layer; ++layer) {
         RQ_TRY(load_block(&c, layer));

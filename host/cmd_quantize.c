@@ -11,8 +11,7 @@ static const cmd_flag flags[] = {
     {"skip-tokens", 0, "N", "leave the first N tokens of each window out of the statistics (0; codebooks: 1)"},
     {"bpw", 0, "X", "X bits a weight in all: each matrix gets the setting of the bank that suits the whole best"},
     {"bank", 0, "SETTING", "'key=value,...' to choose from; may be repeated (default: several sizes of the rounder)"},
-    {"bpw-loss", 0, "HOW",
-     "relative (default) or absolute: losses of matrices are compared over |W X|^2, or as they are"},
+    {"bpw-loss", 0, "HOW", "how --bpw compares matrices: residual (default), relative or absolute"},
     {"token-weights", 0, "HOW", "what tokens count by: none (default), attention or norm"},
     {"token-min", 0, "X", "the least a token counts, the most being 1 (0.005)"},
     {"seed", 0, "N", "of the rotation and of the choice of windows (0)"},
@@ -135,6 +134,28 @@ static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq
            (long long)r->n_matrices, comp, r->bpw, (double)r->out_bytes / 1048576, r->seconds);
 }
 
+/* --token-weights, --bpw and what belongs to them. */
+static rq_status parse_weighing(rq_quantize_job *job, const cmd_args *a, const char **bank) {
+    const char *tokens = cmd_value(a, "token-weights"), *least = cmd_value(a, "token-min");
+    if (tokens && !rq_token_weights_by_name(tokens, &job->token_weights)) {
+        return rq_fail(RQ_ERR_ARG, "--token-weights %s: it is none, attention or norm", tokens);
+    }
+    job->token_min = 0.005;
+    if (least && !parse_number(least, &job->token_min))
+        return rq_fail(RQ_ERR_ARG, "--token-min %s is not a number", least);
+    const char *bpw = cmd_value(a, "bpw"), *compare = cmd_value(a, "bpw-loss");
+    if (bpw && !(parse_number(bpw, &job->bpw) && job->bpw > 0 && job->bpw <= 64)) {
+        return rq_fail(RQ_ERR_ARG, "--bpw %s: bits a weight, above 0 and at most 64, are wanted", bpw);
+    }
+    if (compare && !rq_bpw_loss_by_name(compare, &job->bpw_loss)) {
+        return rq_fail(RQ_ERR_ARG, "--bpw-loss %s: it is residual, relative or absolute", compare);
+    }
+    job->bank = bank;
+    job->n_bank = collect(a, "bank", bank);
+    if (job->n_bank && !bpw) return rq_fail(RQ_ERR_ARG, "--bank is what --bpw chooses from: give --bpw too");
+    return RQ_OK;
+}
+
 int cmd_quantize(int argc, char **argv) {
     rq_status status = RQ_OK;
     cmd_args a;
@@ -152,23 +173,7 @@ int cmd_quantize(int argc, char **argv) {
         !cmd_int(&a, "skip-tokens", 0, 1 << 20, book ? 1 : 0, &job.skip_tokens)) {
         return EXIT_USAGE;
     }
-    const char *tokens = cmd_value(&a, "token-weights"), *least = cmd_value(&a, "token-min");
-    if (tokens && !rq_token_weights_by_name(tokens, &job.token_weights)) {
-        RQ_FAIL(RQ_ERR_ARG, "--token-weights %s: it is none, attention or norm", tokens);
-    }
-    job.token_min = 0.005;
-    if (least && !parse_number(least, &job.token_min)) RQ_FAIL(RQ_ERR_ARG, "--token-min %s is not a number", least);
-    const char *bpw = cmd_value(&a, "bpw"), *compare = cmd_value(&a, "bpw-loss");
-    if (bpw && !(parse_number(bpw, &job.bpw) && job.bpw > 0 && job.bpw <= 64)) {
-        RQ_FAIL(RQ_ERR_ARG, "--bpw %s: bits a weight, above 0 and at most 64, are wanted", bpw);
-    }
-    job.absolute_loss = compare && strcmp(compare, "absolute") == 0;
-    if (compare && !job.absolute_loss && strcmp(compare, "relative") != 0) {
-        RQ_FAIL(RQ_ERR_ARG, "--bpw-loss %s: it is relative or absolute", compare);
-    }
-    job.bank = bank;
-    job.n_bank = collect(&a, "bank", bank);
-    if (job.n_bank && !bpw) RQ_FAIL(RQ_ERR_ARG, "--bank is what --bpw chooses from: give --bpw too");
+    RQ_TRY(parse_weighing(&job, &a, bank));
     const char *device = cmd_value(&a, "device"), *ram = cmd_value(&a, "max-ram");
     const char *preset = cmd_value(&a, "preset");
     if (device && strcmp(device, "cpu") != 0) {

@@ -64,9 +64,12 @@ INLINE void group_floats(float *scale, float *zero, const rq_grid *g, int64_t k,
         const bool whole = mask == 0xffff; /* plain loads, as above */
         const int64_t ahead = 2 * ROWS_AHEAD * g->n_group;
         __m512 s, z;
-        _mm_prefetch(g->scale_f16 ? (const char *)(g->scale_f16 + k + i + ahead)
-                                  : (const char *)(g->scale_f32 + k + i + ahead),
-                     _MM_HINT_T0);
+        const char *later;
+        if (g->scale_f32)
+            later = (const char *)(g->scale_f32 + k + i + ahead);
+        else
+            later = (const char *)(g->scale_f16 + k + i + ahead);
+        _mm_prefetch(later, _MM_HINT_T0);
         if (g->zero) _mm_prefetch((const char *)(g->zero + k + i + ahead), _MM_HINT_T0);
         if (g->scale_f32)
             s = _mm512_maskz_loadu_ps(mask, g->scale_f32 + k + i);

@@ -63,10 +63,10 @@ static part part_of(const rq_vq *w, int64_t book, int64_t row0, int64_t n_rows) 
     return p;
 }
 
-/* The values that LANES / V codes stand for. */
-INLINE vec values(const part *p, line_codes codes, int64_t at, int V) {
+/* The values that LANES / V codes stand for. one: there is one stage, which spares asking in a loop. */
+INLINE vec values(const part *p, line_codes codes, int64_t at, int V, bool one) {
     vec v = v_vectors(p->book[0], codes[0] + at, V);
-    return p->book[1] ? v_add(v, v_vectors(p->book[1], codes[1] + at, V)) : v;
+    return !one && p->book[1] ? v_add(v, v_vectors(p->book[1], codes[1] + at, V)) : v;
 }
 
 /* ---- along inputs ----------------------------------------------------------------------------------------------------- */
@@ -83,15 +83,16 @@ INLINE void column_factors(vec *factor, vec *bias, const rq_vq *w, int64_t j) {
     *factor = v_halves(some[0]), *bias = v_halves(some[1]);
 }
 
-/* n runs of LANES columns from j on, all in one group; scale: of each row, where columns have factors too. */
+/* n runs of LANES columns from j on, all in one group; scale: of each row, where columns have factors too. plain: one stage,
+ * and no factors. */
 INLINE void step(vec *sum, const part *p, line_codes *codes, int n_rows, int V, int n_tok, int n, int64_t j,
-                 const float *scale) {
+                 const float *scale, bool plain) {
     const int chains = chains_of(n_tok);
     UNROLL for (int q = 0; q < n; ++q) {
         const int64_t from = j - p->j0 + LANES * q;
         vec v[ROWS];
-        UNROLL for (int i = 0; i < n_rows; ++i) v[i] = values(p, codes[i], from / V, V);
-        if (p->w->col_scale) {
+        UNROLL for (int i = 0; i < n_rows; ++i) v[i] = values(p, codes[i], from / V, V, plain);
+        if (!plain && p->w->col_scale) {
             vec factor, bias;
             column_factors(&factor, &bias, p->w, j + LANES * q);
             UNROLL for (int i = 0; i < n_rows; ++i) {
@@ -109,7 +110,7 @@ INLINE void step(vec *sum, const part *p, line_codes *codes, int n_rows, int V, 
 }
 
 /* n_rows rows from r on. Everything but p and r is a constant where this is inlined. */
-INLINE void some_rows(const part *p, int64_t r, int n_rows, int V, int n_tok) {
+INLINE void some_rows(const part *p, int64_t r, int n_rows, int V, int n_tok, bool plain) {
     const rq_vq *w = p->w;
     const int chains = chains_of(n_tok);
     line_codes codes[ROWS];
@@ -124,8 +125,8 @@ INLINE void some_rows(const part *p, int64_t r, int n_rows, int V, int n_tok) {
         UNROLL for (int i = 0; i < n_rows; ++i) {
             scale[i] = w->scale ? rq_f32_of_f16(w->scale[(r + i) * w->n_group + k]) : 1.0f;
         }
-        for (; j + 4 * LANES <= end; j += 4 * LANES) step(sum, p, codes, n_rows, V, n_tok, 4, j, scale);
-        for (; j < end; j += LANES) step(sum, p, codes, n_rows, V, n_tok, 1, j, scale);
+        for (; j + 4 * LANES <= end; j += 4 * LANES) step(sum, p, codes, n_rows, V, n_tok, 4, j, scale, plain);
+        for (; j < end; j += LANES) step(sum, p, codes, n_rows, V, n_tok, 1, j, scale, plain);
         UNROLL for (int i = 0; i < n_rows; ++i) {
             const vec factor = v_set1(w->col_scale ? 1.0f : scale[i]);
             UNROLL for (int t = 0; t < n_tok; ++t) {
@@ -148,9 +149,11 @@ INLINE void some_rows(const part *p, int64_t r, int n_rows, int V, int n_tok) {
 }
 
 INLINE void all_rows(const part *p, int V, int n_tok) {
+    const bool plain = !p->book[1] && !p->w->col_scale;
     int64_t r = p->row0, end = p->row0 + p->n_rows;
-    for (; r + 2 <= end; r += 2) some_rows(p, r, 2, V, n_tok);
-    if (r < end) some_rows(p, r, 1, V, n_tok); /* the same sums in the same order */
+    for (; plain && r + 2 <= end; r += 2) some_rows(p, r, 2, V, n_tok, true);
+    for (; r + 2 <= end; r += 2) some_rows(p, r, 2, V, n_tok, false);
+    if (r < end) some_rows(p, r, 1, V, n_tok, false); /* the same sums in the same order */
 }
 
 /* Outlier columns: out of the packed x, and as products with their scales. */
@@ -173,7 +176,7 @@ INLINE void step_out(vec *sum, const part *p, line_codes *codes, const float *x,
                      const float *col_bias, int64_t pitch, int n_lines, int V, int n_tok, int64_t i, int64_t c,
                      const vec *scale) {
     vec v[ROWS];
-    UNROLL for (int l = 0; l < n_lines; ++l) v[l] = values(p, codes[l], i, V);
+    UNROLL for (int l = 0; l < n_lines; ++l) v[l] = values(p, codes[l], i, V, false);
     if (col_scale) {
         const vec factor = v_spread(col_scale + c, V), bias = v_spread(col_bias + c, V);
         UNROLL for (int l = 0; l < n_lines; ++l) v[l] = v_add(v_mul(v_mul(scale[l], v[l]), factor), bias);
@@ -349,7 +352,7 @@ INLINE void unpack_in(float *dst, const part *p, int64_t row, int V) {
     line_codes codes;
     unpack_stages(codes, w, row, p->j0 / V, (p->j1 - p->j0 + V - 1) / V);
     for (int64_t j = p->j0; j < p->j1; j += LANES) {
-        vec v = values(p, codes, (j - p->j0) / V, V);
+        vec v = values(p, codes, (j - p->j0) / V, V, false);
         if (w->scale) v = v_mul(v_set1(rq_f32_of_f16(w->scale[row * w->n_group + j / w->group])), v);
         if (w->col_scale) {
             vec factor, bias;
@@ -375,7 +378,7 @@ INLINE void unpack_out(float *dst, const part *p, int64_t line, int V) {
             scale = line_scales(w, line, j / w->group, V);
             until = (j / w->group + 1) * w->group;
         }
-        vec v = values(p, codes, j - p->j0, V); /* of this column and those after it */
+        vec v = values(p, codes, j - p->j0, V, false); /* of this column and those after it */
         if (w->scale) v = v_mul(scale, v);
         if (w->col_scale) {
             v = v_mul(v, v_set1(rq_f32_of_f16(w->col_scale[j])));

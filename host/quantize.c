@@ -227,7 +227,7 @@ static rq_status fingerprint(const rq_quantizer *z, char text[40]) {
                  (long long)job->samples.seq_len, (long long)job->skip_tokens, job->rotate ? job->rotate : "none",
                  (unsigned long long)job->seed, rq_token_weights_name(job->token_weights), job->token_min);
     XXH3_128bits_update(state, line, (size_t)used);
-    used = snprintf(line, sizeof line, "%.17g/%d", job->bpw, job->absolute_loss);
+    used = snprintf(line, sizeof line, "%.17g/%d", job->bpw, (int)job->bpw_loss);
     XXH3_128bits_update(state, line, (size_t)used);
     for (int i = 0; job->bpw > 0 && rq_bank_setting(job, i); ++i) {
         XXH3_128bits_update(state, rq_bank_setting(job, i), strlen(rq_bank_setting(job, i)) + 1);

@@ -35,6 +35,12 @@ rq_status rq_spill_write(const rq_spill *s, int64_t row0, int64_t n_rows, const 
 rq_status rq_spill_read(const rq_spill *s, int64_t row0, int64_t n_rows, float *rows);
 void rq_spill_free(rq_spill *s);
 
+/* In what losses of different matrices are compared: as they are; over the size of the matrix's own output; or as the relative change of
+ * the residual stream that they lead to (docs/methods.md, "Bit allocation"). */
+typedef enum rq_bpw_loss { RQ_BPW_RESIDUAL, RQ_BPW_RELATIVE, RQ_BPW_ABSOLUTE } rq_bpw_loss;
+bool rq_bpw_loss_by_name(const char *name, rq_bpw_loss *l);
+const char *rq_bpw_loss_name(rq_bpw_loss l);
+
 typedef struct rq_quantize_job {
     const char *model_path, *out_path;
     rq_quant_opt opt;
@@ -50,7 +56,7 @@ typedef struct rq_quantize_job {
     double bpw;              /* above 0: one of the bank's settings for each matrix, so many bits a weight in all */
     const char *const *bank; /* "key=value,key=value" each; without one: that of the rounder */
     int n_bank;
-    bool absolute_loss; /* settings are compared by tr(E H E^T), not by that over tr(W H W^T) */
+    rq_bpw_loss bpw_loss;
     uint64_t seed;
     int64_t max_ram_bytes; /* 0: no limit */
     bool resume, force, dry_run;
@@ -119,9 +125,10 @@ rq_status rq_part_save(const rq_quantizer *z, int64_t layer, int lead, const rq_
 rq_status rq_part_load(const rq_quantizer *z, int64_t layer, int which, float *w, bool *found);
 
 /* Calibrate the full-precision model alone: fn is called once for every stage of every block with H of the stage's input and the
- * block's matrices in the basis they are quantized in. */
+ * block's matrices in the basis they are quantized in. per_residual: inputs of o and down are divided by the norm of the residual stream
+ * with their output added, token by token, so that tr(W H W^T) sums relative changes of it. */
 typedef rq_status (*rq_stage_fn)(void *arg, int64_t layer, int stage, const double *h, float *const *w);
-rq_status rq_calibrate_stages(rq_quantizer *z, rq_stage_fn fn, void *arg);
+rq_status rq_calibrate_stages(rq_quantizer *z, bool per_residual, rq_stage_fn fn, void *arg);
 
 /* Which matrices share codebooks, from their options. */
 void rq_plan_make_sets(rq_quantizer *z);

@@ -23,9 +23,24 @@ typedef struct measure {
     int64_t n_unit;
     int64_t *bits; /* [n_unit][n_setting] */
     double *loss;
-    int *choice;  /* [n_unit] */
-    int64_t next; /* the first unit that is not measured yet */
+    double *weight; /* [n_unit] of the losses */
+    int *choice;    /* [n_unit] */
+    int64_t next;   /* the first unit that is not measured yet */
 } measure;
+
+static const char *const loss_name[] = {"residual", "relative", "absolute"};
+
+bool rq_bpw_loss_by_name(const char *name, rq_bpw_loss *l) {
+    for (int i = 0; i < 3; ++i) {
+        if (strcmp(name, loss_name[i]) == 0) {
+            *l = (rq_bpw_loss)i;
+            return true;
+        }
+    }
+    return false;
+}
+
+const char *rq_bpw_loss_name(rq_bpw_loss l) { return loss_name[l]; }
 
 const char *rq_bank_setting(const rq_quantize_job *job, int i) {
     static const char *const grid[] = {"bits=2", "bits=3", "bits=4", "bits=8"};
@@ -90,7 +105,33 @@ static rq_status make_units(measure *g) {
     RQ_TRY(RQ_NEW(g->bits, g->n_unit * g->n_setting));
     RQ_TRY(RQ_NEW(g->loss, g->n_unit * g->n_setting));
     RQ_TRY(RQ_NEW(g->choice, g->n_unit));
+    RQ_TRY(RQ_NEW(g->weight, g->n_unit));
+    for (int64_t i = 0; i < g->n_unit; ++i) g->weight[i] = 1;
     for (int64_t i = 0; i < g->n_unit * g->n_setting; ++i) g->loss[i] = INFINITY, g->bits[i] = 0;
+done:
+    return status;
+}
+
+/* Whether a matrix's loss is taken as it is, or over tr(W H W^T). */
+static bool is_absolute(const measure *g, int which) {
+    rq_bpw_loss how = g->z->job->bpw_loss;
+    return how == RQ_BPW_ABSOLUTE || (how == RQ_BPW_RESIDUAL && (which == RQ_O || which == RQ_DOWN));
+}
+
+/* What an output relative to its size is worth to the residual stream: what the matrix at the end of its branch, o or down, adds
+ * to the stream relative to it. h is that of `stage`, 1 or 3; the matrices of the stage before belong to the same branch. */
+static rq_status weigh_branch(measure *g, int64_t layer, int stage, const double *h, float *const *w) {
+    rq_status status = RQ_OK;
+    const int end = stage == 1 ? RQ_O : RQ_DOWN;
+    const rq_matrix_plan *p = &g->z->plan[layer * RQ_N_LINEARS + end];
+    double sym, asym, whw;
+    RQ_TRY(rq_layer_loss(w[end], w[end], p->n_out, p->n_in, h, NULL, &sym, &asym, &whw));
+    for (int64_t i = 0; i < g->n_unit; ++i) {
+        const unit *u = &g->units[i];
+        if (u->layer == layer && u->which[0] >= rq_stage_first[stage - 1] && u->which[0] < rq_stage_first[stage]) {
+            g->weight[i] = whw > 0 ? whw : 0;
+        }
+    }
 done:
     return status;
 }
@@ -113,7 +154,7 @@ static rq_status measure_unit(measure *g, int64_t i, int s, const rq_quant_opt *
         double sym, asym, whw;
         RQ_TRY(rq_layer_loss(m[k].w, r[k].q, p->n_out, p->n_in, h, NULL, &sym, &asym, &whw));
         sym = sym > 0 ? sym : 0;
-        loss += g->z->job->absolute_loss ? sym : whw > 0 ? sym / whw : 0;
+        loss += is_absolute(g, u->which[k]) ? sym : whw > 0 ? sym / whw : 0;
     }
     g->loss[i * g->n_setting + s] = loss;
 done:
@@ -121,13 +162,16 @@ done:
     return status;
 }
 
-static void count_bits(measure *g, int64_t i, int s, const rq_quant_opt *o) {
+/* prep: NULL for pinned matrices. Outlier columns are as many as these statistics ask for; the final run's may ask for some more
+ * or fewer. */
+static void count_bits(measure *g, int64_t i, int s, const rq_quant_opt *o, const rq_prep *prep) {
     const unit *u = &g->units[i];
     double bits = 0;
     for (int k = 0; k < u->n; ++k) {
         rq_matrix_plan p = *plan_of(g, u, k);
         int n_set = p.pinned ? g->z->plan[u->layer * RQ_N_LINEARS + p.lead].n_set : u->n;
         p.opt = *o;
+        if (prep) p.opt.outliers = prep->n_outlier;
         bits += rq_plan_bits(&p, rq_round_is_book(o->round) && o->share_books ? n_set : 1);
     }
     g->bits[i * g->n_setting + s] = (int64_t)ceil(bits);
@@ -139,6 +183,7 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const double
     rq_status status = RQ_OK;
     rq_prep prep = {0};
     int64_t first = g->next;
+    if (g->z->job->bpw_loss == RQ_BPW_RESIDUAL && stage % 2 == 1) RQ_TRY(weigh_branch(g, layer, stage, h, w));
     while (g->next < g->n_unit && g->units[g->next].layer == layer &&
            g->units[g->next].which[0] < rq_stage_first[stage + 1]) {
         ++g->next;
@@ -151,8 +196,8 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const double
             bool ok;
             RQ_TRY(options_of(g, p, s, &o, &ok));
             if (!ok || (p->pinned && s > 0)) continue;
-            count_bits(g, i, s, &o);
             if (p->pinned) { /* its loss is the same whatever the others get */
+                count_bits(g, i, s, &o, NULL);
                 g->loss[i * g->n_setting] = 0;
                 continue;
             }
@@ -163,6 +208,7 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const double
                 RQ_TRY(rq_prepare(&prep, h, NULL, p->n_in, &o, p->name));
                 prepared = true;
             }
+            count_bits(g, i, s, &o, &prep);
             RQ_TRY(measure_unit(g, i, s, &o, &prep, h, w));
             char text[160];
             snprintf(text, sizeof text, "measuring %s: %s", g->setting[s], p->name);
@@ -183,8 +229,8 @@ done:
 static json_t *to_json(const measure *g, const rq_allocation *r) {
     const rq_quantize_job *job = g->z->job;
     json_t *j = json_pack("{s:f, s:s, s:I, s:f, s:f, s:b, s:f, s:[], s:[]}", "target_bpw", job->bpw, "compared",
-                          job->absolute_loss ? "absolute" : "relative", "bits", (json_int_t)r->bits, "loss", r->loss,
-                          "bound", r->bound, "exact", r->exact, "lambda", r->lambda, "settings", "units");
+                          rq_bpw_loss_name(job->bpw_loss), "bits", (json_int_t)r->bits, "loss", r->loss, "bound",
+                          r->bound, "exact", r->exact, "lambda", r->lambda, "settings", "units");
     for (int s = 0; j && s < g->n_setting; ++s) {
         json_array_append_new(json_object_get(j, "settings"), json_string(g->setting[s]));
     }
@@ -200,8 +246,8 @@ static json_t *to_json(const measure *g, const rq_allocation *r) {
         }
         bool pinned = plan_of(g, &g->units[i], 0)->pinned;
         json_array_append_new(json_object_get(j, "units"),
-                              json_pack("{s:o, s:i, s:b, s:o, s:o}", "names", names, "setting", g->choice[i], "pinned",
-                                        pinned, "bits", bits, "loss", loss));
+                              json_pack("{s:o, s:i, s:b, s:f, s:o, s:o}", "names", names, "setting", g->choice[i],
+                                        "pinned", pinned, "weight", g->weight[i], "bits", bits, "loss", loss));
     }
     return j;
 }
@@ -215,8 +261,9 @@ static rq_status measure_and_choose(measure *g, const char *path) {
     for (int64_t i = 0; i < z->model->cfg.n_layer * RQ_N_LINEARS; ++i) {
         if (z->plan[i].quantized) weights += (double)z->plan[i].n_out * (double)z->plan[i].n_in;
     }
-    RQ_TRY(rq_calibrate_stages(z, measure_stage, g));
-    rq_bank bank = {.n_matrix = g->n_unit, .n_setting = g->n_setting, .bits = g->bits, .loss = g->loss};
+    RQ_TRY(rq_calibrate_stages(z, z->job->bpw_loss == RQ_BPW_RESIDUAL, measure_stage, g));
+    rq_bank bank = {
+        .n_matrix = g->n_unit, .n_setting = g->n_setting, .bits = g->bits, .loss = g->loss, .weight = g->weight};
     status = rq_allocate(g->choice, &r, &bank, (int64_t)(z->job->bpw * weights), 0);
     if (status != RQ_OK) {
         rq_fail_context(status, "--bpw %g of %.0f weights", z->job->bpw, weights);
@@ -281,6 +328,7 @@ done:
     free(g.units);
     free(g.bits);
     free(g.loss);
+    free(g.weight);
     free(g.choice);
     return status;
 }

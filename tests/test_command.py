@@ -333,6 +333,11 @@ def test_bits_per_weight():
         bits = log[u["names"][0]]["bits"]
         assert bits == (8 if u["pinned"] else int(a["settings"][u["setting"]][-1])) and u["pinned"] == ("0.mlp.up" in u["names"][0])
         assert u["pinned"] or u["loss"] == sorted(u["loss"], reverse=True) and u["bits"] == sorted(u["bits"])
+    weight = {u["names"][0].split("layers.")[1]: u["weight"] for u in units}
+    for layer in "01":  # matrices of a branch count by what its last one adds to the residual stream
+        q, k, v, o, gate, up, down = (weight[f"{layer}.{n}_proj"] for n in
+                                      ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down"))
+        assert q == k == v > 0 and gate == up > 0 and o == down == 1 and q != gate
     free = [u for u in units if not u["pinned"]]
     for u in free:
         for v in free:
@@ -340,7 +345,8 @@ def test_bits_per_weight():
                 for t in range(4):
                     if u is v or used - u["bits"][u["setting"]] - v["bits"][v["setting"]] + u["bits"][s] + v["bits"][t] > budget:
                         continue
-                    assert u["loss"][s] + v["loss"][t] >= (u["loss"][u["setting"]] + v["loss"][v["setting"]]) * (1 - 1e-9)
+                    now = u["weight"] * u["loss"][u["setting"]] + v["weight"] * v["loss"][v["setting"]]
+                    assert u["weight"] * u["loss"][s] + v["weight"] * v["loss"][t] >= now * (1 - 1e-6)
     run("quantize", tiny(), path("bpw3"), *words, "--threads", 3, "--progress", "none")
     assert digest(path("bpw3")) == digest(path("bpw"))
     # Codebooks: q k v and gate up get one setting each and share its codebook; a grid in the bank is no trouble.
@@ -348,8 +354,9 @@ def test_bits_per_weight():
     j = run_json("quantize", tiny(), path("bpw-cb"), *words, "--bpw-loss", "absolute")
     with open(path("bpw-cb", "report.json")) as f:
         a = json.load(f)["allocation"]
-    assert [len(u["names"]) for u in a["units"]] == [3, 1, 2, 1] * 2 and j["bpw"] <= 6 and len({u["setting"] for u in a["units"]}) > 1
-    assert abs(sum(u["bits"][u["setting"]] for u in a["units"]) - j["bpw"] * j["n_weights"]) < 20 and a["compared"] == "absolute"
+    assert [len(u["names"]) for u in a["units"]] == [3, 1, 2, 1] * 2 and j["bpw"] <= 6.05 and len({u["setting"] for u in a["units"]}) > 1
+    used = sum(u["bits"][u["setting"]] for u in a["units"])  # outlier columns of the final run may be others
+    assert used <= 6 * j["n_weights"] and abs(used - j["bpw"] * j["n_weights"]) < 0.01 * used and a["compared"] == "absolute"
     assert run_json("quantize", tiny(), path("bpw-dry"), *words, "--dry-run")["bpw"] == 6
     assert "smallest settings" in sentence(quantize(tiny(), path("bad"), "--calib", calib, "--bpw", "1.5", code=2))
     for bad in (["--bpw", "0"], ["--bpw", "x"], ["--bank", "bits=3"], ["--bpw", "3", "--bank", "bits=9"], ["--bpw", "3", "--bank", "bits"],

@@ -302,22 +302,6 @@ static void test_decode(const kind *k, const problem *p) {
     free_stack(&m);
 }
 
-/* Dense weights from the same tiles: each the number of the definition, rounded once. */
-static void test_unpack(const kind *k, const problem *p) {
-    rq_rng rng = {(uint64_t)k->vec_len * 77u + (uint64_t)k->n_codes[0]};
-    stack m = make_stack(k, p, false, &rng);
-    const rq_cuda_gemv_desc d = describe(p, &m.layout);
-    const size_t n = (size_t)m.n_out * p->n_in;
-    uint16_t *w = (uint16_t *)take(&m, (int64_t)n, 2), *to = (uint16_t *)rq_device_buffer(n * 2);
-    const void *packed = rq_device_copy(m.packed, (size_t)m.layout.bytes);
-    if (rq_cuda_unpack_run(&d, to, p->n_in, packed, 0) != RQ_OK) RQ_DIE("%s: %s", p->what, rq_cuda_last_error());
-    CHECK_CUDA(cudaDeviceSynchronize());
-    rq_device_read(w, to, n * 2);
-    for (size_t i = 0; i < n; ++i) EXPECT_EQ_AT(i, w[i], bits_of(p->bf16, (float)m.w[i]));
-    rq_device_free_all();
-    free_stack(&m);
-}
-
 static void expect_refused(rq_cuda_gemv_desc d, const char *word) {
     const char *why = "";
     EXPECT_EQ(rq_cuda_gemv_supports(&d, &why), RQ_ERR_UNSUPPORTED);
@@ -366,7 +350,6 @@ int main(void) {
         };
         for (size_t i = k->tests == 'A' ? 0 : k->tests == 'D' ? 1 : 2; i < sizeof decodes / sizeof decodes[0]; ++i)
             test_decode(k, &decodes[i]);
-        for (size_t i = 1; i < sizeof decodes / sizeof decodes[0]; ++i) test_unpack(k, &decodes[i]);
         if (k->tests == 'D') continue;
         const problem problems[] = {
             {"least", {1}, 4, 4, 0, 0, 1, false, false, false, false, false, false},

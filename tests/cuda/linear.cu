@@ -163,6 +163,17 @@ static void test_refused(void) {
     EXPECT(rq_cuda_linear_supports(&d, &why) == RQ_ERR_UNSUPPORTED && strstr(why, "bits"));
     d = good, d.rates.copy_gbs = 0;
     EXPECT(rq_cuda_linear_supports(&d, &why) == RQ_ERR_UNSUPPORTED && strstr(why, "rates"));
+    d = good, d.weights.kind = RQ_TILE_SSVQ, d.weights.vec_len = 8, d.weights.group = 256, d.weights.n_book = 1;
+    d.weights.book_cols = 256, d.weights.book_u8 = 1, d.weights.x_s8 = 1;
+    EXPECT(rq_cuda_linear_supports(&d, &why) == RQ_ERR_UNSUPPORTED && strstr(why, "int8"));
+    d.path = RQ_LINEAR_AUTO, d.weights.n_tok = 4096;
+    EXPECT(rq_cuda_linear_make_plan(&plan, &d) == RQ_OK && plan.path == RQ_LINEAR_GEMV);
+    d = good, d.path = RQ_LINEAR_AUTO; /* codebooks that the GEMV has no kernel for */
+    d.weights.kind = RQ_TILE_VQ, d.weights.vec_len = 8, d.weights.group = 256, d.weights.n_book = 1;
+    d.weights.book_cols = 256, d.weights.n_stage = 1, d.weights.n_codes[0] = 4096, d.weights.vec_out = 1;
+    d.weights.n_tok = 1;
+    EXPECT(rq_cuda_linear_make_plan(&plan, &d) == RQ_OK);
+    EXPECT(plan.path == (rq_cuda_gemv_supports(&d.weights, NULL) == RQ_OK ? RQ_LINEAR_GEMV : RQ_LINEAR_DEQUANTIZE));
     d = good, d.struct_size = 1;
     EXPECT_EQ(rq_cuda_linear_make_plan(&plan, &d), RQ_ERR_UNSUPPORTED);
     EXPECT_EQ(rq_cuda_linear_make_plan(NULL, &good), RQ_ERR_ARG);
@@ -184,6 +195,7 @@ int main(void) {
         {"grid2", RQ_TILE_GRID, 33, 331, 2, 64, false, false, true, 0, 0},
         {"ssvq2", RQ_TILE_SSVQ, 40, 392, 2, 392, false, true, false, 392, 3},
         {"ssvq3", RQ_TILE_SSVQ, 17, 264, 3, 128, false, true, true, 264, 2},
+        {"vq", RQ_TILE_VQ, 40, 392, 0, 392, false, false, false, 392, 3, 8, 8, 8, 8},
     };
     const linear_case ways[] = {
         /* n_tok path             bias   residual in_place perm own_handle */

@@ -191,6 +191,24 @@ static void test_findings(void) {
 }
 #endif
 
+#ifdef RQ_TEST_SIM
+/* The host gets memory that the device had: the simulator keeps what is freed for a while, and then forgets it. */
+static void test_reuse(void) {
+    enum { SIZE = 64 << 10 };
+    void *device, *other, *big;
+    CHECK_CUDA(cudaMalloc(&device, SIZE));
+    CHECK_CUDA(cudaMalloc(&other, SIZE));
+    CHECK_CUDA(cudaMemset(other, 1, SIZE));
+    CHECK_CUDA(cudaFree(device));
+    CHECK_CUDA(cudaMalloc(&big, (size_t)600 << 20));
+    CHECK_CUDA(cudaFree(big));
+    void *host = aligned_alloc(256, SIZE + 256);
+    if (host == device) CHECK_CUDA(cudaMemcpy(host, other, SIZE, cudaMemcpyDeviceToHost));
+    free(host);
+    CHECK_CUDA(cudaFree(other));
+}
+#endif
+
 int main(void) {
     rq_need_device(80);
     test_kinds();
@@ -199,6 +217,7 @@ int main(void) {
     test_pools();
 #ifdef RQ_TEST_SIM
     test_findings();
+    test_reuse();
 #endif
     return rq_done(__FILE__);
 }

@@ -12,7 +12,7 @@ wrong = []
 COUNTS = "warp_ins ld_bytes st_bytes ld_sectors st_sectors shared_ld_waves shared_ld_ideal mma launches barriers".split()
 KEYS = """schema_version date gpu sm driver cuda git flags device model layer n_out n_in format variant bits group n_tok act sym vec_len
 codebook outliers bpw bytes flops kernel ctas threads split_k smem plan_bytes ref rel_fro_err max_abs_err exact_decode_ok deterministic_ok
-asked_of_bytes sectors_of_bytes shared_ld_conflict lane_ins_per_weight shared_bytes_per_weight""".split() + COUNTS
+path chunks chosen model_us_gemv model_us_dequantize asked_of_bytes sectors_of_bytes shared_ld_conflict lane_ins_per_weight shared_bytes_per_weight""".split() + COUNTS
 
 
 def expect(what, condition, seen=""):
@@ -41,7 +41,7 @@ def one_record(r):
     codes = tiles * 16 * 128 * r["bits"] // 8
     expect("bytes", r["ld_bytes"] >= codes and r["ld_sectors"] * 32 >= codes, r)
     expect("bits", r["bpw"] >= r["bits"] and r["bytes"] > r["n_out"] * r["n_in"] * r["bits"] / 8, r)
-    expect("one launch", r["launches"] == 1 and r["warp_ins"] > 0, r)
+    expect("one launch", r["launches"] == r["chunks"] == 1 and r["path"] == "gemv" and r["chosen"] and r["warp_ins"] > 0, r)
     expect("model", abs(r["plan_bytes"] / r["bytes"] - 1) < 0.01, r)
 
 
@@ -94,6 +94,28 @@ def variants(program, folder):
         expect(f"{args}", status == 0 and "left out" not in text and all(r[key] == value for r in load(out)), text)
 
 
+def many_tokens(program, folder):
+    """Both ways of the dispatcher; beyond 16 tokens without being asked for."""
+    out = os.path.join(folder, "many.json")
+    base = ["--shapes", "48x264", "--format", "grid", "--bits", "4", "--json", out]
+    status, text = run(program, *base, "--tokens", "17,40")
+    all_ = load(out)
+    ways = {(r["variant"], r["n_tok"], r["path"]): r for r in all_}
+    want = {(v + tail, t, p) for v in ("grid4-g128-z",) for t in (17, 40) for tail, p in (("", "gemv"), ("/dense", "dequantize"))}
+    expect("both ways", status == 0 and set(ways) == want, text)
+    for (_, n_tok, path), r in ways.items():
+        expect("checked", r["exact_decode_ok"] and r["deterministic_ok"] and 0 < r["rel_fro_err"] < 1e-3, r)
+        # In the simulator cuBLAS is no kernel.
+        expect("launches", r["launches"] == (1 if path == "dequantize" else -(-n_tok // 16)), r)
+        expect("model", abs(r["plan_bytes"] / r["bytes"] - 1) < 0.01, r)
+        expect("chosen", r["chosen"] == ((r["model_us_gemv"] <= r["model_us_dequantize"]) == (path == "gemv")), r)
+    expect("one is chosen", text.count("chosen") == 2, text)
+    status, text = run(program, *base, "--tokens", "2", "--path", "dequantize")
+    expect("--path", status == 0 and [r["path"] for r in load(out)] == ["dequantize"], text)
+    status, text = run(program, *base, "--tokens", "2", "--path", "both")
+    expect("--path both", status == 0 and [r["path"] for r in load(out)] == ["gemv", "dequantize"], text)
+
+
 def no_run(program):
     status, text = run(program, "--dry-run", "--shapes", "Llama-3-70B,tails", "--filter", "ssvq2")
     line = next((x.split() for x in text.splitlines() if "57344" in x), [])
@@ -102,7 +124,7 @@ def no_run(program):
     status, text = run(program, "--list")
     for name, shape in (("qwen2.5-7b", "gate_up 37888x3584"), ("smollm2-135m", "qkv 960x576"), ("tails", "one 1x4096")):
         expect("list", status == 0 and any(name in x and shape in x for x in text.splitlines()), text)
-    for args in (["--shapes", "no-such"], ["--tokens", "17"], ["--bits", "6"], ["--format", "zip"], ["--fail-if-slower", "5"],
+    for args in (["--shapes", "no-such"], ["--tokens", "4097"], ["--path", "x"], ["--bits", "6"], ["--format", "zip"], ["--fail-if-slower", "5"],
                  ["--frob"], ["--json"], ["--baseline", "sgemv"]):
         status, text = run(program, *args)
         expect(f"usage {args}", status == 2 and text, (status, text))
@@ -117,6 +139,7 @@ def main():
         out, all_ = records(program, folder)
         comparison(program, folder, out, all_)
         variants(program, folder)
+        many_tokens(program, folder)
     no_run(program)
     for line in wrong: print(line)
     print(f"test_bench_gemv: {' '.join(program[1:])} {len(wrong)} wrong")

@@ -63,7 +63,7 @@ int main(void) {
         const int widths[] = {2, 3, 4, 8};
         for (int bits : widths) {
             const weights_case grid[] = {
-                /* what     kind     n_out n_in  bits group zeros  u8  bf16 book_cols n_outlier */
+                /* what     kind     n_out n_in  bits group zeros  u8  bf16 book_cols n_outlier code_bits vec_len log_codes log_codes_2 */
                 {"least", RQ_TILE_GRID, 1, 1, bits, 1, true, false, b, 0, 0},
                 {"groups", RQ_TILE_GRID, 33, 330, bits, 32, true, false, b, 0, 0},
                 {"sym", RQ_TILE_GRID, 48, 512, bits, 128, false, false, b, 0, 0},
@@ -82,6 +82,14 @@ int main(void) {
             for (const weights_case &c : ssvq)
                 if (c.bf16 == b) test_case(&c);
         }
+        const weights_case vq[] = {
+            {"vq 8", RQ_TILE_VQ, 40, 392, 0, 392, false, false, b, 392, 3, 8, 8, 8, 0},
+            {"vq 8 + 8", RQ_TILE_VQ, 17, 600, 0, 32, false, false, b, 256, 16, 8, 8, 8, 6},
+            {"vq 12", RQ_TILE_VQ, 33, 264, 0, 264, false, false, b, 128, 0, 8, 8, 12, 0},
+            {"vq 4", RQ_TILE_VQ, 16, 330, 0, 64, false, false, b, 330, 1, 8, 4, 10, 8},
+            {"vq out", RQ_TILE_VQ, 45, 270, 0, 270, true, true, b, 270, 5, 8, 8, 12, 8},
+        };
+        for (const weights_case &c : vq) test_case(&c);
     }
     return rq_done(__FILE__);
 }

@@ -14,6 +14,8 @@ typedef struct weights_case {
     bool zeros, u8, bf16;
     int book_cols, n_outlier;
     int code_bits = 8; /* of SSVQ */
+    /* Of VQ, with zeros for scales and biases of columns, and u8 for vectors down the rows. log_codes_2 0: one stage. */
+    int vec_len = 0, log_codes = 0, log_codes_2 = 0;
 } weights_case;
 
 typedef struct weights {
@@ -103,6 +105,60 @@ static inline void weights_make_ssvq(weights *m, const weights_case *c, rq_rng *
     free(codes), free(signs), free(book_u8), free(book_f16), free(scale), free(book_scale), free(outlier);
 }
 
+static inline rq_f16 *weights_halves(rq_rng *rng, size_t n, float offset, float by) {
+    rq_f16 *v = (rq_f16 *)rq_host_alloc(n * 2);
+    for (size_t i = 0; i < n; ++i) v[i].bits = rq_half_bits((rq_rand_float(rng) + offset) * by);
+    return v;
+}
+static inline void weights_make_vq(weights *m, const weights_case *c, rq_rng *rng) {
+    rq_vq q = {};
+    q.n_out = c->n_out, q.n_in = c->n_in, q.vec_len = c->vec_len, q.vec_out = c->u8, q.n_stage = c->log_codes_2 ? 2 : 1;
+    q.n_line = c->u8 ? (c->n_out + c->vec_len - 1) / c->vec_len : c->n_out;
+    q.n_code = c->u8 ? c->n_in : (c->n_in + c->vec_len - 1) / c->vec_len;
+    q.book_cols = c->book_cols, q.n_book = (c->n_in + c->book_cols - 1) / c->book_cols;
+    q.group = c->group, q.n_group = (c->n_in + c->group - 1) / c->group;
+    uint32_t *codes[2] = {};
+    rq_f16 *book[2] = {};
+    for (int s = 0; s < q.n_stage; ++s) {
+        q.code_bits[s] = s ? c->log_codes_2 : c->log_codes, q.n_codes[s] = (int64_t)1 << q.code_bits[s];
+        q.code_words[s] = (q.n_code * q.code_bits[s] + 31) / 32;
+        const size_t words = (size_t)(q.n_line * q.code_words[s]);
+        codes[s] = (uint32_t *)rq_host_alloc((words + 1) * 4);
+        rq_rand_bytes(rng, codes[s], words * 4);
+        book[s] = weights_halves(rng, (size_t)(q.n_book * q.n_codes[s] * q.vec_len), 0.0f, s ? 0.25f : 1.0f);
+        q.codes[s] = codes[s], q.book[s] = book[s];
+    }
+    rq_f16 *scale = weights_halves(rng, (size_t)(q.n_out * q.n_group), 2.0f, 0.0625f);
+    rq_f16 *col_scale = weights_halves(rng, (size_t)q.n_in, 2.0f, 0.5f),
+           *bias = weights_halves(rng, (size_t)q.n_in, 0.0f, 0.1f);
+    if (!c->zeros) q.scale = scale;
+    if (c->zeros) q.col_scale = col_scale, q.col_bias = bias;
+    int32_t column[16];
+    float outlier_scale[16];
+    int8_t *outlier = (int8_t *)rq_host_alloc((size_t)(c->n_out * c->n_outlier) + 1);
+    rq_rand_bytes(rng, outlier, (size_t)(c->n_out * c->n_outlier));
+    for (int o = 0; o < c->n_outlier; ++o) {
+        column[o] = (int32_t)((int64_t)(o + 1) * c->n_in / c->n_outlier) - 1;
+        outlier_scale[o] = (rq_rand_float(rng) + 2.0f) / 256;
+    }
+    q.n_outlier = c->n_outlier, q.outlier_col = column, q.outlier = outlier, q.outlier_scale = outlier_scale;
+    for (int64_t i = 0; i < q.n_out; ++i) {
+        for (int64_t j = 0; j < q.n_in; ++j) m->w[i * q.n_in + j] = rq_vq_weight(&q, i, j);
+        for (int o = 0; o < q.n_outlier; ++o)
+            m->w[i * q.n_in + column[o]] = outlier_scale[o] * (float)outlier[i * q.n_outlier + o];
+    }
+    const char *why = "";
+    weights_check(rq_repack_vq_plan(&m->layout, &q, 1, &why), c->what, why);
+    m->packed = (uint8_t *)rq_host_alloc((size_t)m->layout.bytes);
+    rq_repack_vq(m->packed, &m->layout, &q, 1);
+    const rq_tile_layout *t = &m->layout;
+    m->d.vec_len = t->vec_len, m->d.vec_out = t->vec_out, m->d.n_stage = t->n_stage, m->d.group = t->group;
+    m->d.n_codes[0] = t->n_codes[0], m->d.n_codes[1] = t->n_codes[1], m->d.no_scales = t->no_scales;
+    m->d.columns = t->columns, m->d.n_book = t->n_book, m->d.book_cols = t->book_cols, m->d.n_outlier = t->n_outlier;
+    for (int s = 0; s < q.n_stage; ++s) free(codes[s]), free(book[s]);
+    free(scale), free(col_scale), free(bias), free(outlier);
+}
+
 static inline weights weights_make(const weights_case *c) {
     rq_rng rng = {(uint64_t)c->n_out * 1000003u + (uint64_t)c->n_in * 1009u + (uint64_t)c->bits * 7u + c->kind};
     weights m = {};
@@ -111,6 +167,8 @@ static inline weights weights_make(const weights_case *c) {
     m.w = (float *)rq_host_alloc((size_t)c->n_out * c->n_in * 4);
     if (c->kind == RQ_TILE_GRID)
         weights_make_grid(&m, c, &rng);
+    else if (c->kind == RQ_TILE_VQ)
+        weights_make_vq(&m, c, &rng);
     else
         weights_make_ssvq(&m, c, &rng);
     return m;

@@ -109,6 +109,14 @@ bool gs_mem_find(const void *p, size_t n, void **start, size_t *bytes) {
     pthread_rwlock_unlock(&g_lock);
     return ok;
 }
+bool gs_mem_is_freed(const void *p) {
+    uint64_t a = (uint64_t)(uintptr_t)p;
+    pthread_rwlock_rdlock(&g_lock);
+    int at = find(a);
+    bool freed = at < g_n && g_range[at].start <= a && g_range[at].state == FREED;
+    pthread_rwlock_unlock(&g_lock);
+    return freed;
+}
 size_t gs_mem_in_use(void) { return g_in_use; }
 int gs_mem_report_leaks(void) {
     int n = 0;

@@ -48,6 +48,7 @@ bool gs_mem_register(void *p, size_t bytes); /* host memory that the device may 
 void gs_mem_unregister(void *p);
 /* The live allocation holding [p, p + n): its start and size; false when there is none. */
 bool gs_mem_find(const void *p, size_t n, void **start, size_t *bytes);
+bool gs_mem_is_freed(const void *p); /* freed, and still kept */
 size_t gs_mem_in_use(void);
 int gs_mem_report_leaks(void); /* a finding for each allocation still live; returns how many */
 

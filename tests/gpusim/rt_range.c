@@ -27,6 +27,8 @@ rt_range *rt_range_find(const void *p) {
     size_t k = after((uintptr_t)p);
     if (!k) return NULL;
     rt_range *r = &table[k - 1];
+    /* Freed memory is kept for a while. Then it is anybody's, and the trace says nothing. */
+    if (r->kind == RT_FREED && !gs_mem_is_freed((void *)r->start)) return NULL;
     /* One past the end still names the range, so that an empty copy there is in order. */
     return (uintptr_t)p - r->start <= r->size ? r : NULL;
 }
