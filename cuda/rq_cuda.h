@@ -73,17 +73,51 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
 rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a,
                            rq_cuda_stream stream);
 
-/* Rows of x as int8, for x_s8:  q[t][j] = rint(x[t][j] / scale[t]), at most 127 in size, ties to even; NaN becomes 0.
- * scale[t] = max_j |x[t][j]| / 127, or, when fixed is not 0, what is there already (positive). A row of zeros has scale 0. */
+/* ---- Activations as int8, for x_s8 and W4A8: q, a scale and, where sum is not NULL, the sum of q for each row. host/fmt_act.h is their
+ * definition, to the last bit:  q[t][j] = rint(h[t][j] / scale[t]), at most 127 in size, ties to even; NaN becomes 0.
+ * scale[t] = max_j |h[t][j]| / 127. A row of zeros has scale 0. early_launch as of a gemv. */
+
+/* h = x. fixed: scale[t] is there already (positive). */
 typedef struct rq_cuda_quantize_args {
     int8_t *q;     /* [n_tok][n_in] */
     float *scale;  /* [n_tok] */
+    int32_t *sum;  /* [n_tok], or NULL */
     const void *x; /* [n_tok][n_in] of act */
     rq_act act;
     int64_t n_tok, n_in;
-    int fixed, early_launch; /* early_launch as of a gemv */
+    int fixed, early_launch;
 } rq_cuda_quantize_args;
 rq_status rq_cuda_quantize_rows(const rq_cuda_quantize_args *a, rq_cuda_stream stream);
+
+/* stream = x + residual, rounded to act;  h = stream / sqrt(mean of stream^2 + eps) * weight. Without a residual x is the stream. */
+typedef struct rq_cuda_rmsnorm_args {
+    int8_t *q;
+    float *scale;
+    int32_t *sum;
+    void *stream;         /* [n_tok][n_in] of act, if and only if there is a residual; may be x or residual */
+    const void *x;        /* [n_tok][n_in] of act */
+    const void *residual; /* likewise, or NULL */
+    const void *weight;   /* [n_in] of act, or NULL: folded into the matrices */
+    float eps;
+    rq_act act;
+    int64_t n_tok, n_in;
+    int early_launch;
+} rq_cuda_rmsnorm_args;
+rq_status rq_cuda_rmsnorm_quantize(const rq_cuda_rmsnorm_args *a, rq_cuda_stream stream);
+
+/* h = gate / (1 + e^-gate) * up */
+typedef struct rq_cuda_silu_args {
+    int8_t *q; /* [n_tok][n_in] */
+    float *scale;
+    int32_t *sum;
+    const void *gate,
+        *up; /* rows of n_in of act, pitch elements apart: halves of one row, where both matrices are stacked */
+    int64_t pitch;
+    rq_act act;
+    int64_t n_tok, n_in;
+    int early_launch;
+} rq_cuda_silu_args;
+rq_status rq_cuda_silu_quantize(const rq_cuda_silu_args *a, rq_cuda_stream stream);
 
 /* W as a dense matrix to[n_out][ld] of d->act, in stored column order: each weight is the number of the format's definition in fp32, rounded once.
  * What lies between n_in and ld is not written. n_tok, bias, residual and early_launch of d do not count. A run only launches. */
