@@ -26,6 +26,7 @@ typedef struct rq_gemv_job {
     void *y;
     const void *x, *bias, *residual;
     const float *x_scale; /* of x in bytes */
+    const int32_t *x_sum; /* W4A8 */
     const int32_t *perm;
     unsigned *counters; /* [n_rb][n_tok], zero between launches */
     float *parts;       /* [n_rb][n_tok][split][16], likewise */
@@ -63,14 +64,21 @@ typedef struct rq_gemv_format {
     void (*fill)(void *args, const rq_cuda_gemv_desc *d, const void *weights);
 } rq_gemv_format;
 
-extern const rq_gemv_format rq_gemv_grid, rq_gemv_ssvq, rq_gemv_vq;
+extern const rq_gemv_format rq_gemv_grid, rq_gemv_ssvq, rq_gemv_vq, rq_gemv_w4a8;
 
 /* Of gemv_launch.cu, for what else runs on these formats: the format (NULL: there is none), the sentence of what cannot be done on any
  * device (or NULL), and rq_cuda_last_error's sentence. */
 const rq_gemv_format *rq_gemv_format_of(rq_tile_kind kind);
 const char *rq_gemv_refuse(const rq_cuda_gemv_desc *d);
 const char *rq_gemv_refuse_sizes(const rq_cuda_gemv_desc *d); /* the same, without what only the format knows */
+const char *rq_gemv_refuse_args(const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a, size_t workspace_bytes);
 rq_status rq_gemv_fail(rq_status status, const char *text);
 rq_status rq_gemv_fail_cuda(const char *what, cudaError_t e);
+
+/* What a plan needs to know of the current device. */
+typedef struct rq_gemv_device {
+    int capability, multiprocessors, shared_of_block, shared_of_multiprocessor;
+} rq_gemv_device;
+cudaError_t rq_gemv_look(rq_gemv_device *info);
 
 #endif

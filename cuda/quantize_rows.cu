@@ -11,7 +11,7 @@
 #include "gemv_tile.cuh"
 
 enum { ROW_THREADS = 256, ROW_WARPS = ROW_THREADS / 32, CHUNK = 8, STRIDE = ROW_THREADS * CHUNK };
-static_assert(STRIDE == RQ_ACT_PARTIALS, "a thread has 8 of the partial sums");
+static_assert((int)STRIDE == (int)RQ_ACT_PARTIALS, "a thread has 8 of the partial sums");
 enum source { PLAIN, RMSNORM, SILU };
 
 struct row_job {
