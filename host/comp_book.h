@@ -125,6 +125,8 @@ void rq_lines_round(rq_book_task *t, int64_t col, int64_t line0, int64_t n_lines
 rq_status rq_refine_lines(rq_book_task *t);
 /* comp_refit_book.c: the codebooks that minimize it with codes, signs and scales as they are, if they lower it when stored. */
 rq_status rq_refit_book(rq_book_task *t);
+/* What refinement lowers, tr((Q - goal) Hd (Q - goal)^T), with everything as it is stored. */
+rq_status rq_book_loss(rq_book_task *t, double *out);
 
 /* The whole, for rq_quantize_set. */
 rq_status rq_quantize_books(rq_quant_result *r, const rq_quant_matrix *m, int n_matrices, const rq_prep *p,
