@@ -90,8 +90,8 @@ template <int TOK, int STEPS> struct gemm {
 
 template <int TOK, int STEPS> __global__ void __launch_bounds__(THREADS, 2) rq_gemm_w4a8_mma(const rq_gemm_job job) {
     typedef gemm<TOK, STEPS> g;
-    extern __shared__ __align__(1024) uint8_t shared[];
-    const uint32_t ring = ptx_shared(shared);
+    extern __shared__ __align__(1024) uint8_t ring_memory[];
+    const uint32_t ring = ptx_shared(ring_memory);
     const int kb0 = (int)blockIdx.z * job.part_kb, n = min(job.n_kb - kb0, job.part_kb);
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     const int warp_rb = warp % 4 * 2, warp_tok = warp / 4 * g::WARP_TOK;
@@ -122,7 +122,7 @@ template <int TOK, int STEPS> __global__ void __launch_bounds__(THREADS, 2) rq_g
     }
     ptx_wait_for_copies<0>();
     __syncthreads();
-    const rq_gemm_sums<ROWS> sums = {reinterpret_cast<int *>(shared)};
+    const rq_gemm_sums<ROWS> sums = {reinterpret_cast<int *>(ring_memory)};
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll

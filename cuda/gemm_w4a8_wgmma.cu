@@ -121,9 +121,9 @@ __global__ void __launch_bounds__(THREADS, 1)
     rq_gemm_w4a8_wgmma(const rq_gemm_job job, const __grid_constant__ CUtensorMap map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     typedef gemm<SLABS, TOK, STEPS> g;
-    extern __shared__ __align__(1024) uint8_t shared[];
+    extern __shared__ __align__(1024) uint8_t ring_memory[];
     __shared__ uint64_t barriers[2 * g::STAGES];
-    const uint32_t ring = ptx_shared(shared), full = ptx_shared(barriers), empty = full + g::STAGES * 8;
+    const uint32_t ring = ptx_shared(ring_memory), full = ptx_shared(barriers), empty = full + g::STAGES * 8;
     const int kb0 = (int)blockIdx.z * job.part_kb, n = min(job.n_kb - kb0, job.part_kb);
     if (threadIdx.x == 0) {
         for (int i = 0; i < g::STAGES; ++i) {
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(THREADS, 1)
                 for (int k = 0; k < 4; ++k) acc[r][t][k] = 0;
         consume<SLABS, TOK, STEPS>(job, acc, ring, full, empty, kb0, n, warp_rb);
         rq_gemm_meet<WORKERS>(); /* all have read the ring */
-        const rq_gemm_sums<g::ROWS> sums = {reinterpret_cast<int *>(shared)};
+        const rq_gemm_sums<g::ROWS> sums = {reinterpret_cast<int *>(ring_memory)};
 #pragma unroll
         for (int r = 0; r < SLABS; ++r)
 #pragma unroll

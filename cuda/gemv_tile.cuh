@@ -236,25 +236,26 @@ static __device__ __forceinline__ void rq_gemv_stage_x_bytes(const rq_gemv_job &
     }
 }
 
-/* For rq_gemv_x_bytes_in_order: words c and c + 4 of each 8 become neighbours. */
+/* For rq_gemv_x_bytes_in_order: words c and c + 4 of each 8 become neighbours. The upper half of a warp stores its two words the other way
+ * round, so that no two lanes meet in a bank. */
 static __device__ __forceinline__ void rq_gemv_stage_x_bytes_in_order(const rq_gemv_job &job, uint8_t *to, int kb0,
                                                                       int kb1) {
     const int n_col = (kb1 - kb0) * RQ_TILE_COLS, col0 = kb0 * RQ_TILE_COLS;
     const uint8_t *x = static_cast<const uint8_t *>(job.x);
-    const bool whole = job.perm == nullptr && job.n_in % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 4 == 0;
+    const bool whole = job.perm == nullptr && job.n_in % 8 == 0 && reinterpret_cast<uintptr_t>(x) % 8 == 0;
+    const bool other = threadIdx.x & 16;
 #pragma unroll 1
     for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += job.n_in)
 #pragma unroll 1
         for (int i = threadIdx.x * 8; i < n_col; i += RQ_GEMV_THREADS * 8) {
-            uint32_t four[2] = {0, 0};
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const int j = col0 + (i & ~31) + h * 16 + i % 32 / 2;
-                if (whole && j < job.n_in) four[h] = *reinterpret_cast<const uint32_t *>(x + j);
-                for (int k = 0; !whole && k < 4 && j + k < job.n_in; ++k)
-                    four[h] |= (uint32_t)x[job.perm ? job.perm[j + k] : j + k] << 8 * k;
-            }
-            *reinterpret_cast<uint2 *>(to + i) = make_uint2(four[0], four[1]);
+            uint2 eight = make_uint2(0, 0);
+            if (whole && col0 + i < job.n_in) eight = *reinterpret_cast<const uint2 *>(x + col0 + i);
+            for (int k = 0; !whole && k < 8 && col0 + i + k < job.n_in; ++k)
+                (k < 4 ? eight.x : eight.y) |= (uint32_t)x[job.perm ? job.perm[col0 + i + k] : col0 + i + k]
+                                               << 8 * (k % 4);
+            uint8_t *first = to + (i & ~31) + (i & 8) * 2 + (i & 16) / 4;
+            *reinterpret_cast<uint32_t *>(first + (other ? 8 : 0)) = other ? eight.y : eight.x;
+            *reinterpret_cast<uint32_t *>(first + (other ? 0 : 8)) = other ? eight.x : eight.y;
         }
 }
 

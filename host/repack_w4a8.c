@@ -77,8 +77,8 @@ static void unpack_row(const rq_w4a8_arrays *to, const rq_w4a8 *w, const rq_tile
     if (words) memset(words, 0, (size_t)w->row_words * 4);
     for (int64_t j = 0; words && j < w->n_in; ++j) {
         int bit;
-        uint32_t code = from[code_place(t, at, j, &bit)] >> bit & 15u;
-        words[j / 8] |= code << j % 8 * 4;
+        const uint8_t *byte = from + code_place(t, at, j, &bit);
+        words[j / 8] |= (uint32_t)(*byte >> bit & 15) << j % 8 * 4;
     }
     if (to->scale) memcpy(&to->scale[row], from + t->scales + at * 4, 4);
     int32_t zero;

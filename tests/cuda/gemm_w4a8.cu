@@ -141,7 +141,7 @@ int main(void) {
     const w4a8_problem tiles[] = {
         {"two slabs", 256, 1152, 128, 0, true, false, true, false, 0, 0},
         {"two slabs, one of them not there, groups of 128", 300, 384, 200, 128, false, true, false, true, 0, 0},
-        {"two slabs, groups of 32, cut", 140, 520, 130, 32, false, false, false, false, 0, 1},
+        {"two slabs, groups of 32, cut", 140, 528, 130, 32, false, false, false, false, 0, 1},
     };
     for (int i = 0; i < 3; ++i) test(&tiles[i], {90, 256, 128, i == 2 ? 3 : 1});
     test(&tiles[0], {90, 128, 64, 2});

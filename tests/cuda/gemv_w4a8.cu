@@ -53,6 +53,9 @@ int main(void) {
         {"a row, odd", 1, 333, 13, 32, false, true, false, false, 0, 0},
         {"cut columns", 32, 32768, 2, 128, false, false, true, false, 0, 1},
         {"cut columns, 9 tokens", 17, 20000, 9, 0, true, true, false, false, 0, 1},
+        /* of which test_gemv_counts.py wants to see what they move */
+        {"4096x4096", 4096, 4096, 1, 0, true, false, false, false, 0, 0},
+        {"4096x4096, groups of 128", 4096, 4096, 1, 128, false, false, false, false, 0, 0},
         {"a stack", 48, 256, 4, 128, false, false, true, false, 3, 0},
     };
     for (size_t i = 0; i < sizeof problems / sizeof problems[0]; ++i) test(&problems[i]);
