@@ -81,6 +81,8 @@ struct rq_quant_opt {
     rq_dtype scale_dtype; /* RQ_F16 or RQ_F32 */
     int cd_sweeps;        /* coordinate-descent sweeps after each of (refit + 1) rounds */
     int refit;            /* rounds of least-squares refit of the group scales, and of codebooks */
+    int sign_steps;       /* ssvq: gradient steps of sign learning after the refinement, 0 for none */
+    double sign_rate;     /* ... and their first rate */
     /* Codebook rounders (ssvq, vq); bits, sym, clip and static_groups are the grid's. */
     int vec_len, codes, codes2; /* weights a vector; codebook size; size of the second stage's (vq), 0 without one */
     bool vec_out;               /* vq: vectors run down the outputs, with a scale and a bias for each column */

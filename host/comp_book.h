@@ -139,6 +139,8 @@ rq_status rq_column_factors(rq_book_task *t, int n_matrices);
 rq_status rq_refit_columns(rq_book_task *t);
 /* comp_refit_book.c: the codebooks that minimize it with codes, signs and scales as they are, if they lower it when stored. */
 rq_status rq_refit_book(rq_book_task *t);
+/* What refinement lowers, tr((Q - goal) Hd (Q - goal)^T), with everything as it is stored. */
+rq_status rq_book_loss(rq_book_task *t, double *out);
 
 /* The whole, for rq_quantize_set. */
 rq_status rq_quantize_books(rq_quant_result *r, const rq_quant_matrix *m, int n_matrices, const rq_prep *p,

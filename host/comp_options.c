@@ -98,6 +98,7 @@ void rq_quant_default_round(rq_quant_opt *o, rq_comp comp, rq_round round) {
     o->outliers = 8;
     o->outlier_min = 8;
     o->assign = RQ_ASSIGN_MAHALANOBIS;
+    o->sign_rate = 0.4;
     o->kmeans_iters = 12;
     o->kmeans_points = 1 << 16;
 }
@@ -142,6 +143,12 @@ static rq_status check_book(const rq_quant_opt *o) {
     if (o->outliers < 0 || o->outliers > RQ_SSVQ_MAX_OUTLIERS || !(o->outlier_min >= 0))
         return rq_fail(RQ_ERR_ARG, "--outliers %d must be in 0..%d and --outlier-min %g not negative", o->outliers,
                        RQ_SSVQ_MAX_OUTLIERS, o->outlier_min);
+    if (o->sign_steps < 0 || o->sign_steps > 10000 || !fraction(o->sign_rate, 0, 100))
+        return rq_fail(RQ_ERR_ARG, "--sign-steps %d must be in 0..10000 and --sign-rate %g in 0..100", o->sign_steps,
+                       o->sign_rate);
+    if (o->sign_steps > 0 && (!ssvq || !rq_comp_get(o->comp)->propagates))
+        return rq_fail(RQ_ERR_ARG, "--sign-steps %d: %s has no signs to learn", o->sign_steps,
+                       ssvq ? "rounding to the nearest code" : name);
     if (o->kmeans_iters < 0 || o->kmeans_iters > 10000 || o->kmeans_points < 0 || o->kmeans_seed < 0)
         return rq_fail(RQ_ERR_ARG, "--kmeans-iters %d, --kmeans-points %lld and --kmeans-seed %d: too small or large",
                        o->kmeans_iters, (long long)o->kmeans_points, o->kmeans_seed);
@@ -232,6 +239,8 @@ static const setting settings[] = {
     {{"outliers", 'i', "N", "ssvq, vq: columns of largest Gram diagonal kept in 8 bits"}, AT(outliers)},
     {{"outlier-min", 'd', "F", "ssvq, vq: only those above F times the mean diagonal"}, AT(outlier_min)},
     {{"assign", 'e', "euclid|diag|mahalanobis", "ssvq, vq: the metric of the search"}, AT(assign)},
+    {{"sign-steps", 'i', "N", "ssvq: gradient steps of sign learning after the refinement"}, AT(sign_steps)},
+    {{"sign-rate", 'd', "F", "ssvq: their first rate"}, AT(sign_rate)},
     {{"kmeans-iters", 'i', "N", "ssvq, vq: iterations of the codebook's fit"}, AT(kmeans_iters)},
     {{"kmeans-points", 'I', "N", "ssvq, vq: vectors it is fitted on; 0: all"}, AT(kmeans_points)},
     {{"kmeans-seed", 'i', "N", "ssvq, vq: of the codebook's first entries"}, AT(kmeans_seed)},

@@ -168,6 +168,18 @@ static void set_values(rq_book_task *t, const double *x) {
     }
 }
 
+rq_status rq_book_loss(rq_book_task *t, double *out) {
+    rq_status status = RQ_OK;
+    refit f = {.t = t};
+    RQ_TRY(RQ_NEW(f.q, t->n_out * t->n));
+    RQ_TRY(RQ_NEW(f.h, t->n_out * t->n));
+    *out = loss(&f);
+done:
+    free(f.q);
+    free(f.h);
+    return status;
+}
+
 rq_status rq_refit_book(rq_book_task *t) {
     rq_status status = RQ_OK;
     refit f = {.t = t};

@@ -126,4 +126,21 @@ typedef struct rq_vq_codes {
 rq_status rq_vq_pack(rq_packed *p, const rq_vq_codes *c);
 rq_status rq_vq_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_vq_codes *c);
 
+/* What a w4a8 quantizer hands over (fmt_w4a8.h). */
+typedef struct rq_w4a8_codes {
+    int64_t n_out, n_in, group;
+    const uint8_t *codes; /* [n_out][n_in], 0 .. 15 */
+    const float *scale;   /* [n_out] */
+    const uint8_t *zero;  /* [n_out], group 0 only; NULL: symmetric */
+    const uint8_t *step;  /* [n_out][ceil(n_in / group)], with a group only, as base */
+    const int8_t *base;
+    const float *in_scale; /* [n_in] or NULL */
+    int hadamard;
+} rq_w4a8_codes;
+rq_status rq_w4a8_pack(rq_packed *p, const rq_w4a8_codes *q);
+rq_status rq_w4a8_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_w4a8_codes *q);
+/* Each `size` of the n values (a multiple of size, a power of two) times the normalized Hadamard matrix of that order: butterflies from
+ * neighbours outwards, then one product each with fp32(1 / sqrt(size)). */
+void rq_w4a8_hadamard(float *x, int64_t n, int size);
+
 #endif

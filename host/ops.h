@@ -7,6 +7,7 @@
 #include "fmt_grid.h"
 #include "fmt_ssvq.h"
 #include "fmt_vq.h"
+#include "fmt_w4a8.h"
 
 /* Rows of a plain matrix, or of 32-element Q8_0 blocks, as they are in a file: possibly unaligned. */
 typedef struct rq_dense {

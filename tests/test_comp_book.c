@@ -366,9 +366,10 @@ static void lines_equal_their_literal_form(void **state) {
     assert_true(n_compared > 40);
 }
 
-static double total_loss(const problem *p, const rq_prep *prep, const float *q) {
+/* J of what lies in rows [row0, row1). */
+static double rows_loss(const problem *p, const rq_prep *prep, const float *q, int64_t row0, int64_t row1) {
     double sum = 0, w[MAX_N], v[MAX_N];
-    for (int64_t i = 0; i < p->m; ++i) {
+    for (int64_t i = row0; i < row1; ++i) {
         for (int64_t j = 0; j < p->n; ++j) {
             w[j] = (double)p->w[i * p->n + j];
             v[j] = (double)q[i * p->n + j];
@@ -383,7 +384,7 @@ static double quantized_loss(const problem *p, const rq_quant_opt *o) {
     rq_quant_result r;
     assert_int_equal(rq_prepare(&prep, p->h, NULL, p->n, o, "test"), RQ_OK);
     assert_int_equal(rq_quantize_matrix(&r, p->w, p->m, &prep, o, "test"), RQ_OK);
-    double loss = total_loss(p, &prep, r.q);
+    double loss = rows_loss(p, &prep, r.q, 0, p->m);
     rq_quant_result_free(&r);
     rq_prep_free(&prep);
     return loss;
@@ -450,6 +451,35 @@ static void descent_reaches_a_local_minimum(void **state) {
     rq_quant_result_free(&r);
     rq_prep_free(&prep);
     problem_free(&p);
+}
+
+/* The searches of ssvq (signs flipped one by one) and of two stages (in turns) may return something worse than what is there; such a
+ * step must not be taken. So one more sweep never raises the loss of a line, a row or the rows of vectors down the outputs. */
+static void no_sweep_raises_the_loss_of_a_line(void **state) {
+    (void)state;
+    enum { M = 96, N = 40, SWEEPS = 5 };
+    for (int kind = 0; kind < 6; ++kind) {
+        problem p = problem_new(M, N, 60, 400 + (uint64_t)kind);
+        int lines = kind % 3 == 2 ? 8 : 1; /* rows of a line */
+        rq_quant_opt o = options(kind % 3 ? RQ_ROUND_VQ : RQ_ROUND_SSVQ, RQ_COMP_GPTQ, 8, 32);
+        if (kind % 3) o.codes2 = 16;
+        o.vec_out = lines > 1;
+        double before[M] = {0};
+        rq_prep prep;
+        assert_int_equal(rq_prepare(&prep, p.h, NULL, N, &o, "test"), RQ_OK);
+        for (o.cd_sweeps = 0; o.cd_sweeps <= SWEEPS; ++o.cd_sweeps) {
+            rq_quant_result r;
+            assert_int_equal(rq_quantize_matrix(&r, p.w, M, &prep, &o, "test"), RQ_OK);
+            for (int64_t row = 0; row < M; row += lines) {
+                double now = rows_loss(&p, &prep, r.q, row, row + lines);
+                if (o.cd_sweeps > 0) assert_true(now <= before[row] * (1 + 1e-5));
+                before[row] = now;
+            }
+            rq_quant_result_free(&r);
+        }
+        rq_prep_free(&prep);
+        problem_free(&p);
+    }
 }
 
 /* Signs and codeword together against all 16 signs times all codewords: nearly always the best. */
@@ -1115,6 +1145,7 @@ int main(void) {
         cmocka_unit_test(lines_equal_their_literal_form),
         cmocka_unit_test(refinement_lowers_the_loss),
         cmocka_unit_test(descent_reaches_a_local_minimum),
+        cmocka_unit_test(no_sweep_raises_the_loss_of_a_line),
         cmocka_unit_test(sign_search_is_nearly_exact),
         cmocka_unit_test(a_set_shares_its_codebook),
         cmocka_unit_test(same_bytes_for_any_thread_count),

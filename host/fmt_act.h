@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Leaf header: activations on their way to int8 (W4A8), the parts whose rounding the plain C definitions, the SIMD twins and the CUDA
+ * kernels share, so that all give the same bytes. Nothing here may be contracted: fmaf where it says so, and nowhere else.
+ *
+ *   quantize    scale = max_j |h_j| / 127 (NaN is not the largest);  q_j = rint(h_j / scale), ties to even, at most 127 in size;
+ *               NaN and a scale of 0 give 0;  sum = sum_j q_j                        the division is IEEE's
+ *   rmsnorm     h_j = (x_j * r) * w_j,  r = 1 / sqrt(S / n_in + eps)                  each operation rounded to fp32
+ *               S = sum_j x_j^2 in the order of rq_act_sum. With a residual, x_j is x_j + residual_j in fp32, rounded to the type of both
+ *               (which is what goes on to be the residual stream): a square of such a number is exact in fp32.
+ *   silu        h_j = rq_act_silu(gate_j) * up_j */
+#ifndef RQ_FMT_ACT_H
+#define RQ_FMT_ACT_H
+
+#include <math.h>
+
+#include "rq_base.h"
+
+#ifdef __CUDACC__
+#define RQ_ACT_FUNCTION static __host__ __device__ __forceinline__
+#else
+#define RQ_ACT_FUNCTION static inline
+#endif
+
+/* The order of a sum of terms v_0 .. v_(n-1): partial sum p adds the terms p, p + 2048, p + 4096, ... from 0, in that order; then
+ * partial sum p takes that of p + 1024, for p < 1024, then p + 512 for p < 512, and so on to p + 1. Vectors of any width and threads
+ * of a block both do that without a detour, in as many additions as there are terms. */
+enum { RQ_ACT_PARTIALS = 2048 };
+
+/* The second half of it, in place. */
+RQ_ACT_FUNCTION float rq_act_sum(float *partial) {
+    for (int half = RQ_ACT_PARTIALS / 2; half; half /= 2)
+        for (int p = 0; p < half; ++p) partial[p] += partial[p + half];
+    return partial[0];
+}
+
+/* e^x for -87 <= x <= 87 within 2 units of the last place: x = n ln 2 + r, a Taylor polynomial of r, 2^n by its bits. */
+RQ_ACT_FUNCTION float rq_act_exp(float x) {
+    const float n = rintf(x * 1.44269504f);
+    const float r = fmaf(n, 2.12194440e-4f, fmaf(n, -0.693359375f, x));
+    float p = 1.98412698e-4f;
+    p = fmaf(p, r, 1.38888889e-3f);
+    p = fmaf(p, r, 8.33333333e-3f);
+    p = fmaf(p, r, 4.16666667e-2f);
+    p = fmaf(p, r, 1.66666667e-1f);
+    p = fmaf(p, r, 0.5f);
+    p = fmaf(p, r, 1.0f);
+    p = fmaf(p, r, 1.0f);
+    union {
+        uint32_t u;
+        float f;
+    } two_to_n;
+    two_to_n.u = (uint32_t)((int32_t)n + 127) << 23;
+    return p * two_to_n.f;
+}
+
+/* x / (1 + e^-x). NaN stays NaN; the exponent is kept to -87 .. 87, where the result no longer changes. */
+RQ_ACT_FUNCTION float rq_act_silu(float x) {
+    const float e = -x < 87.0f ? -x > -87.0f ? -x : -87.0f : 87.0f;
+    return x / (1.0f + rq_act_exp(e));
+}
+#endif
