@@ -26,7 +26,6 @@ typedef struct rq_gemv_job {
     void *y;
     const void *x, *bias, *residual;
     const float *x_scale; /* of x in bytes */
-    const int32_t *x_sum; /* W4A8 */
     const int32_t *perm;
     unsigned *counters; /* [n_rb][n_tok], zero between launches */
     float *parts;       /* [n_rb][n_tok][split][16], likewise */
@@ -36,11 +35,12 @@ typedef struct rq_gemv_job {
     int part_kb;    /* tile columns of a part */
     int log_warps; /* 2^log_warps warps share the tiles of a row block; a block has 16 / 2^log_warps row blocks at once */
     int rb_step;   /* from a block's group of row blocks to its next */
-    int batch_step;    /* from a warp's batch of tiles to its next in the row block */
-    int rounds;        /* batches of a warp in a row block */
-    int x_pitch;       /* bytes of a token in shared memory */
-    int shared_format; /* bytes of shared memory before x: the format's, then the sums of x where it wants them */
-    rq_act act;        /* of x and y, for kernels that do both */
+    int batch_step;       /* from a warp's batch of tiles to its next in the row block */
+    int rounds;           /* batches of a warp in a row block */
+    int x_pitch;          /* bytes of a token in shared memory */
+    int shared_format;    /* bytes of shared memory before x: the format's, then the sums of x where it wants them */
+    rq_act act;           /* of x and y, for kernels that do both */
+    const int32_t *x_sum; /* W4A8 */
 } rq_gemv_job;
 
 /* One compiled kernel. */

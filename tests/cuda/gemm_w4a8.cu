@@ -132,6 +132,8 @@ int main(void) {
         {"cut columns", 200, 4096, 100, 0, true, true, true, false, 0, 1},
         {"a stack", 48, 1280, 17, 64, false, false, true, false, 3, 0},
         {"a long row", 128, 3200, 64, 160, false, false, false, false, 0, 0},
+        {"groups of 128, few tokens", 128, 256, 20, 128, false, true, false, true, 0, 0},
+        {"groups of 128, more tokens", 120, 384, 70, 128, false, false, true, false, 0, 0},
     };
     for (int capability = 80; capability <= 90; capability += 10) {
         const rq_cuda_gemm_wish wish = {capability, 0, 0, 0};

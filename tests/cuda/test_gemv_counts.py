@@ -102,10 +102,31 @@ def check_w4a8():
     expect("w4a8 kinds", seen == {0, 4}, seen)
 
 
+def check_w4a8_gemm():
+    """No bank conflict; and of the wgmma kernels in table.json: instructions that can be decoding, per weight, in the main loop."""
+    for c in launches_of("gemm_w4a8"):
+        for kind in ("ld", "st"):
+            expect("w4a8 gemm: bank conflicts", c[f"shared_{kind}_waves"] == c[f"shared_{kind}_ideal"], c)
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "table.json"), encoding="utf-8") as f: table = json.load(f)
+    seen = set()
+    for name, row in table["kernels"].items():
+        found = re.match(r"gemm_w4a8 rq_gemm_w4a8_wgmma<(\d), (\d+), (\d)>", name)
+        if not found: continue
+        loop, steps = row["sm_90a"]["loop"], int(found.group(3))
+        expect(f"{name}: spills", row["sm_90a"]["spill"] == 0, row)
+        per_weight = sum(loop.get(op, 0) for op in ("LOP3", "SHF", "PRMT", "IMAD")) / (16 * max(loop.get("IGMMA", 0), 1))
+        print(f"{name}: {loop.get('IGMMA', 0)} wgmma, {per_weight:.2f} instructions a weight")
+        expect(f"{name}: wgmma", loop.get("IGMMA", 0) >= 4, loop)
+        expect(f"{name}: decoding", per_weight <= {0: 0.5, 4: 1.0, 1: 1.3}[steps], per_weight)
+        seen.add(found.groups())
+    expect("w4a8 gemm kernels", len(seen) == 12, seen)
+
+
 def main():
     seen = set()
     check_vq()
     check_w4a8()
+    check_w4a8_gemm()
     check_ssvq("gemv_ssvq", 2)
     check_ssvq("gemv_ssvq_s8", 1)
     for c in launches_of("gemv_grid"):
