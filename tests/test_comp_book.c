@@ -885,7 +885,6 @@ static void bad_options_are_refused(void **state) {
         {"scale-dtype", "f32", "f16"},
         {"outliers", "17", "0..16"},
         {"kmeans-iters", "-1", "too small"},
-        {"stage-fit", "sweep", "two stages"},
         {"col-norm", "range", "--vec-axis out"},
         {"book-order", "hdiag", "--vec-axis out"},
     };
