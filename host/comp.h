@@ -59,6 +59,11 @@ typedef enum rq_clip_weights { RQ_CLIP_PLAIN, RQ_CLIP_HDIAG } rq_clip_weights;
 /* What a codebook rounder measures distances in: plain, weighed by the diagonal of the block's metric, or the exact metric. */
 typedef enum rq_assign { RQ_ASSIGN_EUCLID, RQ_ASSIGN_DIAG, RQ_ASSIGN_MAHALANOBIS } rq_assign;
 typedef enum rq_book_dtype { RQ_BOOK_F16, RQ_BOOK_U8 } rq_book_dtype;
+typedef enum rq_book_order { RQ_BOOK_NATURAL, RQ_BOOK_HDIAG } rq_book_order; /* which columns share a codebook */
+/* Scale and bias of a column before any refit: standard deviation and mean, or range and minimum. */
+typedef enum rq_col_norm { RQ_COL_STD, RQ_COL_RANGE } rq_col_norm;
+/* The second stage is fitted to what the first leaves of the start weights, or of the weights as a sweep with it met them. */
+typedef enum rq_stage_fit { RQ_STAGE_START, RQ_STAGE_SWEEP } rq_stage_fit;
 typedef enum rq_update { RQ_UPDATE_AUTO, RQ_UPDATE_ORG, RQ_UPDATE_ALLW } rq_update;
 
 struct rq_quant_opt {
@@ -80,10 +85,15 @@ struct rq_quant_opt {
     rq_dtype scale_dtype; /* RQ_F16 or RQ_F32 */
     int cd_sweeps;        /* coordinate-descent sweeps after each of (refit + 1) rounds */
     int refit;            /* rounds of least-squares refit of the group scales, and of codebooks */
+    int sign_steps;       /* ssvq: gradient steps of sign learning after the refinement, 0 for none */
+    double sign_rate;     /* ... and their first rate */
     /* Codebook rounders (ssvq, vq); bits, sym, clip and static_groups are the grid's. */
     int vec_len, codes, codes2; /* weights a vector; codebook size; size of the second stage's (vq), 0 without one */
     bool vec_out;               /* vq: vectors run down the outputs, with a scale and a bias for each column */
+    rq_col_norm col_norm;       /* vec_out */
+    rq_stage_fit stage_fit;     /* codes2 > 0 */
     int64_t book_cols;          /* columns that share a codebook; 0: all */
+    rq_book_order book_order;   /* book_cols > 0: neighbours, or (vec_out) those of like H_jj */
     rq_book_dtype book_dtype;   /* ssvq */
     bool share_books;           /* one codebook for matrices with the same input */
     int outliers;               /* columns of largest H_jj kept as 8-bit numbers ... */

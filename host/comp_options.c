@@ -108,6 +108,7 @@ void rq_quant_default_round(rq_quant_opt *o, rq_comp comp, rq_round round) {
     o->outliers = 8;
     o->outlier_min = 8;
     o->assign = RQ_ASSIGN_MAHALANOBIS;
+    o->sign_rate = 0.4;
     o->kmeans_iters = 12;
     o->kmeans_points = 1 << 16;
 }
@@ -139,11 +140,25 @@ static rq_status check_book(const rq_quant_opt *o) {
     if (o->book_cols < 0 || (!o->vec_out && o->book_cols % o->vec_len))
         return rq_fail(RQ_ERR_ARG, "--book-cols %lld is not a multiple of --vec-len %d (0 means all columns)",
                        (long long)o->book_cols, o->vec_len);
+    if (o->stage_fit == RQ_STAGE_SWEEP && o->codes2 == 0)
+        return rq_fail(RQ_ERR_ARG, "--stage-fit sweep is for two stages: --codes2 is 0");
+    if (o->col_norm != RQ_COL_STD && !o->vec_out)
+        return rq_fail(RQ_ERR_ARG,
+                       "--col-norm range is for --vec-axis out: with vectors along inputs rows have scales");
+    if (o->book_order == RQ_BOOK_HDIAG && (!o->vec_out || o->book_cols == 0))
+        return rq_fail(RQ_ERR_ARG, "--book-order hdiag is for --vec-axis out and --book-cols %lld above 0",
+                       (long long)o->book_cols);
     if (o->book_dtype == RQ_BOOK_U8 && !ssvq) return rq_fail(RQ_ERR_ARG, "--book-dtype u8: codebooks of vq are f16");
     if (o->scale_dtype != RQ_F16) return rq_fail(RQ_ERR_ARG, "--scale-dtype f32: scales of %s are f16", name);
     if (o->outliers < 0 || o->outliers > RQ_SSVQ_MAX_OUTLIERS || !(o->outlier_min >= 0))
         return rq_fail(RQ_ERR_ARG, "--outliers %d must be in 0..%d and --outlier-min %g not negative", o->outliers,
                        RQ_SSVQ_MAX_OUTLIERS, o->outlier_min);
+    if (o->sign_steps < 0 || o->sign_steps > 10000 || !fraction(o->sign_rate, 0, 100))
+        return rq_fail(RQ_ERR_ARG, "--sign-steps %d must be in 0..10000 and --sign-rate %g in 0..100", o->sign_steps,
+                       o->sign_rate);
+    if (o->sign_steps > 0 && (!ssvq || !rq_comp_get(o->comp)->propagates))
+        return rq_fail(RQ_ERR_ARG, "--sign-steps %d: %s has no signs to learn", o->sign_steps,
+                       ssvq ? "rounding to the nearest code" : name);
     if (o->kmeans_iters < 0 || o->kmeans_iters > 10000 || o->kmeans_points < 0 || o->kmeans_seed < 0)
         return rq_fail(RQ_ERR_ARG, "--kmeans-iters %d, --kmeans-points %lld and --kmeans-seed %d: too small or large",
                        o->kmeans_iters, (long long)o->kmeans_points, o->kmeans_seed);
@@ -199,8 +214,16 @@ rq_status rq_quant_check(const rq_quant_opt *o, int64_t n_in) {
     }
     if (o->scale_dtype != RQ_F16 && o->scale_dtype != RQ_F32)
         return rq_fail(RQ_ERR_ARG, "scales are stored as f16 or f32");
+<<<<<<< HEAD
     if (o->round == RQ_ROUND_W4A8) return check_w4a8(o, n_in);
     return rq_round_is_book(o->round) ? check_book(o) : RQ_OK;
+=======
+    if (!rq_round_is_book(o->round)) return RQ_OK;
+    if (o->book_order == RQ_BOOK_HDIAG && n_in > o->book_cols * RQ_VQ_MAX_BOOKS && o->book_cols > 0)
+        return rq_fail(RQ_ERR_ARG, "--book-cols %lld makes more than %d codebooks of %lld columns; --book-order hdiag",
+                       (long long)o->book_cols, RQ_VQ_MAX_BOOKS, (long long)n_in);
+    return check_book(o);
+>>>>>>> main
 }
 
 /* ---- options by name: one table for flags, --config files, --override and reports ---- */
@@ -238,12 +261,21 @@ static const setting settings[] = {
     {{"codes", 'i', "K", "ssvq, vq: entries of a codebook"}, AT(codes)},
     {{"codes2", 'i', "K", "vq: entries of the second stage's, 0 for one stage"}, AT(codes2)},
     {{"vec-axis", 'e', "in|out", "vq: vectors along the inputs, or down the outputs with column scales"}, AT(vec_out)},
+    {{"col-norm", 'e', "std|range", "vq, vectors down the outputs: what columns are divided by at first"},
+     AT(col_norm)},
+    {{"stage-fit", 'e', "start|sweep", "vq: fit stage two on the start weights, or on what a sweep leaves"},
+     AT(stage_fit)},
     {{"book-cols", 'I', "N", "ssvq, vq: columns that share a codebook; 0: all"}, AT(book_cols)},
+    {{"book-order", 'e', "natural|hdiag",
+      "vq, vectors down the outputs: columns that share one are neighbours, or alike in H"},
+     AT(book_order)},
     {{"book-dtype", 'e', "f16|u8", "ssvq: how codebooks are stored"}, AT(book_dtype)},
     {{"share-books", 'b', NULL, "ssvq, vq: one codebook for matrices with the same input"}, AT(share_books)},
     {{"outliers", 'i', "N", "ssvq, vq: columns of largest Gram diagonal kept in 8 bits"}, AT(outliers)},
     {{"outlier-min", 'd', "F", "ssvq, vq: only those above F times the mean diagonal"}, AT(outlier_min)},
     {{"assign", 'e', "euclid|diag|mahalanobis", "ssvq, vq: the metric of the search"}, AT(assign)},
+    {{"sign-steps", 'i', "N", "ssvq: gradient steps of sign learning after the refinement"}, AT(sign_steps)},
+    {{"sign-rate", 'd', "F", "ssvq: their first rate"}, AT(sign_rate)},
     {{"kmeans-iters", 'i', "N", "ssvq, vq: iterations of the codebook's fit"}, AT(kmeans_iters)},
     {{"kmeans-points", 'I', "N", "ssvq, vq: vectors it is fitted on; 0: all"}, AT(kmeans_points)},
     {{"kmeans-seed", 'i', "N", "ssvq, vq: of the codebook's first entries"}, AT(kmeans_seed)},
@@ -298,6 +330,9 @@ static rq_status set_choice(rq_quant_opt *o, size_t offset, const rq_quant_key *
     case AT(update): o->update = (rq_update)i; break;
     case AT(vec_out): o->vec_out = i == 1; break;
     case AT(assign): o->assign = (rq_assign)i; break;
+    case AT(col_norm): o->col_norm = (rq_col_norm)i; break;
+    case AT(stage_fit): o->stage_fit = (rq_stage_fit)i; break;
+    case AT(book_order): o->book_order = (rq_book_order)i; break;
     case AT(book_dtype): o->book_dtype = (rq_book_dtype)i; break;
     default: o->scale_dtype = i ? RQ_F32 : RQ_F16; break;
     }
@@ -386,7 +421,9 @@ rq_status rq_quant_set_all(rq_quant_opt *o, const char *text) {
 void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t size) {
     static const char *const clips[] = {"none", "mse"}, *const weights[] = {"none", "hdiag"},
                              *const updates[] = {"auto", "org", "allw"},
-                             *const assigns[] = {"euclid", "diag", "mahalanobis"}, *const types[] = {"f16", "u8"};
+                             *const assigns[] = {"euclid", "diag", "mahalanobis"}, *const types[] = {"f16", "u8"},
+                             *const norms[] = {"std", "range"}, *const fits[] = {"start", "sweep"},
+                             *const orders[] = {"natural", "hdiag"};
     if (size) text[0] = 0;
     for (int i = 0; i < (int)(sizeof settings / sizeof *settings); ++i) {
         const setting *s = &settings[i];
@@ -406,6 +443,9 @@ void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t siz
                            : s->offset == AT(update)       ? updates[o->update]
                            : s->offset == AT(vec_out)      ? (o->vec_out ? "out" : "in")
                            : s->offset == AT(assign)       ? assigns[o->assign]
+                           : s->offset == AT(col_norm)     ? norms[o->col_norm]
+                           : s->offset == AT(stage_fit)    ? fits[o->stage_fit]
+                           : s->offset == AT(book_order)   ? orders[o->book_order]
                            : s->offset == AT(book_dtype)   ? types[o->book_dtype]
                            : o->scale_dtype == RQ_F32      ? "f32"
                                                            : "f16";

@@ -5,6 +5,7 @@
  *              (q - t) H_bb (q - t)^T: the search of the rounder under the metric H_bb. Taken only where J falls.
  *   scales     J is quadratic in each scale: its minimum, rounded to the stored type, taken only where J falls.
  *   codebooks  rq_refit_book (comp_refit_book.c)
+ *   signs      --sign-steps: learned (comp_signs.c), then all of the above again; kept where J fell.
  *
  * Before that, rows that the sweep left worse than rounding each vector to the nearest code would are rounded so: the sweep is
  * greedy, and on a degenerate H it can lose. A task is a tile of rows; G is kept up to date inside a run of columns and by one
@@ -12,9 +13,9 @@
 #include <math.h>
 
 #include "backend.h"
-#include "comp_book.h"
+#include "comp_signs.h"
 
-enum { RUN = 128 };
+enum { RUN = 128, SIGN_PHASE = 10 };
 
 typedef struct refine_shared {
     rq_book_task *t;
@@ -77,7 +78,7 @@ static void pick_vector(const rq_book_task *t, refine_scratch *b, int64_t v, con
                         int64_t row0, int64_t n_rows) {
     for (int64_t r = 0; r < n_rows; ++r) b->s[r] = t->scale[(row0 + r) * t->n_group + v * t->d / t->group];
     const rq_pick pick = {.book = &t->book,
-                          .which = v / t->book.vec_per_book,
+                          .which = rq_book_of(&t->book, v),
                           .metric = metric,
                           .diagonal = diagonal,
                           .n = n_rows,
@@ -277,6 +278,76 @@ done:
     scratch_free(&b);
 }
 
+/* ---- learning signs ---- */
+
+/* What the refinement of rows changes. */
+typedef struct snapshot {
+    rq_vec_code *code;
+    int8_t *outlier;
+    float *scale, *value;
+    double loss;
+} snapshot;
+
+static void copy_task(rq_book_task *t, snapshot *p, bool back) {
+    const rq_book *b = &t->book;
+    void *const task[] = {t->code, t->outlier, t->scale, b->value[0]};
+    void *const kept[] = {p->code, p->outlier, p->scale, p->value};
+    const size_t size[] = {(size_t)(t->n_out * t->n_vec) * sizeof *t->code, (size_t)(t->n_out * t->prep->n_outlier),
+                           (size_t)(t->n_out * t->n_group) * sizeof *t->scale,
+                           (size_t)(b->n_book * b->k[0] * b->d) * sizeof *b->value[0]};
+    for (int i = 0; i < 4; ++i) memcpy(back ? task[i] : kept[i], back ? kept[i] : task[i], size[i]);
+    if (back) rq_book_store(t); /* stored values come back as they were */
+}
+
+/* One round of refits, and sweeps over codes. */
+static rq_status refine_round(refine_shared *s, bool refit, int64_t n_tile) {
+    rq_status status = RQ_OK;
+    if (refit) {
+        RQ_TRY(rq_refit_book(s->t));
+        rq_parallel_for(n_tile, scale_tile, s);
+    }
+    if (s->t->opt->cd_sweeps > 0) rq_parallel_for(n_tile, descend_tile, s);
+    if (s->failed) RQ_FAIL(RQ_ERR_NOMEM, "out of memory in the refinement");
+done:
+    return status;
+}
+
+/* Phases of sign learning (comp_signs.c), each followed by a round of refinement, and one more round. The best is kept. */
+static rq_status learn_signs(refine_shared *s, int64_t n_tile) {
+    rq_status status = RQ_OK;
+    rq_book_task *t = s->t;
+    rq_signs signs = {0};
+    snapshot best = {0};
+    double loss;
+    RQ_TRY(RQ_NEW(best.code, t->n_out * t->n_vec));
+    RQ_TRY(RQ_NEW(best.outlier, rq_max_i64(1, t->n_out * t->prep->n_outlier)));
+    RQ_TRY(RQ_NEW(best.scale, t->n_out * t->n_group));
+    RQ_TRY(RQ_NEW(best.value, t->book.n_book * t->book.k[0] * t->book.d));
+    RQ_TRY(rq_book_loss(t, &best.loss));
+    copy_task(t, &best, false);
+    for (int64_t left = t->opt->sign_steps, steps = 1; steps > 0; left -= steps) {
+        steps = rq_min_i64(left, SIGN_PHASE);
+        if (steps > 0) {
+            RQ_TRY(rq_signs_new(&signs, t));
+            rq_signs_run(&signs, steps, t->opt->sign_rate);
+            rq_signs_free(&signs);
+        }
+        RQ_TRY(refine_round(s, true, n_tile));
+        RQ_TRY(rq_book_loss(t, &loss));
+        if (!(loss < best.loss)) continue;
+        best.loss = loss;
+        copy_task(t, &best, false);
+    }
+    copy_task(t, &best, true);
+done:
+    rq_signs_free(&signs);
+    free(best.code);
+    free(best.outlier);
+    free(best.scale);
+    free(best.value);
+    return status;
+}
+
 /* ---- the whole ---- */
 
 /* H_bb of one vector without its outlier columns: over its largest entry, and inverted. */
@@ -313,14 +384,9 @@ rq_status rq_refine_book(rq_book_task *t) {
     for (int o = 0; o < t->prep->n_outlier; ++o) s.kept[t->prep->outlier_col[o]] = o;
     for (int64_t v = 0; v < t->n_vec; ++v) block_metric(&s, v);
     rq_parallel_for(n_tile, choose_tile, &s);
-    for (int round = 0; round <= t->opt->refit && !s.failed; ++round) {
-        if (round > 0) {
-            RQ_TRY(rq_refit_book(t));
-            rq_parallel_for(n_tile, scale_tile, &s);
-        }
-        if (t->opt->cd_sweeps > 0) rq_parallel_for(n_tile, descend_tile, &s);
-    }
-    if (t->opt->refit > 0)
+    for (int round = 0; round <= t->opt->refit; ++round) RQ_TRY(refine_round(&s, round > 0, n_tile));
+    if (t->opt->sign_steps > 0) RQ_TRY(learn_signs(&s, n_tile));
+    if (t->opt->refit > 0 || t->opt->sign_steps > 0)
         rq_parallel_for(n_tile, choose_tile, &s); /* there are other codebooks to be nearest in now */
     if (s.failed) RQ_FAIL(RQ_ERR_NOMEM, "out of memory in the refinement");
 done:

@@ -27,7 +27,7 @@ static int64_t stage_offset(const rq_book_task *t, int stage) {
 
 /* Where in a codebook vector i of a row has its entry of a stage. */
 static int64_t entry_of(const rq_book_task *t, int stage, int64_t i, const rq_vec_code *c) {
-    return stage_offset(t, stage) + (i / t->book.vec_per_book * t->book.k[stage] + c->code[stage]) * t->d;
+    return stage_offset(t, stage) + (rq_book_of(&t->book, i) * t->book.k[stage] + c->code[stage]) * t->d;
 }
 
 static void lines_of_chunk(const refit *f, int64_t chunk, int64_t *line0, int64_t *line1) {
@@ -166,6 +166,18 @@ static void set_values(rq_book_task *t, const double *x) {
         for (int64_t i = 0; i < t->book.n_book * t->book.k[stage] * t->d; ++i)
             t->book.value[stage][i] = (float)(t->vec->magnitudes ? fabs(from[i]) : from[i]);
     }
+}
+
+rq_status rq_book_loss(rq_book_task *t, double *out) {
+    rq_status status = RQ_OK;
+    refit f = {.t = t};
+    RQ_TRY(RQ_NEW(f.q, t->n_out * t->n));
+    RQ_TRY(RQ_NEW(f.h, t->n_out * t->n));
+    *out = loss(&f);
+done:
+    free(f.q);
+    free(f.h);
+    return status;
 }
 
 rq_status rq_refit_book(rq_book_task *t) {

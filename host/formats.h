@@ -112,7 +112,9 @@ typedef struct rq_vq_codes {
     int64_t n_codes[2], book_cols, group;
     const uint16_t *codes[2]; /* [n_line][n_code]: the vectors of a row, or with vec_out the columns of vec_len rows */
     const rq_f16 *book[2];
-    const float *scale;                 /* [n_out][ceil(n_in / group)], exact in fp16; NULL: 1 */
+    const uint8_t
+        *book_of;       /* [n_in], with vec_out: the codebook of each column; NULL: book_cols neighbours share one */
+    const float *scale; /* [n_out][ceil(n_in / group)], exact in fp16; NULL: 1 */
     const rq_f16 *col_scale, *col_bias; /* [n_in], both or neither */
     int n_outlier;
     const int32_t *outlier_col; /* [n_outlier], ascending */

@@ -133,6 +133,7 @@ double rq_plan_bits(const rq_matrix_plan *p, int n_set) {
         bits += 32.0 * (double)(lines * rq_ssvq_code_words(p->n_in, o->vec_out ? 1 : o->vec_len, code_bits));
         book += (double)(books * codes[s] * o->vec_len) * (o->book_dtype == RQ_BOOK_U8 ? 8 : 16);
     }
+    if (o->book_order == RQ_BOOK_HDIAG) book += 8.0 * (double)p->n_in;
     if (o->round == RQ_ROUND_SSVQ) bits += 32.0 * (double)(p->n_out * rq_ssvq_sign_words(p->n_in, o->vec_len));
     if (o->book_dtype == RQ_BOOK_U8) book += 32.0 * (double)books;
     return bits + book / n_set + (double)o->outliers * (8.0 * (double)p->n_out + 64);

@@ -202,7 +202,7 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const double
                 continue;
             }
             o.alpha = o.alpha2 = o.rho = 0;
-            o.cd_sweeps = o.refit = 0;
+            o.cd_sweeps = o.refit = o.sign_steps = 0;
             if (!prepared) {
                 rq_prep_free(&prep);
                 RQ_TRY(rq_prepare(&prep, h, NULL, p->n_in, &o, p->name));
