@@ -214,16 +214,12 @@ rq_status rq_quant_check(const rq_quant_opt *o, int64_t n_in) {
     }
     if (o->scale_dtype != RQ_F16 && o->scale_dtype != RQ_F32)
         return rq_fail(RQ_ERR_ARG, "scales are stored as f16 or f32");
-<<<<<<< HEAD
     if (o->round == RQ_ROUND_W4A8) return check_w4a8(o, n_in);
-    return rq_round_is_book(o->round) ? check_book(o) : RQ_OK;
-=======
     if (!rq_round_is_book(o->round)) return RQ_OK;
     if (o->book_order == RQ_BOOK_HDIAG && n_in > o->book_cols * RQ_VQ_MAX_BOOKS && o->book_cols > 0)
         return rq_fail(RQ_ERR_ARG, "--book-cols %lld makes more than %d codebooks of %lld columns; --book-order hdiag",
                        (long long)o->book_cols, RQ_VQ_MAX_BOOKS, (long long)n_in);
     return check_book(o);
->>>>>>> main
 }
 
 /* ---- options by name: one table for flags, --config files, --override and reports ---- */
