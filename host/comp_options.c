@@ -77,11 +77,21 @@ void rq_quant_default(rq_quant_opt *o, rq_comp comp) {
     }
 }
 
+/* Clip search and refinement as on the grid; groups are found beforehand, row by row. */
+static void default_w4a8(rq_quant_opt *o) {
+    o->round = RQ_ROUND_W4A8;
+    o->bits = 4;
+    o->group = 128;
+    o->static_groups = true;
+    o->scale_dtype = RQ_F32;
+}
+
 bool rq_round_is_book(rq_round r) { return rq_round_get(r) && rq_round_get(r)->vec; }
 
 /* The 2-bit setting of docs/methods.md ("Codebooks"); --vec-len 4 makes it the 3-bit one. */
 void rq_quant_default_round(rq_quant_opt *o, rq_comp comp, rq_round round) {
     rq_quant_default(o, comp);
+    if (round == RQ_ROUND_W4A8) default_w4a8(o);
     if (!rq_round_is_book(round)) return;
     bool propagates = rq_comp_get(comp)->propagates;
     o->round = round;
@@ -172,6 +182,26 @@ static rq_status check_book(const rq_quant_opt *o) {
     return RQ_OK;
 }
 
+static rq_status check_w4a8(const rq_quant_opt *o, int64_t n_in) {
+    if (o->bits != 4) return rq_fail(RQ_ERR_ARG, "--bits %d: codes of w4a8 have 4", o->bits);
+    if (o->group % 32 || o->group > RQ_W4A8_MAX_GROUP)
+        return rq_fail(RQ_ERR_ARG, "--group %lld: of w4a8 it is 0 or a multiple of 32 up to %d", (long long)o->group,
+                       RQ_W4A8_MAX_GROUP);
+    if (n_in > RQ_W4A8_MAX_COLS)
+        return rq_fail(RQ_ERR_UNSUPPORTED, "w4a8 sums up to %d products in 32 bits; the matrix has %lld inputs",
+                       RQ_W4A8_MAX_COLS, (long long)n_in);
+    if (o->sym && o->group)
+        return rq_fail(RQ_ERR_ARG, "--sym: w4a8 with --group %lld has a base for each group; --sym is for --group 0",
+                       (long long)o->group);
+    if (!o->static_groups && o->group)
+        return rq_fail(RQ_ERR_ARG,
+                       "--no-static-groups: the groups of a row share a scale in w4a8, and are found beforehand");
+    if (o->clip == RQ_CLIP_MSE && o->clip_power != 2 && o->group)
+        return rq_fail(RQ_ERR_ARG, "--clip-power %g: w4a8 with --group searches by squares", o->clip_power);
+    if (o->scale_dtype != RQ_F32) return rq_fail(RQ_ERR_ARG, "--scale-dtype f16: scales of w4a8 are f32");
+    return RQ_OK;
+}
+
 rq_status rq_quant_check(const rq_quant_opt *o, int64_t n_in) {
     if (o->struct_size != sizeof *o) return rq_fail(RQ_ERR_ARG, "rq_quant_opt was not set up by rq_quant_default");
     if (!rq_comp_get(o->comp) || (unsigned)o->round >= RQ_N_ROUNDS)
@@ -201,6 +231,7 @@ rq_status rq_quant_check(const rq_quant_opt *o, int64_t n_in) {
     }
     if (o->scale_dtype != RQ_F16 && o->scale_dtype != RQ_F32)
         return rq_fail(RQ_ERR_ARG, "scales are stored as f16 or f32");
+    if (o->round == RQ_ROUND_W4A8) return check_w4a8(o, n_in);
     if (!rq_round_is_book(o->round)) return RQ_OK;
     if (o->book_order == RQ_BOOK_HDIAG && n_in > o->book_cols * RQ_VQ_MAX_BOOKS && o->book_cols > 0)
         return rq_fail(RQ_ERR_ARG, "--book-cols %lld makes more than %d codebooks of %lld columns; --book-order hdiag",
