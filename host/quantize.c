@@ -112,6 +112,12 @@ double rq_plan_bits(const rq_matrix_plan *p, int n_set) {
     const rq_quant_opt *o = &p->opt;
     int64_t group = o->group ? o->group : p->n_in, n_group = rq_ceil_div(p->n_in, group);
     double scales = (double)(p->n_out * n_group) * (o->scale_dtype == RQ_F32 ? 32 : 16);
+    if (o->round == RQ_ROUND_W4A8) {
+        return 32.0 * (double)(p->n_out * (rq_w4a8_row_words(p->n_in) + 1)) + 128 +
+               (o->group ? 16.0 * (double)(p->n_out * n_group)
+                : o->sym ? 0
+                         : 8.0 * (double)p->n_out);
+    }
     if (!rq_round_is_book(o->round)) {
         return 32.0 * (double)(p->n_out * rq_grid_row_words(p->n_in, o->bits)) + scales +
                (o->sym ? 0 : 32.0 * (double)(rq_ceil_div(p->n_out * o->bits, 32) * n_group)) +

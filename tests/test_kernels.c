@@ -445,6 +445,7 @@ static void test_every_row(void **state) {
     for (int64_t i = 0; i < rq_kernel_count(); ++i) {
         const rq_kernel *k = rq_kernel_at(i);
         const char *why;
+        if (k->quantize || k->gemm) continue; /* test_kernels_w4a8.c has these */
         if (!rq_kernel_usable(k, &why)) {
             printf("skip %s %s %s: %s\n", k->op, k->operand, k->impl, why);
             continue;
