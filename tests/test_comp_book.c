@@ -592,6 +592,7 @@ static void same_bytes_for_any_thread_count(void **state) {
     o.outliers = 2;
     o.cd_sweeps = 2;
     o.refit = 1;
+    o.sign_steps = 12;
     float *want = NULL;
     for (int threads = 1; threads <= 3; ++threads) {
         rq_prep prep;
@@ -789,6 +790,7 @@ static void hard_problems_stay_valid(void **state) {
         o.act_order = bits >> 5 & 1;
         o.vec_out = round == RQ_ROUND_VQ && (bits >> 6 & 1);
         o.kmeans_iters = 3;
+        if (round == RQ_ROUND_SSVQ && rq_comp_get(o.comp)->propagates && i % 4 == 0) o.sign_steps = 12;
         check_hard(&p, &o);
         problem_free(&p);
     }
