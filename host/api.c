@@ -53,7 +53,7 @@ rq_status rq_quantize_layer(float *q, uint8_t *codes, float *scale, uint8_t *zer
     if (info && info->struct_size != sizeof *info)
         return rq_fail(RQ_ERR_ARG, "rq_quantize_layer: info->struct_size is not set");
     RQ_TRY(parse_options(&o, options));
-    if (rq_round_is_book(o.round) && (codes || scale || zero || g_idx)) {
+    if (o.round != RQ_ROUND_GRID && (codes || scale || zero || g_idx)) {
         RQ_FAIL(RQ_ERR_UNSUPPORTED,
                 "rq_quantize_layer: codes, scales, zeros and group indices are the grid's; with round=%s "
                 "only q is given",
