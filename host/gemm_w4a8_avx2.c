@@ -7,27 +7,36 @@
 enum { BLOCK = 32, TILE_TOK = 2 };
 #define ZERO_ROW(w, row) 0
 
-INLINE void unpack_block(uint8_t *to, const rq_w4a8 *w, int64_t row, int64_t j);
+INLINE void unpack_row(uint8_t *to, const rq_w4a8 *w, int64_t row, int64_t j, int64_t n_block);
 INLINE void tile(int32_t *sum, const uint8_t *bytes, const int8_t *x, int64_t pitch, int64_t n_block, int n);
 #include "gemm_w4a8_body.h"
 
-INLINE void unpack_block(uint8_t *to, const rq_w4a8 *w, int64_t row, int64_t j) {
-    const char *from = (const char *)(w->words + row * w->row_words) + j / 2;
-    const int64_t left = w->row_words * 4 - j / 2;
+/* 32 codes from the first n of 16 bytes. */
+INLINE __m256i codes_of(const char *from, int64_t n) {
     __m128i pairs;
-    if (left >= BLOCK / 2) {
+    if (n >= BLOCK / 2) {
         pairs = _mm_loadu_si128((const __m128i *)from);
     } else {
         char some[BLOCK / 2] = {0};
-        memcpy(some, from, (size_t)left);
+        memcpy(some, from, (size_t)n);
         pairs = _mm_loadu_si128((const __m128i *)some);
     }
     const __m256i wide = _mm256_cvtepu8_epi16(pairs);
-    const __m256i codes = _mm256_and_si256(_mm256_or_si256(wide, _mm256_slli_epi16(wide, 4)), _mm256_set1_epi8(15));
-    const int64_t k = w->group ? row * w->n_group + j / w->group : 0;
-    const int step = w->group ? w->step[k] : 1, base = w->group ? w->base[k] : w->zero ? -w->zero[row] : -8;
-    const __m128i table = _mm_add_epi8(_mm_loadu_si128((const __m128i *)multiples[step]), _mm_set1_epi8((char)base));
-    _mm256_store_si256((__m256i *)to, _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes));
+    return _mm256_and_si256(_mm256_or_si256(wide, _mm256_slli_epi16(wide, 4)), _mm256_set1_epi8(15));
+}
+
+INLINE void unpack_row(uint8_t *to, const rq_w4a8 *w, int64_t row, int64_t j, int64_t n_block) {
+    const char *from = (const char *)(w->words + row * w->row_words) + j / 2;
+    const int zero = w->zero ? w->zero[row] : 8;
+    int64_t n = w->row_words * 4 - j / 2;
+    __m128i table = _mm_sub_epi8(_mm_loadu_si128((const __m128i *)multiples[1]), _mm_set1_epi8((char)zero));
+    tables t = {0};
+    if (w->group) t = tables_at(w, row, j, 0);
+    for (int64_t b = 0; b < n_block; ++b, j += BLOCK, from += BLOCK / 2, n -= BLOCK / 2) {
+        if (w->group) table = tables_next(&t, j);
+        _mm256_store_si256((__m256i *)(to + b * BLOCK),
+                           _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes_of(from, n)));
+    }
 }
 
 INLINE void tile_of(int n, int32_t *sum, const uint8_t *bytes, const int8_t *x, int64_t pitch, int64_t n_block) {

@@ -8,30 +8,34 @@
 enum { BLOCK = 64, TILE_TOK = 6 };
 #define ZERO_ROW(w, row) ((w)->group ? 128 : (w)->zero ? (w)->zero[row] : 8)
 
-INLINE __m128i table_of(const rq_w4a8 *w, int64_t row, int64_t j);
-INLINE void unpack_block(uint8_t *to, const rq_w4a8 *w, int64_t row, int64_t j);
+INLINE void unpack_row(uint8_t *to, const rq_w4a8 *w, int64_t row, int64_t j, int64_t n_block);
 INLINE void tile(int32_t *sum, const uint8_t *bytes, const int8_t *x, int64_t pitch, int64_t n_block, int n);
 #include "gemm_w4a8_body.h"
 
-INLINE __m128i table_of(const rq_w4a8 *w, int64_t row, int64_t j) {
-    const int64_t k = row * w->n_group + j / w->group;
-    return _mm_add_epi8(_mm_loadu_si128((const __m128i *)multiples[w->step[k]]),
-                        _mm_set1_epi8((char)(w->base[k] ^ -128)));
+/* 64 codes from the first n of 32 bytes. */
+INLINE __m512i codes_of(const char *from, int64_t n) {
+    const __m256i pairs = n >= BLOCK / 2 ? _mm256_loadu_si256((const __m256i *)from)
+                                         : _mm256_maskz_loadu_epi8((__mmask32)((1u << n) - 1u), from);
+    const __m512i wide = _mm512_cvtepu8_epi16(pairs);
+    return _mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi16(wide, 4)), _mm512_set1_epi8(15));
 }
 
-INLINE void unpack_block(uint8_t *to, const rq_w4a8 *w, int64_t row, int64_t j) {
+INLINE void unpack_row(uint8_t *to, const rq_w4a8 *w, int64_t row, int64_t j, int64_t n_block) {
     const char *from = (const char *)(w->words + row * w->row_words) + j / 2;
-    const int64_t left = w->row_words * 4 - j / 2;
-    const __m256i pairs = left >= BLOCK / 2 ? _mm256_loadu_si256((const __m256i *)from)
-                                            : _mm256_maskz_loadu_epi8((__mmask32)((1u << left) - 1u), from);
-    const __m512i wide = _mm512_cvtepu8_epi16(pairs);
-    __m512i codes = _mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi16(wide, 4)), _mm512_set1_epi8(15));
-    if (w->group) { /* groups are multiples of 32: one or two in a block */
-        const __m256i low = _mm256_broadcastsi128_si256(table_of(w, row, j));
-        const __m256i high = j + 32 < w->n_in ? _mm256_broadcastsi128_si256(table_of(w, row, j + 32)) : low;
-        codes = _mm512_shuffle_epi8(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1), codes);
+    int64_t n = w->row_words * 4 - j / 2;
+    if (!w->group) {
+        for (int64_t b = 0; b < n_block; ++b, from += BLOCK / 2, n -= BLOCK / 2)
+            _mm512_store_si512(to + b * BLOCK, codes_of(from, n));
+        return;
     }
-    _mm512_store_si512(to, codes);
+    tables t = tables_at(w, row, j, -128);
+    for (int64_t b = 0; b < n_block;
+         ++b, j += BLOCK, from += BLOCK / 2, n -= BLOCK / 2) { /* groups are multiples of 32 */
+        const __m256i low = _mm256_broadcastsi128_si256(tables_next(&t, j));
+        const __m256i high = j + 32 < w->n_in ? _mm256_broadcastsi128_si256(tables_next(&t, j + 32)) : low;
+        const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+        _mm512_store_si512(to + b * BLOCK, _mm512_shuffle_epi8(both, codes_of(from, n)));
+    }
 }
 
 /* The sums of four registers, as four numbers. */

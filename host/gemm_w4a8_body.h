@@ -4,7 +4,8 @@
  *
  *   TILE_TOK, BLOCK
  *   ZERO_ROW(w, row)   what the bytes of a row are above its levels
- *   unpack_block(to, w, row, j)   BLOCK bytes of a row from column j on; past n_in they may be anything: activations are 0 there
+ *   unpack_row(to, w, row, j, n_block)   n_block blocks of bytes of a row from column j on; past n_in they may be anything, since
+ *                      activations are 0 there
  *   tile(sum, bytes, x, pitch, n_block, n)   sum[t * ROWS + r] += the products of ROWS rows of PANEL bytes with n tokens */
 
 /* x->pitch is a multiple of both blocks, so that the last block of a row needs no care. */
@@ -43,10 +44,7 @@ static void some_rows(float *y, const rq_w4a8 *w, const rq_act8 *x, int64_t tok0
     memset(sum, 0, (size_t)(n_tok * ROWS) * sizeof *sum);
     for (int64_t p = 0; p < w->n_in; p += PANEL) {
         const int64_t left = w->n_in - p, n_block = ((left < PANEL ? left : PANEL) + BLOCK - 1) / BLOCK;
-        for (int r = 0; r < ROWS; ++r) {
-            for (int64_t b = 0; b < n_block; ++b)
-                unpack_block(bytes + r * PANEL + b * BLOCK, w, rows[r], p + b * BLOCK);
-        }
+        for (int r = 0; r < ROWS; ++r) unpack_row(bytes + r * PANEL, w, rows[r], p, n_block);
         for (int64_t t = 0; t < n_tok; t += TILE_TOK) {
             const int8_t *from = x->q + (tok0 + t) * x->pitch + p;
             tile(sum + t * ROWS, bytes, from, x->pitch, n_block, n_tok - t < TILE_TOK ? (int)(n_tok - t) : TILE_TOK);
@@ -76,3 +74,34 @@ static const uint8_t multiples[RQ_W4A8_MAX_STEP + 1][16] = {STEP(0),  STEP(1),  
                                                             STEP(6),  STEP(7),  STEP(8),  STEP(9),  STEP(10), STEP(11),
                                                             STEP(12), STEP(13), STEP(14), STEP(15), STEP(16), STEP(17)};
 #undef STEP
+
+/* The tables of a row's groups, one after the other: bytes of the 16 codes of the group that column j is in. Asked for ascending j, at most
+ * one group further each time. */
+typedef struct tables {
+    const uint8_t *step;
+    const int8_t *base;
+    int64_t group, next; /* next: the column where the group after this one begins */
+    __m128i now;
+    char offset;
+} tables;
+
+INLINE __m128i table_of(const tables *t) {
+    return _mm_add_epi8(_mm_loadu_si128((const __m128i *)multiples[*t->step]),
+                        _mm_set1_epi8((char)(*t->base + t->offset)));
+}
+
+INLINE tables tables_at(const rq_w4a8 *w, int64_t row, int64_t j, char offset) {
+    const int64_t k = j / w->group, at = row * w->n_group + k;
+    tables t = {w->step + at, w->base + at, w->group, (k + 1) * w->group, _mm_setzero_si128(), offset};
+    t.now = table_of(&t);
+    return t;
+}
+
+INLINE __m128i tables_next(tables *t, int64_t j) {
+    if (j >= t->next) {
+        ++t->step, ++t->base;
+        t->next += t->group;
+        t->now = table_of(t);
+    }
+    return t->now;
+}
