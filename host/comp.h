@@ -107,6 +107,9 @@ struct rq_quant_opt {
 /* The settings of the reference implementations (sym, power 2.4, dynamic groups), or ours; with comp's factors. */
 void rq_quant_reference(rq_quant_opt *o, rq_comp comp);
 void rq_quant_default(rq_quant_opt *o, rq_comp comp);
+/* VPTQ's (arXiv:2409.17066, with its smaller codebook of 4,096 entries of 6): vq down the outputs, range and minimum of columns,
+ * columns in the order of H_jj, a second stage (when codes2 asks for one) fitted to what a sweep leaves, nothing after the sweep. */
+void rq_quant_vptq(rq_quant_opt *o, rq_comp comp);
 /* Our settings for a rounder: rq_quant_default for the grid. Codebooks: docs/methods.md, "Codebooks". */
 void rq_quant_default_round(rq_quant_opt *o, rq_comp comp, rq_round round);
 bool rq_round_is_book(rq_round r);

@@ -113,6 +113,25 @@ void rq_quant_default_round(rq_quant_opt *o, rq_comp comp, rq_round round) {
     o->kmeans_points = 1 << 16;
 }
 
+void rq_quant_vptq(rq_quant_opt *o, rq_comp comp) {
+    rq_quant_default_round(o, comp, RQ_ROUND_VQ);
+    o->rho = rq_comp_get(comp)->rho;
+    o->shrink = 0;
+    o->cd_sweeps = 0;
+    o->refit = 0;
+    o->act_order = rq_comp_get(comp)->propagates;
+    o->vec_out = true;
+    o->vec_len = 6;
+    o->codes = 4096;
+    o->col_norm = RQ_COL_RANGE;
+    o->stage_fit = RQ_STAGE_SWEEP;
+    o->book_order = RQ_BOOK_HDIAG;
+    o->share_books = false;
+    o->outliers = 0;
+    o->kmeans_iters = 100;
+    o->kmeans_points = 0;
+}
+
 bool rq_groups_in_sweep_order(const rq_quant_opt *o, int64_t n_in) {
     return rq_comp_get(o->comp)->propagates && !o->static_groups && o->group > 0 && o->group < n_in &&
            !rq_round_is_book(o->round);
@@ -140,14 +159,12 @@ static rq_status check_book(const rq_quant_opt *o) {
     if (o->book_cols < 0 || (!o->vec_out && o->book_cols % o->vec_len))
         return rq_fail(RQ_ERR_ARG, "--book-cols %lld is not a multiple of --vec-len %d (0 means all columns)",
                        (long long)o->book_cols, o->vec_len);
-    if (o->stage_fit == RQ_STAGE_SWEEP && o->codes2 == 0)
-        return rq_fail(RQ_ERR_ARG, "--stage-fit sweep is for two stages: --codes2 is 0");
     if (o->col_norm != RQ_COL_STD && !o->vec_out)
         return rq_fail(RQ_ERR_ARG,
                        "--col-norm range is for --vec-axis out: with vectors along inputs rows have scales");
-    if (o->book_order == RQ_BOOK_HDIAG && (!o->vec_out || o->book_cols == 0))
-        return rq_fail(RQ_ERR_ARG, "--book-order hdiag is for --vec-axis out and --book-cols %lld above 0",
-                       (long long)o->book_cols);
+    if (o->book_order == RQ_BOOK_HDIAG && !o->vec_out)
+        return rq_fail(RQ_ERR_ARG,
+                       "--book-order hdiag is for --vec-axis out: along inputs a codebook is of neighbours");
     if (o->book_dtype == RQ_BOOK_U8 && !ssvq) return rq_fail(RQ_ERR_ARG, "--book-dtype u8: codebooks of vq are f16");
     if (o->scale_dtype != RQ_F16) return rq_fail(RQ_ERR_ARG, "--scale-dtype f32: scales of %s are f16", name);
     if (o->outliers < 0 || o->outliers > RQ_SSVQ_MAX_OUTLIERS || !(o->outlier_min >= 0))

@@ -15,7 +15,7 @@ enum { ROWS = 16 /* of a task */, PARTS = 8 /* of a matrix, in the sums for its 
 
 const rq_f16 **rq_tune_row_scales(rq_packed *p) {
     if (p->format == RQ_FORMAT_SSVQ) return &p->u.ssvq.scale;
-    return p->format == RQ_FORMAT_VQ && p->u.vq.scale && !p->u.vq.col_scale ? &p->u.vq.scale : NULL;
+    return p->format == RQ_FORMAT_VQ && p->u.vq.scale && !p->u.vq.col_scale && !p->u.vq.vec_out ? &p->u.vq.scale : NULL;
 }
 
 rq_status rq_tune_vec_new(rq_tune_matrix *x, rq_packed *p) {

@@ -191,7 +191,8 @@ def test_codebooks():
     calib, text = ids_file("cb.safetensors", 8, 64), ids_file("cbt.safetensors", 2, 64, seed=2)
     for name, options in {"ssvq": ["--codes", 32, "--vec-len", 4], "ssvq-rtn": ["--comp", "rtn", "--codes", 16, "--book-dtype", "f16"],
                           "vq": ["--codes", 32, "--codes2", 16, "--comp", "rescomp", "--refit", 1],
-                          "vq-out": ["--codes", 16, "--vec-axis", "out", "--vec-len", 5, "--comp", "gptaq"]}.items():
+                          "vq-out": ["--codes", 16, "--vec-axis", "out", "--vec-len", 5, "--comp", "gptaq"],
+                          "vq-vptq": ["--preset", "vptq", "--vec-len", 4, "--codes", 16, "--codes2", 16, "--book-cols", 20, "--share-books"]}.items():
         out, words = path("cb-" + name), ["--round", name.split("-")[0], *options, "--outliers", 2, "--outlier-min", 0, "--calib", calib]
         dry = run_json("quantize", tiny(), out, *words, "--dry-run")
         q = run_json("quantize", tiny(), out, *words, "--threads", 1)
@@ -206,7 +207,7 @@ def test_codebooks():
         run("quantize", tiny(), out + "2", *words, "--threads", 3, "--progress", "none")
         assert digest(out + "2") == digest(out)
         tuned = ["tune", out, out + "-tuned", "--ref", tiny(), "--calib", calib, "--epochs", 1, "--holdout", 0]
-        if name == "vq-out":
+        if name in ("vq-out", "vq-vptq"):
             assert "scales" in sentence(run(*tuned, code=2))  # of columns, which tune leaves alone
             continue
         run(*tuned, "--progress", "none")
@@ -552,7 +553,7 @@ def test_bad_calibration():
     sentence(quantize(model, path("o"), "--comp", "gptq", code=2))  # none given
     assert "larger than the row" in sentence(quantize(model, path("o"), "--calib", good, "--group", 4096, code=2))
     for flags in (["--bits", "5"], ["--damp", "-1"], ["--comp", "magic"], ["--device", "cuda"], ["--rotate", "sideways"], ["--threads", "0"],
-                  ["--preset", "worst"], ["--shrink", "2"], ["--bits", "three"]):
+                  ["--preset", "worst"], ["--preset", "vptq", "--round", "ssvq"], ["--shrink", "2"], ["--bits", "three"]):
         sentence(quantize(model, path("o"), "--calib", good, *flags, code=2))
     assert not os.path.exists(path("o")) and not os.path.exists(path("o.partial"))
 
