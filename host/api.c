@@ -5,12 +5,19 @@
 #include "llama.h"
 
 static rq_status parse_options(rq_quant_opt *o, const char *text) {
-    static const char reference[] = "preset=reference";
+    static const struct {
+        char text[20];
+        rq_comp comp; /* where none is named */
+        void (*set)(rq_quant_opt *o, rq_comp comp);
+    } presets[] = {{"preset=reference", RQ_COMP_QEP, rq_quant_reference},
+                   {"preset=vptq", RQ_COMP_GPTQ, rq_quant_vptq},
+                   {"", RQ_COMP_QEP, rq_quant_default}};
     rq_quant_default(o, RQ_COMP_QEP);
     if (!text) return RQ_OK;
-    rq_comp comp = RQ_COMP_QEP;
-    bool is_reference = strncmp(text, reference, sizeof reference - 1) == 0;
-    if (is_reference) text += sizeof reference - 1;
+    int preset = 0;
+    while (strncmp(text, presets[preset].text, strlen(presets[preset].text)) != 0) ++preset;
+    rq_comp comp = presets[preset].comp;
+    text += strlen(presets[preset].text);
     text += *text == ',';
     for (const char *p = text; (p = strstr(p, "comp="));) { /* the presets depend on it, so it is looked up first */
         size_t n = strcspn(p + 5, ",");
@@ -22,7 +29,7 @@ static rq_status parse_options(rq_quant_opt *o, const char *text) {
         }
         p += 5;
     }
-    (is_reference ? rq_quant_reference : rq_quant_default)(o, comp);
+    presets[preset].set(o, comp);
     return rq_quant_set_all(o, text);
 }
 
@@ -53,7 +60,7 @@ rq_status rq_quantize_layer(float *q, uint8_t *codes, float *scale, uint8_t *zer
     if (info && info->struct_size != sizeof *info)
         return rq_fail(RQ_ERR_ARG, "rq_quantize_layer: info->struct_size is not set");
     RQ_TRY(parse_options(&o, options));
-    if (rq_round_is_book(o.round) && (codes || scale || zero || g_idx)) {
+    if (o.round != RQ_ROUND_GRID && (codes || scale || zero || g_idx)) {
         RQ_FAIL(RQ_ERR_UNSUPPORTED,
                 "rq_quantize_layer: codes, scales, zeros and group indices are the grid's; with round=%s "
                 "only q is given",

@@ -8,7 +8,8 @@
  *   stage 3  down     input f                     x += down(f)
  *
  * One pass over the samples per stage applies the matrices of the stage before, so every product is made once per stream, and
- * accumulates H = sum a_q a_q^T and, where a compensator wants it, D = sum (a_fp - a_q) a_q^T. Boundary activations live in
+ * accumulates H = sum a_q a_q^T and, where a compensator wants it, D = sum (a_fp - a_q) a_q^T. Where the matrices of a stage are for 8-bit
+ * activations (w4a8), a_q is what the 8-bit codes of the input stand for, in H, in D and in the product that follows. Boundary activations live in
  * spill files; memory holds one chunk of samples. Chunks are cut by sample, never by memory, so results do not depend on it. */
 #include <math.h>
 
@@ -34,10 +35,13 @@ typedef struct calib {
     float *bias[RQ_N_LINEARS];
     float *norm1, *norm2;
     float *x, *a, *q, *k, *v, *g, *u; /* one chunk each */
+    float *act;                       /* one chunk: an input rounded to 8 bits */
     double *h, *cross;
     float *token;    /* [n_samples * seq_len] what each token counts in this block; NULL: 1 */
     float *residual; /* [chunk] norms of the residual stream, when inputs of o and down are taken relative to it */
     bool need_h, need_cross; /* of the stage at hand */
+    bool act8[RQ_N_LINEARS]; /* matrices of the block whose inputs are in 8 bits in the quantized stream */
+    bool stage_act8;         /* all that are quantized in the stage at hand are such */
 } calib;
 
 static int64_t stage_width(const calib *c, int stage) { return stage == 1 ? c->qd : stage == 3 ? c->ff : c->d; }
@@ -56,7 +60,8 @@ static void calib_free(calib *c) {
         free(s->in);
     }
     for (int m = 0; m < RQ_N_LINEARS; ++m) free(c->bias[m]);
-    void *all[] = {c->norm1, c->norm2, c->x, c->a, c->q, c->k, c->v, c->g, c->u, c->h, c->cross, c->token, c->residual};
+    void *all[] = {c->norm1, c->norm2, c->x,   c->a, c->q,     c->k,     c->v,
+                   c->g,     c->u,     c->act, c->h, c->cross, c->token, c->residual};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
 }
 
@@ -100,6 +105,7 @@ static rq_status calib_new(calib *c, rq_quantizer *z, bool two) {
     RQ_TRY(RQ_NEW(c->v, t * c->kd));
     RQ_TRY(RQ_NEW(c->g, t * c->ff));
     RQ_TRY(RQ_NEW(c->u, t * c->ff));
+    RQ_TRY(RQ_NEW(c->act, t * widest));
     RQ_TRY(RQ_NEW(c->h, widest * widest));
     if (any_cross) RQ_TRY(RQ_NEW(c->cross, widest * widest));
     if (job->token_weights != RQ_TOKENS_EVEN) RQ_TRY(RQ_NEW(c->token, c->n_samples * c->seq_len));
@@ -127,6 +133,7 @@ static rq_status load_block(calib *c, int64_t layer) {
                                                .w = c->s[i].w[m],
                                                .bias = l->bias ? c->bias[m] : NULL};
         }
+        c->act8[m] = plan_of(c, layer, m)->quantized && plan_of(c, layer, m)->opt.round == RQ_ROUND_W4A8;
         if (!plan_of(c, layer, m)->quantized) {
             memcpy(c->s[QS].w[m], c->s[FP].w[m], (size_t)(l->n_out * l->n_in) * sizeof(float));
         }
@@ -135,9 +142,26 @@ done:
     return status;
 }
 
-/* x += lin(in) for the chunk in c->x; c->a is scratch. */
-static rq_status add_residual(calib *c, const rq_linear *lin, const float *in, int64_t n_tok) {
-    rq_status status = rq_linear_apply(lin, c->a, in, n_tok);
+/* Whether a matrix of the quantized stream takes its inputs in 8 bits. */
+static bool takes_act8(const calib *c, const stream *s, int which) { return s == &c->s[QS] && c->act8[which]; }
+
+/* y = in W^T for a matrix of a stream. */
+static rq_status apply(calib *c, const stream *s, int which, float *y, const float *in, int64_t n_tok) {
+    rq_status status = RQ_OK;
+    const rq_linear *lin = &s->block.lin[which];
+    if (takes_act8(c, s, which)) {
+        memcpy(c->act, in, (size_t)(n_tok * lin->n_in) * sizeof *in);
+        RQ_TRY(rq_act8_round_trip(c->act, n_tok, lin->n_in));
+        in = c->act;
+    }
+    RQ_TRY(rq_linear_apply(lin, y, in, n_tok));
+done:
+    return status;
+}
+
+/* x += W in for the chunk in c->x; c->a is scratch. */
+static rq_status add_residual(calib *c, const stream *s, int which, const float *in, int64_t n_tok) {
+    rq_status status = apply(c, s, which, c->a, in, n_tok);
     for (int64_t i = 0; status == RQ_OK && i < n_tok * c->d; ++i) c->x[i] += c->a[i];
     return status;
 }
@@ -145,28 +169,27 @@ static rq_status add_residual(calib *c, const rq_linear *lin, const float *in, i
 /* The input of a stage for one stream and one chunk, into s->in; boundary activations are brought up to date. */
 static rq_status stage_input(calib *c, stream *s, int stage, int64_t row0, int64_t n_tok) {
     rq_status status = RQ_OK;
-    const rq_linear *lin = s->block.lin;
     RQ_TRY(rq_spill_read(&s->x, row0, n_tok, c->x));
     switch (stage) {
     case 0: rq_rmsnorm(s->in, c->x, c->norm1, n_tok, c->d, c->cfg->rms_eps); break;
     case 1:
         rq_rmsnorm(c->a, c->x, c->norm1, n_tok, c->d, c->cfg->rms_eps);
-        RQ_TRY(rq_linear_apply(&lin[RQ_Q], c->q, c->a, n_tok));
-        RQ_TRY(rq_linear_apply(&lin[RQ_K], c->k, c->a, n_tok));
-        RQ_TRY(rq_linear_apply(&lin[RQ_V], c->v, c->a, n_tok));
+        RQ_TRY(apply(c, s, RQ_Q, c->q, c->a, n_tok));
+        RQ_TRY(apply(c, s, RQ_K, c->k, c->a, n_tok));
+        RQ_TRY(apply(c, s, RQ_V, c->v, c->a, n_tok));
         RQ_TRY(rq_attention(c->z->model, s->in, c->q, c->k, c->v, n_tok / c->seq_len, c->seq_len));
         RQ_TRY(rq_spill_write(&s->ao, row0, n_tok, s->in));
         break;
     case 2:
         RQ_TRY(rq_spill_read(&s->ao, row0, n_tok, c->q));
-        RQ_TRY(add_residual(c, &lin[RQ_O], c->q, n_tok));
+        RQ_TRY(add_residual(c, s, RQ_O, c->q, n_tok));
         RQ_TRY(rq_spill_write(&s->x, row0, n_tok, c->x));
         rq_rmsnorm(s->in, c->x, c->norm2, n_tok, c->d, c->cfg->rms_eps);
         break;
     default:
         rq_rmsnorm(c->a, c->x, c->norm2, n_tok, c->d, c->cfg->rms_eps);
-        RQ_TRY(rq_linear_apply(&lin[RQ_GATE], c->g, c->a, n_tok));
-        RQ_TRY(rq_linear_apply(&lin[RQ_UP], c->u, c->a, n_tok));
+        RQ_TRY(apply(c, s, RQ_GATE, c->g, c->a, n_tok));
+        RQ_TRY(apply(c, s, RQ_UP, c->u, c->a, n_tok));
         rq_swiglu(s->in, c->g, c->u, n_tok * c->ff);
         RQ_TRY(rq_spill_write(&s->f, row0, n_tok, s->in));
     }
@@ -221,6 +244,7 @@ static rq_status accumulate(calib *c, int stage, int64_t row0, int64_t n_tok) {
     int64_t width = stage_width(c, stage);
     float *q = c->s[QS].in, *fp = c->s[FP].in;
     if (!c->need_h) return RQ_OK;
+    if (c->stage_act8) RQ_TRY(rq_act8_round_trip(q, n_tok, width));
     if (c->token) {
         scale_rows(q, c->token + row0, n_tok, width);
         if (c->need_cross) scale_rows(fp, c->token + row0, n_tok, width);
@@ -248,7 +272,7 @@ static rq_status run_stage(calib *c, int stage, const char *text) {
             if (c->s[k].active) RQ_TRY(stage_input(c, &c->s[k], stage, row0, n_tok));
         }
         if (c->residual && (stage == 1 || stage == 3)) {
-            RQ_TRY(add_residual(c, &c->s[QS].block.lin[stage == 1 ? RQ_O : RQ_DOWN], c->s[QS].in, n_tok));
+            RQ_TRY(add_residual(c, &c->s[QS], stage == 1 ? RQ_O : RQ_DOWN, c->s[QS].in, n_tok));
             rq_token_norm(c->residual, c->x, n_tok, c->d);
             divide_rows(c->s[QS].in, c->residual, n_tok, width);
         }
@@ -273,7 +297,7 @@ static rq_status finish_block(calib *c, const char *text) {
             if (!s->active) continue;
             RQ_TRY(rq_spill_read(&s->x, first * c->seq_len, n_tok, c->x));
             RQ_TRY(rq_spill_read(&s->f, first * c->seq_len, n_tok, c->g));
-            RQ_TRY(add_residual(c, &s->block.lin[RQ_DOWN], c->g, n_tok));
+            RQ_TRY(add_residual(c, s, RQ_DOWN, c->g, n_tok));
             RQ_TRY(rq_spill_write(&s->x, first * c->seq_len, n_tok, c->x));
         }
         rq_quantizer_progress(c->z, 2.0 * (double)c->d * (double)c->ff * (double)n_tok * (c->s[FP].active ? 2 : 1),
@@ -393,9 +417,11 @@ static rq_status quantize_stage(calib *c, int64_t layer, int st, bool forward) {
     bool have[RQ_N_LINEARS] = {false}, stop = false;
     char text[160];
     c->need_h = c->need_cross = false;
+    c->stage_act8 = true; /* a stage with both kinds: H of the inputs as they are */
     for (int m = rq_stage_first[st]; m < rq_stage_first[st + 1]; ++m) {
         rq_matrix_plan *p = plan_of(c, layer, m);
         if (!p->quantized) continue;
+        c->stage_act8 &= c->act8[m];
         RQ_TRY(rq_part_load(c->z, layer, m, c->s[QS].w[m], &have[m]));
         if (have[m]) continue;
         c->need_h |= rq_quant_wants_h(&p->opt);
@@ -468,8 +494,10 @@ rq_status rq_calibrate_stages(rq_quantizer *z, bool per_residual, rq_stage_fn fn
     for (int64_t layer = 0; layer < c.cfg->n_layer; ++layer) {
         RQ_TRY(load_block(&c, layer));
         snprintf(text, sizeof text, "block %lld of %lld: measuring", (long long)layer + 1, (long long)c.cfg->n_layer);
-        for (int m = 0; m < RQ_N_LINEARS; ++m) { /* the one stream there is runs on the original matrices */
+        for (int m = 0; m < RQ_N_LINEARS;
+             ++m) { /* the one stream there is runs on the original matrices and activations */
             const rq_linear *l = &c.s[QS].block.lin[m];
+            c.act8[m] = false;
             memcpy(c.s[QS].w[m], c.s[FP].w[m], (size_t)(l->n_out * l->n_in) * sizeof(float));
         }
         for (int st = 0; st < RQ_N_STAGES; ++st) {

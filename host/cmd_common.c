@@ -257,8 +257,9 @@ done:
 rq_status cmd_quant_options(rq_quant_opt *o, cmd_args *a) {
     rq_status status = RQ_OK;
     if (cmd_has(a, "config")) RQ_TRY(read_config(a, cmd_value(a, "config")));
-    rq_comp comp = RQ_COMP_QEP;
     const char *name = cmd_value(a, "comp"), *preset = cmd_value(a, "preset");
+    bool vptq = preset && strcmp(preset, "vptq") == 0;
+    rq_comp comp = vptq ? RQ_COMP_GPTQ : RQ_COMP_QEP;
     if (name && !rq_comp_by_name(name, &comp)) {
         rq_quant_opt any;
         rq_quant_default(&any, comp);
@@ -276,8 +277,12 @@ rq_status cmd_quant_options(rq_quant_opt *o, cmd_args *a) {
         if (rq_round_is_book(round))
             RQ_FAIL(RQ_ERR_ARG, "--preset reference is of the grid; --round %s has none", round_name);
         rq_quant_reference(o, comp);
+    } else if (vptq) {
+        if (round_name && round != RQ_ROUND_VQ)
+            RQ_FAIL(RQ_ERR_ARG, "--preset vptq is of --round vq, not of --round %s", round_name);
+        rq_quant_vptq(o, comp);
     } else {
-        RQ_FAIL(RQ_ERR_ARG, "--preset %s: it is reference, default or best", preset);
+        RQ_FAIL(RQ_ERR_ARG, "--preset %s: it is vptq, reference, default or best", preset);
     }
     for (int i = 0; i < a->n_pairs; ++i) {
         if (is_quant_key(a->name[i]) && strcmp(a->name[i], "comp") != 0)

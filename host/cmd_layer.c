@@ -6,7 +6,7 @@
 static const cmd_flag flags[] = {
     {"output", 'o', "OUT", "the file to write: Q (F32) and the packed tensors W.*"},
     {"config", 0, "FILE", "options from a JSON object of the same keys; flags win"},
-    {"preset", 0, "NAME", "reference, default or best"},
+    {"preset", 0, "NAME", "vptq, reference, default or best"},
 };
 static const cmd_spec spec = {
     "layer CASE.safetensors -o OUT.safetensors [options]",

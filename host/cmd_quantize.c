@@ -15,7 +15,7 @@ static const cmd_flag flags[] = {
     {"token-weights", 0, "HOW", "what tokens count by: none (default), attention or norm"},
     {"token-min", 0, "X", "the least a token counts, the most being 1 (0.005)"},
     {"seed", 0, "N", "of the rotation and of the choice of windows (0)"},
-    {"preset", 0, "NAME", "best (default) or reference: the settings of the papers' code"},
+    {"preset", 0, "NAME", "best (default), reference: the settings of the papers' code, or vptq: VPTQ's"},
     {"rotate", 0, "HOW", "none or residual (default: the preset's; codebooks: none)"},
     {"skip", 0, "REGEX", "leave matching matrices as they are; may be repeated"},
     {"override", 0, "RULE", "'REGEX:key=value,...' for matching matrices; may be repeated, the first match counts"},
@@ -168,14 +168,15 @@ int cmd_quantize(int argc, char **argv) {
     if (code >= 0) return code;
     RQ_TRY(cmd_quant_options(&job.opt, &a));
     int64_t seed;
+    const char *preset = cmd_value(&a, "preset");
+    bool vptq = preset && strcmp(preset, "vptq") == 0;
     bool book = rq_round_is_book(job.opt.round); /* docs/methods.md, "Codebooks", has their own defaults */
     if (!cmd_int(&a, "seed", 0, INT64_MAX, 0, &seed) ||
-        !cmd_int(&a, "skip-tokens", 0, 1 << 20, book ? 1 : 0, &job.skip_tokens)) {
+        !cmd_int(&a, "skip-tokens", 0, 1 << 20, book && !vptq ? 1 : 0, &job.skip_tokens)) {
         return EXIT_USAGE;
     }
     RQ_TRY(parse_weighing(&job, &a, bank));
     const char *device = cmd_value(&a, "device"), *ram = cmd_value(&a, "max-ram");
-    const char *preset = cmd_value(&a, "preset");
     if (device && strcmp(device, "cpu") != 0) {
         RQ_FAIL(RQ_ERR_ARG, "--device %s: this build quantizes on the cpu; the CUDA backend is not part of it", device);
     }

@@ -18,13 +18,16 @@ static const cmd_flag flags[] = {
     {"batch", 0, "N", "windows per step (2)"},
     {"lr-scale", 0, "X", "rate of the scales, relative to each (3e-4); 0 leaves them"},
     {"lr-gain", 0, "X", "rate of the norm gains, relative to their size (3e-4); 0 leaves them"},
+    {"lr-book", 0, "X", "rate of the codebooks' entries, relative to their size (3e-4); 0 leaves them"},
     {"seed", 0, "N", "of the choice and order of the windows (0)"},
     {"device", 0, "DEV", "cpu"},
 };
 static const cmd_spec spec = {
     "tune MODEL OUT --ref MODEL0 --calib FILE [options]",
-    "Train the group scales and norm gains of a packed model together, so that it predicts what the original predicts\n"
-    "(mean KL divergence over the windows). Codes, zero points and bits per weight stay. OUT becomes a copy of the\n"
+    "Train the group scales, norm gains and codebooks of a packed model together, so that it predicts what the "
+    "original\n"
+    "predicts (mean KL divergence over the windows). Codes, signs, zero points and bits per weight stay. OUT becomes a "
+    "copy of the\n"
     "folder MODEL with those tensors changed. Nothing is written when it is interrupted.",
     flags,
     sizeof flags / sizeof *flags,
@@ -51,13 +54,14 @@ static json_t *describe(const cmd_args *a, const rq_tune_opt *o, const rq_tune_r
                                                 number(r->epoch[i].holdout)));
     }
     return json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:I, s:o, s:o, s:o, s:o, s:I, s:o, s:f}", "ref",
-        cmd_value(a, "ref"), "calib", cmd_value(a, "calib"), "n_train", (json_int_t)r->n_train, "n_holdout",
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:o, s:o, s:o, s:o, s:I, s:o, s:f}",
+        "ref", cmd_value(a, "ref"), "calib", cmd_value(a, "calib"), "n_train", (json_int_t)r->n_train, "n_holdout",
         (json_int_t)r->n_holdout, "seq_len", (json_int_t)s->seq_len, "n_scales", (json_int_t)r->n_scales, "n_gains",
-        (json_int_t)r->n_gains, "n_steps", (json_int_t)r->n_steps, "batch", (json_int_t)o->batch, "lr_scale",
-        o->lr_scale, "lr_gain", o->lr_gain, "seed", (json_int_t)o->seed, "train_kld_before", number(r->train_before),
-        "train_kld_after", number(r->train_after), "holdout_kld_before", number(r->holdout_before), "holdout_kld_after",
-        number(r->holdout_after), "best_epoch", (json_int_t)r->best_epoch, "epochs", epochs, "seconds", r->seconds);
+        (json_int_t)r->n_gains, "n_entries", (json_int_t)r->n_entries, "n_steps", (json_int_t)r->n_steps, "batch",
+        (json_int_t)o->batch, "lr_scale", o->lr_scale, "lr_gain", o->lr_gain, "lr_book", o->lr_book, "seed",
+        (json_int_t)o->seed, "train_kld_before", number(r->train_before), "train_kld_after", number(r->train_after),
+        "holdout_kld_before", number(r->holdout_before), "holdout_kld_after", number(r->holdout_after), "best_epoch",
+        (json_int_t)r->best_epoch, "epochs", epochs, "seconds", r->seconds);
 }
 
 static void print_result(const rq_tune_result *r, const char *out) {
@@ -73,8 +77,8 @@ static void print_result(const rq_tune_result *r, const char *out) {
     if (isfinite(r->train_after)) {
         printf("training windows: KL %.5f before, %.5f after\n", r->train_before, r->train_after);
     }
-    printf("%s: %lld scales and %lld gains tuned in %lld steps, %.1f s\n", out, (long long)r->n_scales,
-           (long long)r->n_gains, (long long)r->n_steps, r->seconds);
+    printf("%s: %lld scales, %lld gains and %lld numbers of codebooks tuned in %lld steps, %.1f s\n", out,
+           (long long)r->n_scales, (long long)r->n_gains, (long long)r->n_entries, (long long)r->n_steps, r->seconds);
 }
 
 /* False after printing what is wrong. */
@@ -86,7 +90,8 @@ static bool read_options(rq_tune_opt *o, const cmd_args *a, int64_t *n_samples, 
         !cmd_int(a, "epochs", 1, RQ_TUNE_MAX_EPOCHS, o->epochs, &o->epochs) ||
         !cmd_int(a, "batch", 1, 1 << 16, o->batch, &o->batch) ||
         !cmd_number(a, "lr-scale", 0, 1, o->lr_scale, &o->lr_scale) ||
-        !cmd_number(a, "lr-gain", 0, 1, o->lr_gain, &o->lr_gain) || !cmd_int(a, "seed", 0, INT64_MAX, 0, &seed)) {
+        !cmd_number(a, "lr-gain", 0, 1, o->lr_gain, &o->lr_gain) ||
+        !cmd_number(a, "lr-book", 0, 1, o->lr_book, &o->lr_book) || !cmd_int(a, "seed", 0, INT64_MAX, 0, &seed)) {
         return false;
     }
     o->seed = (uint64_t)seed;

@@ -31,15 +31,19 @@ typedef struct rq_comp_row {
 const rq_comp_row *rq_comp_get(rq_comp c);
 bool rq_comp_by_name(const char *name, rq_comp *c);
 
-/* A rounder of single columns, or of vectors by a codebook (comp_book.h). find() gives scale and zero of one group from its n values x and weights wt of the clip search (all 1
- * for a plain one). round() takes one column of n_rows rows, row i with its own scale[i] and zero[i]: codes, what they stand for,
- * and w clamped to what codes can stand for. */
+/* A rounder of single columns, or of vectors by a codebook (comp_book.h). find() gives scale and zero of one group from its n values x and
+ * weights wt of the clip search (all 1 for a plain one). A rounder whose groups hang together has find_row() instead: the same for all
+ * groups of a row, and a step for each. round() takes one column of n_rows rows, row i with its own scale[i], zero[i] and step[i]: codes,
+ * what they stand for, and w clamped to what codes can stand for. What they stand for is scale * (code - zero), and of a rounder with
+ * find_row() scale * (code * step - zero). */
 typedef struct rq_rounder {
     const char *name;
     const struct rq_vec_rounder *vec; /* codebook rounders have this, and neither find nor round */
     void (*find)(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, float *scale, float *zero);
-    void (*round)(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero, uint8_t *code,
-                  float *q, float *clamped);
+    void (*find_row)(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, int64_t group, float *scale,
+                     float *zero, float *step);
+    void (*round)(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero, const float *step,
+                  uint8_t *code, float *q, float *clamped);
 } rq_rounder;
 #define RQ_ROUND(id, text, ops) extern const rq_rounder ops;
 #include "round.def"
@@ -55,6 +59,11 @@ typedef enum rq_clip_weights { RQ_CLIP_PLAIN, RQ_CLIP_HDIAG } rq_clip_weights;
 /* What a codebook rounder measures distances in: plain, weighed by the diagonal of the block's metric, or the exact metric. */
 typedef enum rq_assign { RQ_ASSIGN_EUCLID, RQ_ASSIGN_DIAG, RQ_ASSIGN_MAHALANOBIS } rq_assign;
 typedef enum rq_book_dtype { RQ_BOOK_F16, RQ_BOOK_U8 } rq_book_dtype;
+typedef enum rq_book_order { RQ_BOOK_NATURAL, RQ_BOOK_HDIAG } rq_book_order; /* which columns share a codebook */
+/* Scale and bias of a column before any refit: standard deviation and mean, or range and minimum. */
+typedef enum rq_col_norm { RQ_COL_STD, RQ_COL_RANGE } rq_col_norm;
+/* The second stage is fitted to what the first leaves of the start weights, or of the weights as a sweep with it met them. */
+typedef enum rq_stage_fit { RQ_STAGE_START, RQ_STAGE_SWEEP } rq_stage_fit;
 typedef enum rq_update { RQ_UPDATE_AUTO, RQ_UPDATE_ORG, RQ_UPDATE_ALLW } rq_update;
 
 struct rq_quant_opt {
@@ -81,7 +90,10 @@ struct rq_quant_opt {
     /* Codebook rounders (ssvq, vq); bits, sym, clip and static_groups are the grid's. */
     int vec_len, codes, codes2; /* weights a vector; codebook size; size of the second stage's (vq), 0 without one */
     bool vec_out;               /* vq: vectors run down the outputs, with a scale and a bias for each column */
+    rq_col_norm col_norm;       /* vec_out */
+    rq_stage_fit stage_fit;     /* codes2 > 0 */
     int64_t book_cols;          /* columns that share a codebook; 0: all */
+    rq_book_order book_order;   /* book_cols > 0: neighbours, or (vec_out) those of like H_jj */
     rq_book_dtype book_dtype;   /* ssvq */
     bool share_books;           /* one codebook for matrices with the same input */
     int outliers;               /* columns of largest H_jj kept as 8-bit numbers ... */
@@ -95,6 +107,9 @@ struct rq_quant_opt {
 /* The settings of the reference implementations (sym, power 2.4, dynamic groups), or ours; with comp's factors. */
 void rq_quant_reference(rq_quant_opt *o, rq_comp comp);
 void rq_quant_default(rq_quant_opt *o, rq_comp comp);
+/* VPTQ's (arXiv:2409.17066, with its smaller codebook of 4,096 entries of 6): vq down the outputs, range and minimum of columns,
+ * columns in the order of H_jj, a second stage (when codes2 asks for one) fitted to what a sweep leaves, nothing after the sweep. */
+void rq_quant_vptq(rq_quant_opt *o, rq_comp comp);
 /* Our settings for a rounder: rq_quant_default for the grid. Codebooks: docs/methods.md, "Codebooks". */
 void rq_quant_default_round(rq_quant_opt *o, rq_comp comp, rq_round round);
 bool rq_round_is_book(rq_round r);
@@ -164,11 +179,12 @@ rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, co
 void rq_prep_free(rq_prep *p);
 
 typedef struct rq_quant_result {
-    rq_format format; /* which of the three the matrix became; they point into the arrays below */
+    rq_format format; /* which of these the matrix became; they point into the arrays below */
     int n_owned;
     rq_grid_codes grid;
     rq_ssvq_codes ssvq;
     rq_vq_codes vq;
+    rq_w4a8_codes w4a8;
     uint8_t *codes;
     float *scale;
     uint8_t *zero;
@@ -201,9 +217,10 @@ rq_status rq_quantize_matrix(rq_quant_result *r, const float *w, int64_t n_out, 
 /* ---- pieces, for quantize_matrix and tests ---- */
 
 /* QuantEase coordinate descent and scale refit on the objective tr((Q - W*) Hd (Q - W*)^T), all in stored order: target
- * [n_out][n], codes [n_out][n], scale and zero [n_out][n_group]. Each step never raises the objective (fp32 rounding aside). */
-rq_status rq_refine_grid(uint8_t *codes, float *scale, const float *zero, const float *target, const float *hd,
-                         int64_t n_out, int64_t n, int64_t group, const rq_quant_opt *o);
+ * [n_out][n], codes [n_out][n], scale and zero [n_out][n_group], and for a rounder with find_row() step, NULL for the grid: then all
+ * groups of a row have one scale. Each step never raises the objective (fp32 rounding aside). */
+rq_status rq_refine_grid(uint8_t *codes, float *scale, const float *zero, const float *step, const float *target,
+                         const float *hd, int64_t n_out, int64_t n, int64_t group, const rq_quant_opt *o);
 
 /* loss_sym = tr(E H E^T), loss_asym = loss_sym + 2 tr(W D E^T) (0 without d), wHw = tr(W H W^T), E = W - Q; H, D undamped. */
 rq_status rq_layer_loss(const float *w, const float *q, int64_t n_out, int64_t n, const double *h, const double *d,

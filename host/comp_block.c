@@ -17,6 +17,7 @@
 typedef struct sweep_shared {
     rq_book_task *t;
     const float *metric;
+    float *at; /* see rq_block_sweep */
     bool allw;
     _Atomic int failed;
 } sweep_shared;
@@ -72,7 +73,7 @@ static void round_span(const sweep_shared *sh, sweep_scratch *b, const rq_span *
         b->s[r] = t->scale[(row0 + r) * t->n_group + span->vec * d / t->group];
     }
     const rq_pick pick = {.book = &t->book,
-                          .which = span->vec / t->book.vec_per_book,
+                          .which = rq_book_of(&t->book, span->vec),
                           .metric = sh->metric + span->vec * d * d,
                           .diagonal = t->opt->assign != RQ_ASSIGN_MAHALANOBIS,
                           .n = n_rows,
@@ -83,6 +84,15 @@ static void round_span(const sweep_shared *sh, sweep_scratch *b, const rq_span *
                           .scratch = b->search};
     t->vec->pick(&pick);
     for (int64_t r = 0; r < n_rows; ++r) t->code[(row0 + r) * t->n_vec + span->vec] = b->code[r];
+}
+
+static void keep_span(const sweep_shared *sh, const sweep_scratch *b, const rq_span *span, int64_t row0,
+                      int64_t n_rows) {
+    const rq_book_task *t = sh->t;
+    for (int64_t r = 0; r < n_rows; ++r) {
+        for (int64_t c = span->pos; c < span->pos + span->width; ++c)
+            sh->at[(row0 + r) * t->n + t->prep->perm[c]] = b->w[r * t->n + c];
+    }
 }
 
 /* x and y of one span, at column `at` of the run: x U_bb = v by substitution from the first column on. */
@@ -138,6 +148,7 @@ static void sweep_tile(void *arg, int64_t tile) {
         for (int64_t i = first; i < last; ++i) {
             const rq_span *span = &p->span[i];
             int64_t at = span->pos - c0;
+            if (sh->at) keep_span(sh, &b, span, row0, n_rows);
             round_span(sh, &b, span, line0, row0, n_rows);
             if (!p->u) continue; /* rtn: nothing moves */
             coefficients(sh, &b, span, at, longest, row0, n_rows);
@@ -149,8 +160,8 @@ done:
     scratch_free(&b);
 }
 
-rq_status rq_block_sweep(rq_book_task *t, const float *metric) {
-    sweep_shared sh = {.t = t, .metric = metric, .allw = t->opt->update == RQ_UPDATE_ALLW};
+rq_status rq_block_sweep(rq_book_task *t, const float *metric, float *at) {
+    sweep_shared sh = {.t = t, .metric = metric, .at = at, .allw = t->opt->update == RQ_UPDATE_ALLW};
     rq_parallel_for(rq_ceil_div(t->n_line, rq_lines_tile(t)), sweep_tile, &sh);
     return sh.failed ? rq_fail(RQ_ERR_NOMEM, "out of memory in the sweep") : RQ_OK;
 }

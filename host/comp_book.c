@@ -1,11 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A set of matrices to codebook codes: targets and scales, the codebook, the sweep, the refinement, and the formats' arrays. */
+/* A set of matrices to codebook codes: targets and scales, the sweep, the refinement, and the formats' arrays. */
 #include <math.h>
 
 #include "backend.h"
 #include "comp_book.h"
-#include "kmeans.h"
-#include "random.h"
 
 void rq_invert_spd(double *inv, const double *a, int64_t n) {
     double l[RQ_VEC_MAX * RQ_VEC_MAX] = {0}, m[RQ_VEC_MAX * RQ_VEC_MAX] = {0}; /* a = l l^T, m = l^-1 */
@@ -42,7 +40,7 @@ void rq_invert_spd(double *inv, const double *a, int64_t n) {
 /* ---- codebooks ---- */
 
 void rq_book_expand(const rq_book *b, int64_t vec, const rq_vec_code *c, float *v) {
-    int64_t which = vec / b->vec_per_book;
+    int64_t which = rq_book_of(b, vec);
     const float *first = b->value[0] + (which * b->k[0] + c->code[0]) * b->d;
     for (int r = 0; r < b->d; ++r) v[r] = c->negative >> r & 1 ? -first[r] : first[r];
     if (b->n_stage < 2) return;
@@ -81,146 +79,6 @@ void rq_book_row(const rq_book_task *t, int64_t row, float *q) {
         q[p->outlier_col[o]] =
             t->outlier_step[t->matrix[row] * p->n_outlier + o] * (float)t->outlier[row * p->n_outlier + o];
     }
-}
-
-int64_t rq_book_scratch(const rq_book *b) { return b->k_pad[0] + b->k_pad[1]; }
-
-void rq_book_free(rq_book *b) {
-    for (int i = 0; i < 2; ++i) {
-        free(b->value[i]);
-        free(b->table[i]);
-        free(b->f16[i]);
-    }
-    free(b->u8);
-    free(b->book_scale);
-    *b = (rq_book){0};
-}
-
-static rq_status book_new(rq_book *b, const rq_book_task *t) {
-    rq_status status = RQ_OK;
-    const rq_quant_opt *o = t->opt;
-    int64_t width = t->vec_out ? 1 : t->d, cols = o->book_cols > 0 ? o->book_cols : t->n_vec * width;
-    *b = (rq_book){.d = t->d, .n_stage = o->codes2 > 0 ? 2 : 1, .k = {o->codes, o->codes2}};
-    b->vec_per_book = cols / width;
-    b->n_book = rq_ceil_div(t->n_vec, b->vec_per_book);
-    b->n_table = t->vec->n_table(b->d);
-    const int64_t k[2] = {o->codes, o->codes2};
-    for (int i = 0; i < 2 && k[i] > 0; ++i) {
-        int64_t n = b->n_book * k[i] * b->d;
-        b->k_pad[i] = rq_ceil_div(b->k[i], RQ_SEARCH_PAD) * RQ_SEARCH_PAD;
-        RQ_TRY(RQ_NEW_ZERO(b->value[i], n));
-        RQ_TRY(RQ_NEW(b->table[i], b->n_book * b->n_table * b->k_pad[i]));
-        if (o->book_dtype == RQ_BOOK_U8) {
-            RQ_TRY(RQ_NEW(b->u8, n));
-        } else {
-            RQ_TRY(RQ_NEW(b->f16[i], n));
-        }
-    }
-    RQ_TRY(RQ_NEW(b->book_scale, b->n_book));
-done:
-    return status;
-}
-
-void rq_book_store(rq_book_task *t) {
-    rq_book *b = &t->book;
-    for (int stage = 0; stage < b->n_stage; ++stage) {
-        int64_t per_book = b->k[stage] * b->d;
-        for (int64_t which = 0; which < b->n_book; ++which) {
-            float *v = b->value[stage] + which * per_book, top = 0;
-            b->book_scale[which] = 1;
-            for (int64_t i = 0; i < per_book; ++i) top = fmaxf(top, v[i]);
-            if (b->u8) b->book_scale[which] = top > 0 ? top / 255.0f : 1;
-            for (int64_t i = 0; i < per_book; ++i) {
-                if (b->u8) {
-                    float u = rintf(v[i] / b->book_scale[which]);
-                    b->u8[which * per_book + i] = (uint8_t)(u > 255 ? 255 : u);
-                    v[i] = b->book_scale[which] * (float)b->u8[which * per_book + i];
-                } else {
-                    float u = fminf(fmaxf(v[i], -65504.0f), 65504.0f);
-                    rq_f16 h = rq_f16_of_f32(u == 0 ? 0 : u); /* no negative zero among magnitudes */
-                    b->f16[stage][which * per_book + i] = h;
-                    v[i] = rq_f32_of_f16(h);
-                }
-            }
-            t->vec->make_table(b->table[stage] + which * b->n_table * b->k_pad[stage], v, b->d, b->k[stage],
-                               b->k_pad[stage]);
-        }
-    }
-}
-
-typedef struct points {
-    float *x, *weight;
-    int64_t n;
-} points;
-
-/* Vectors of codebook `which`, at even steps with a random offset in each when there are more than wanted: scaled weights and
- * what an error in each costs. Vectors whose scale is zero are left out. */
-static rq_status gather_points(points *out, const rq_book_task *t, int64_t which, const float *metric) {
-    rq_status status = RQ_OK;
-    const rq_prep *p = t->prep;
-    int64_t v0 = which * t->book.vec_per_book, v1 = rq_min_i64(t->n_vec, v0 + t->book.vec_per_book);
-    int64_t n = t->n, d = t->d, all = t->n_line * (v1 - v0),
-            wanted = t->opt->kmeans_points > 0 ? rq_min_i64(all, t->opt->kmeans_points) : all;
-    bool *kept = NULL;
-    RQ_TRY(RQ_NEW(out->x, wanted * d));
-    RQ_TRY(RQ_NEW(out->weight, wanted * d));
-    RQ_TRY(RQ_NEW_ZERO(kept, n));
-    for (int o = 0; o < p->n_outlier; ++o) kept[p->outlier_col[o]] = true;
-    uint64_t seed = (uint64_t)t->opt->kmeans_seed + 1;
-    double step = (double)all / (double)wanted;
-    for (int64_t i = 0; i < wanted; ++i) {
-        int64_t at = (int64_t)(step * ((double)i + (wanted < all ? rq_random_unit(seed, (uint64_t)i) : 0)));
-        at = rq_min_i64(at, all - 1);
-        int64_t line = at / (v1 - v0), v = v0 + at % (v1 - v0);
-        float s = rq_book_factor(t, line, v), bias = rq_book_bias(t, line, v);
-        if (!(s > 0)) continue;
-        for (int64_t r = 0; r < d; ++r) {
-            int64_t cell = rq_book_lane(t, line, v, r);
-            bool counts = cell >= 0 && !kept[cell % n];
-            float x = counts ? (t->start[cell] - bias) / s : 0;
-            float cost = t->vec_out ? metric[v] : metric[v * d * d + r * d + r];
-            out->x[out->n * d + r] = t->vec->magnitudes ? fabsf(x) : x;
-            out->weight[out->n * d + r] = counts ? s * s * cost : 0;
-        }
-        ++out->n;
-    }
-done:
-    free(kept);
-    return status;
-}
-
-rq_status rq_book_fit(rq_book_task *t, const float *metric) {
-    rq_status status = RQ_OK;
-    rq_book *b = &t->book;
-    uint16_t *assign = NULL;
-    points p = {0};
-    for (int64_t which = 0; which < b->n_book; ++which) {
-        free(p.x);
-        free(p.weight);
-        p = (points){0};
-        RQ_TRY(gather_points(&p, t, which, metric));
-        if (p.n == 0) continue; /* nothing but zeros: the codebook stays zero */
-        free(assign);
-        assign = NULL;
-        RQ_TRY(RQ_NEW(assign, p.n));
-        for (int stage = 0; stage < b->n_stage; ++stage) {
-            float *centroid = b->value[stage] + which * b->k[stage] * b->d;
-            rq_kmeans_opt o = rq_kmeans_default(b->k[stage], b->d);
-            o.n_iter = t->opt->kmeans_iters;
-            o.weights = RQ_KMEANS_PER_COMPONENT;
-            o.seeding = RQ_KMEANS_PLUSPLUS;
-            o.seed = (uint64_t)t->opt->kmeans_seed;
-            RQ_TRY(rq_kmeans(centroid, assign, NULL, p.x, p.weight, p.n, &o, false));
-            for (int64_t i = 0; stage + 1 < b->n_stage && i < p.n * b->d; ++i)
-                p.x[i] -= centroid[assign[i / b->d] * b->d + i % b->d];
-        }
-    }
-    rq_book_store(t);
-done:
-    free(p.x);
-    free(p.weight);
-    free(assign);
-    return status;
 }
 
 rq_status rq_book_sweep_metric(float **metric, const rq_book_task *t) {
@@ -315,37 +173,6 @@ done:
     return status;
 }
 
-static float column_round(const rq_book_task *t, double v) {
-    float x = (float)v * t->scale_unit;
-    x = x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
-    return rq_f32_of_f16(rq_f16_of_f32(x)) / t->scale_unit;
-}
-
-/* Bias and scale of each column of each matrix: mean and standard deviation. */
-static rq_status column_scales(run *z, int n_matrices) {
-    rq_status status = RQ_OK;
-    rq_book_task *t = &z->t;
-    RQ_TRY(RQ_NEW_ZERO(t->col_scale, n_matrices * t->n));
-    RQ_TRY(RQ_NEW_ZERO(t->col_bias, n_matrices * t->n));
-    for (int64_t row0 = 0, row1; row0 < t->n_out; row0 = row1) {
-        int32_t m = t->matrix[row0];
-        for (row1 = row0; row1 < t->n_out && t->matrix[row1] == m;) ++row1;
-        for (int64_t j = 0; j < t->n; ++j) {
-            double sum = 0, square = 0, count = (double)(row1 - row0);
-            for (int64_t r = row0; r < row1; ++r) sum += (double)t->start[r * t->n + j];
-            float bias = column_round(t, sum / count);
-            for (int64_t r = row0; r < row1; ++r) {
-                double e = (double)t->start[r * t->n + j] - (double)bias;
-                square += e * e;
-            }
-            t->col_bias[m * t->n + j] = bias;
-            t->col_scale[m * t->n + j] = column_round(t, sqrt(square / count));
-        }
-    }
-done:
-    return status;
-}
-
 /* Scales: root mean square of the group without outlier columns. Steps of outlier columns: their largest weight over 127. */
 static rq_status first_scales(run *z, int n_matrices) {
     rq_status status = RQ_OK;
@@ -354,7 +181,7 @@ static rq_status first_scales(run *z, int n_matrices) {
     bool *kept = NULL;
     RQ_TRY(RQ_NEW_ZERO(kept, t->n));
     if (t->vec_out) {
-        RQ_TRY(column_scales(z, n_matrices));
+        RQ_TRY(rq_column_factors(t, n_matrices));
     } else {
         RQ_TRY(RQ_NEW(t->scale, t->n_out * t->n_group));
     }
@@ -442,6 +269,7 @@ static rq_status emit(rq_quant_result *r, const run *z, const rq_quant_matrix *m
     float *scale = NULL, *book_scale, *step;
     int32_t *cols;
     int8_t *outlier;
+    uint8_t *book_of = NULL;
     rq_f16 *f16[2] = {NULL, NULL}, *col_scale = NULL, *col_bias = NULL;
     rq_packed packed = {0};
     OWN(book_scale, b->n_book);
@@ -459,6 +287,10 @@ static rq_status emit(rq_quant_result *r, const run *z, const rq_quant_matrix *m
             OWN(f16[s], size);
             memcpy(f16[s], b->f16[s], (size_t)size * sizeof(rq_f16));
         }
+    }
+    if (b->book_of) {
+        OWN(book_of, n);
+        memcpy(book_of, b->book_of, (size_t)n);
     }
     if (t->vec->magnitudes) {
         OWN(negative, n_out * n);
@@ -516,6 +348,7 @@ static rq_status emit(rq_quant_result *r, const run *z, const rq_quant_matrix *m
                               .group = t->group,
                               .codes = {code[0], code[1]},
                               .book = {f16[0], f16[1]},
+                              .book_of = book_of,
                               .scale = scale,
                               .col_scale = col_scale,
                               .col_bias = col_bias,
@@ -554,11 +387,12 @@ rq_status rq_quantize_books(rq_quant_result *r, const rq_quant_matrix *m, int n_
     RQ_TRY(make_lines(&z));
     RQ_TRY(first_scales(&z, n_matrices));
     RQ_TRY(RQ_NEW_ZERO(t->code, t->n_line * n_vec));
-    RQ_TRY(book_new(&t->book, t));
+    RQ_TRY(rq_book_new(t));
     RQ_TRY(rq_book_sweep_metric(&exact, t));
     RQ_TRY(search_metric(&z, exact));
-    RQ_TRY(rq_book_fit(t, z.search_metric));
-    RQ_TRY(rq_block_sweep(t, z.search_metric));
+    bool passes = t->book.n_stage == 2 && o->stage_fit == RQ_STAGE_SWEEP;
+    RQ_TRY(passes ? rq_book_fit_second(t, z.search_metric) : rq_book_fit(t, z.search_metric));
+    RQ_TRY(rq_block_sweep(t, z.search_metric, NULL));
     RQ_TRY(rq_refine_book(t));
     for (int i = 0; i < n_matrices; row += m[i++].n_out) {
         RQ_TRY(emit(&r[i], &z, m, i, row, line, n_matrices));

@@ -18,9 +18,10 @@ typedef struct rq_vec_code {
 
 typedef struct rq_book {
     int d, n_stage;
-    int64_t k[2], k_pad[2], n_book, vec_per_book;
-    float *value[2]; /* [n_book][k][d]: what the stored entries stand for */
-    float *table[2]; /* [n_book][n_table][k_pad]: made from value, for the search */
+    int64_t k[2], k_pad[2], n_book, n_vec, vec_per_book;
+    uint8_t *book_of; /* [n_vec] which codebook; NULL: runs of vec_per_book vectors share one */
+    float *value[2];  /* [n_book][k][d]: what the stored entries stand for */
+    float *table[2];  /* [n_book][n_table][k_pad]: made from value, for the search */
     int64_t n_table;
     uint8_t *u8; /* the stored entries: of ssvq one of u8 with book_scale, and f16; of vq f16 */
     float *book_scale;
@@ -93,6 +94,10 @@ static inline float rq_book_bias(const rq_book_task *t, int64_t line, int64_t ve
     return t->vec_out ? t->col_bias[t->matrix[t->line_row[line]] * t->n + vec] : 0;
 }
 
+static inline int64_t rq_book_of(const rq_book *b, int64_t vec) {
+    return b->book_of ? b->book_of[vec] : vec / b->vec_per_book;
+}
+
 /* v[d] = what a code stands for, without the scale. */
 void rq_book_expand(const rq_book *b, int64_t vec, const rq_vec_code *c, float *v);
 
@@ -102,8 +107,13 @@ void rq_book_row(const rq_book_task *t, int64_t row, float *q);
 /* inv = a^-1 for a symmetric positive definite a[n][n], n <= RQ_VEC_MAX; its diagonal's inverse when a is not. */
 void rq_invert_spd(double *inv, const double *a, int64_t n);
 
+/* comp_book_fit.c. */
+rq_status rq_book_new(rq_book_task *t);
 /* k-means on the scaled start weights of all rows, weighed by the diagonals of metric [n_vec][d][d]; then rq_book_store. */
 rq_status rq_book_fit(rq_book_task *t, const float *metric);
+/* VPTQ's two passes: the first stage on the start weights, a sweep with it alone, and the second stage on what every weight was when
+ * that sweep rounded it less what it became. The caller sweeps again with both. */
+rq_status rq_book_fit_second(rq_book_task *t, const float *metric);
 /* Round book->value to the stored type, what it stands for back to value, and make the search tables. */
 void rq_book_store(rq_book_task *t);
 void rq_book_free(rq_book *b);
@@ -113,8 +123,8 @@ int64_t rq_book_scratch(const rq_book *b); /* floats of rq_pick.scratch */
  * do not care, and in the codebook's fit it halves the lead of columns with a large H). Without a factor the diagonal of H, or ones. */
 rq_status rq_book_sweep_metric(float **metric, const rq_book_task *t);
 
-/* comp_block.c: the sweep. */
-rq_status rq_block_sweep(rq_book_task *t, const float *metric);
+/* comp_block.c: the sweep. at[n_out][n], natural order, or NULL: what each weight of a vector was when it was rounded. */
+rq_status rq_block_sweep(rq_book_task *t, const float *metric, float *at);
 /* comp_refine_book.c: descent over codes, scales and codebooks on tr((Q - goal) Hd (Q - goal)^T). */
 rq_status rq_refine_book(rq_book_task *t);
 /* comp_lines.c: the sweep's rounding of one column for rows [row0, row0 + n_rows) of whole lines, w and q `stride` apart; and the
@@ -123,6 +133,10 @@ int64_t rq_lines_tile(const rq_book_task *t); /* lines of a task */
 void rq_lines_round(rq_book_task *t, int64_t col, int64_t line0, int64_t n_lines, const float *w, int64_t w_stride,
                     float *q, int64_t q_stride, rq_vec_code *code, float *scratch);
 rq_status rq_refine_lines(rq_book_task *t);
+/* comp_columns.c: with vec_out, first factors and biases of the columns of each matrix; and those that minimize J with codes
+ * and codebooks as they are, if they lower it when stored. */
+rq_status rq_column_factors(rq_book_task *t, int n_matrices);
+rq_status rq_refit_columns(rq_book_task *t);
 /* comp_refit_book.c: the codebooks that minimize it with codes, signs and scales as they are, if they lower it when stored. */
 rq_status rq_refit_book(rq_book_task *t);
 /* What refinement lowers, tr((Q - goal) Hd (Q - goal)^T), with everything as it is stored. */

@@ -20,7 +20,7 @@ void rq_lines_round(rq_book_task *t, int64_t col, int64_t line0, int64_t n_lines
     const float one = 1;
     int64_t d = t->d, row0 = t->line_row[line0];
     rq_pick pick = {.book = &t->book,
-                    .which = col / t->book.vec_per_book,
+                    .which = rq_book_of(&t->book, col),
                     .metric = plain,
                     .diagonal = true,
                     .n = 1,
@@ -206,7 +206,10 @@ rq_status rq_refine_lines(rq_book_task *t) {
     for (int o = 0; o < t->prep->n_outlier; ++o) s.kept[t->prep->outlier_col[o]] = o;
     rq_parallel_for(n_tile, choose_tile, &s);
     for (int round = 0; round <= t->opt->refit && !s.failed; ++round) {
-        if (round > 0) RQ_TRY(rq_refit_book(t));
+        if (round > 0) {
+            RQ_TRY(rq_refit_book(t));
+            RQ_TRY(rq_refit_columns(t));
+        }
         if (t->opt->cd_sweeps > 0) rq_parallel_for(n_tile, descend_tile, &s);
     }
     if (t->opt->refit > 0)

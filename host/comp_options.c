@@ -77,11 +77,21 @@ void rq_quant_default(rq_quant_opt *o, rq_comp comp) {
     }
 }
 
+/* Clip search and refinement as on the grid; groups are found beforehand, row by row. */
+static void default_w4a8(rq_quant_opt *o) {
+    o->round = RQ_ROUND_W4A8;
+    o->bits = 4;
+    o->group = 128;
+    o->static_groups = true;
+    o->scale_dtype = RQ_F32;
+}
+
 bool rq_round_is_book(rq_round r) { return rq_round_get(r) && rq_round_get(r)->vec; }
 
 /* The 2-bit setting of docs/methods.md ("Codebooks"); --vec-len 4 makes it the 3-bit one. */
 void rq_quant_default_round(rq_quant_opt *o, rq_comp comp, rq_round round) {
     rq_quant_default(o, comp);
+    if (round == RQ_ROUND_W4A8) default_w4a8(o);
     if (!rq_round_is_book(round)) return;
     bool propagates = rq_comp_get(comp)->propagates;
     o->round = round;
@@ -101,6 +111,25 @@ void rq_quant_default_round(rq_quant_opt *o, rq_comp comp, rq_round round) {
     o->sign_rate = 0.4;
     o->kmeans_iters = 12;
     o->kmeans_points = 1 << 16;
+}
+
+void rq_quant_vptq(rq_quant_opt *o, rq_comp comp) {
+    rq_quant_default_round(o, comp, RQ_ROUND_VQ);
+    o->rho = rq_comp_get(comp)->rho;
+    o->shrink = 0;
+    o->cd_sweeps = 0;
+    o->refit = 0;
+    o->act_order = rq_comp_get(comp)->propagates;
+    o->vec_out = true;
+    o->vec_len = 6;
+    o->codes = 4096;
+    o->col_norm = RQ_COL_RANGE;
+    o->stage_fit = RQ_STAGE_SWEEP;
+    o->book_order = RQ_BOOK_HDIAG;
+    o->share_books = false;
+    o->outliers = 0;
+    o->kmeans_iters = 100;
+    o->kmeans_points = 0;
 }
 
 bool rq_groups_in_sweep_order(const rq_quant_opt *o, int64_t n_in) {
@@ -130,6 +159,12 @@ static rq_status check_book(const rq_quant_opt *o) {
     if (o->book_cols < 0 || (!o->vec_out && o->book_cols % o->vec_len))
         return rq_fail(RQ_ERR_ARG, "--book-cols %lld is not a multiple of --vec-len %d (0 means all columns)",
                        (long long)o->book_cols, o->vec_len);
+    if (o->col_norm != RQ_COL_STD && !o->vec_out)
+        return rq_fail(RQ_ERR_ARG,
+                       "--col-norm range is for --vec-axis out: with vectors along inputs rows have scales");
+    if (o->book_order == RQ_BOOK_HDIAG && !o->vec_out)
+        return rq_fail(RQ_ERR_ARG,
+                       "--book-order hdiag is for --vec-axis out: along inputs a codebook is of neighbours");
     if (o->book_dtype == RQ_BOOK_U8 && !ssvq) return rq_fail(RQ_ERR_ARG, "--book-dtype u8: codebooks of vq are f16");
     if (o->scale_dtype != RQ_F16) return rq_fail(RQ_ERR_ARG, "--scale-dtype f32: scales of %s are f16", name);
     if (o->outliers < 0 || o->outliers > RQ_SSVQ_MAX_OUTLIERS || !(o->outlier_min >= 0))
@@ -144,6 +179,26 @@ static rq_status check_book(const rq_quant_opt *o) {
     if (o->kmeans_iters < 0 || o->kmeans_iters > 10000 || o->kmeans_points < 0 || o->kmeans_seed < 0)
         return rq_fail(RQ_ERR_ARG, "--kmeans-iters %d, --kmeans-points %lld and --kmeans-seed %d: too small or large",
                        o->kmeans_iters, (long long)o->kmeans_points, o->kmeans_seed);
+    return RQ_OK;
+}
+
+static rq_status check_w4a8(const rq_quant_opt *o, int64_t n_in) {
+    if (o->bits != 4) return rq_fail(RQ_ERR_ARG, "--bits %d: codes of w4a8 have 4", o->bits);
+    if (o->group % 32 || o->group > RQ_W4A8_MAX_GROUP)
+        return rq_fail(RQ_ERR_ARG, "--group %lld: of w4a8 it is 0 or a multiple of 32 up to %d", (long long)o->group,
+                       RQ_W4A8_MAX_GROUP);
+    if (n_in > RQ_W4A8_MAX_COLS)
+        return rq_fail(RQ_ERR_UNSUPPORTED, "w4a8 sums up to %d products in 32 bits; the matrix has %lld inputs",
+                       RQ_W4A8_MAX_COLS, (long long)n_in);
+    if (o->sym && o->group)
+        return rq_fail(RQ_ERR_ARG, "--sym: w4a8 with --group %lld has a base for each group; --sym is for --group 0",
+                       (long long)o->group);
+    if (!o->static_groups && o->group)
+        return rq_fail(RQ_ERR_ARG,
+                       "--no-static-groups: the groups of a row share a scale in w4a8, and are found beforehand");
+    if (o->clip == RQ_CLIP_MSE && o->clip_power != 2 && o->group)
+        return rq_fail(RQ_ERR_ARG, "--clip-power %g: w4a8 with --group searches by squares", o->clip_power);
+    if (o->scale_dtype != RQ_F32) return rq_fail(RQ_ERR_ARG, "--scale-dtype f16: scales of w4a8 are f32");
     return RQ_OK;
 }
 
@@ -176,7 +231,12 @@ rq_status rq_quant_check(const rq_quant_opt *o, int64_t n_in) {
     }
     if (o->scale_dtype != RQ_F16 && o->scale_dtype != RQ_F32)
         return rq_fail(RQ_ERR_ARG, "scales are stored as f16 or f32");
-    return rq_round_is_book(o->round) ? check_book(o) : RQ_OK;
+    if (o->round == RQ_ROUND_W4A8) return check_w4a8(o, n_in);
+    if (!rq_round_is_book(o->round)) return RQ_OK;
+    if (o->book_order == RQ_BOOK_HDIAG && n_in > o->book_cols * RQ_VQ_MAX_BOOKS && o->book_cols > 0)
+        return rq_fail(RQ_ERR_ARG, "--book-cols %lld makes more than %d codebooks of %lld columns; --book-order hdiag",
+                       (long long)o->book_cols, RQ_VQ_MAX_BOOKS, (long long)n_in);
+    return check_book(o);
 }
 
 /* ---- options by name: one table for flags, --config files, --override and reports ---- */
@@ -214,7 +274,14 @@ static const setting settings[] = {
     {{"codes", 'i', "K", "ssvq, vq: entries of a codebook"}, AT(codes)},
     {{"codes2", 'i', "K", "vq: entries of the second stage's, 0 for one stage"}, AT(codes2)},
     {{"vec-axis", 'e', "in|out", "vq: vectors along the inputs, or down the outputs with column scales"}, AT(vec_out)},
+    {{"col-norm", 'e', "std|range", "vq, vectors down the outputs: what columns are divided by at first"},
+     AT(col_norm)},
+    {{"stage-fit", 'e', "start|sweep", "vq: fit stage two on the start weights, or on what a sweep leaves"},
+     AT(stage_fit)},
     {{"book-cols", 'I', "N", "ssvq, vq: columns that share a codebook; 0: all"}, AT(book_cols)},
+    {{"book-order", 'e', "natural|hdiag",
+      "vq, vectors down the outputs: columns that share one are neighbours, or alike in H"},
+     AT(book_order)},
     {{"book-dtype", 'e', "f16|u8", "ssvq: how codebooks are stored"}, AT(book_dtype)},
     {{"share-books", 'b', NULL, "ssvq, vq: one codebook for matrices with the same input"}, AT(share_books)},
     {{"outliers", 'i', "N", "ssvq, vq: columns of largest Gram diagonal kept in 8 bits"}, AT(outliers)},
@@ -276,6 +343,9 @@ static rq_status set_choice(rq_quant_opt *o, size_t offset, const rq_quant_key *
     case AT(update): o->update = (rq_update)i; break;
     case AT(vec_out): o->vec_out = i == 1; break;
     case AT(assign): o->assign = (rq_assign)i; break;
+    case AT(col_norm): o->col_norm = (rq_col_norm)i; break;
+    case AT(stage_fit): o->stage_fit = (rq_stage_fit)i; break;
+    case AT(book_order): o->book_order = (rq_book_order)i; break;
     case AT(book_dtype): o->book_dtype = (rq_book_dtype)i; break;
     default: o->scale_dtype = i ? RQ_F32 : RQ_F16; break;
     }
@@ -364,7 +434,9 @@ rq_status rq_quant_set_all(rq_quant_opt *o, const char *text) {
 void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t size) {
     static const char *const clips[] = {"none", "mse"}, *const weights[] = {"none", "hdiag"},
                              *const updates[] = {"auto", "org", "allw"},
-                             *const assigns[] = {"euclid", "diag", "mahalanobis"}, *const types[] = {"f16", "u8"};
+                             *const assigns[] = {"euclid", "diag", "mahalanobis"}, *const types[] = {"f16", "u8"},
+                             *const norms[] = {"std", "range"}, *const fits[] = {"start", "sweep"},
+                             *const orders[] = {"natural", "hdiag"};
     if (size) text[0] = 0;
     for (int i = 0; i < (int)(sizeof settings / sizeof *settings); ++i) {
         const setting *s = &settings[i];
@@ -384,6 +456,9 @@ void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t siz
                            : s->offset == AT(update)       ? updates[o->update]
                            : s->offset == AT(vec_out)      ? (o->vec_out ? "out" : "in")
                            : s->offset == AT(assign)       ? assigns[o->assign]
+                           : s->offset == AT(col_norm)     ? norms[o->col_norm]
+                           : s->offset == AT(stage_fit)    ? fits[o->stage_fit]
+                           : s->offset == AT(book_order)   ? orders[o->book_order]
                            : s->offset == AT(book_dtype)   ? types[o->book_dtype]
                            : o->scale_dtype == RQ_F32      ? "f32"
                                                            : "f16";

@@ -8,7 +8,8 @@
 
 bool rq_quant_wants_h(const rq_quant_opt *o) {
     if (rq_comp_get(o->comp)->propagates) return true;
-    if (rq_round_is_book(o->round)) return o->outliers > 0 || o->assign != RQ_ASSIGN_EUCLID;
+    if (rq_round_is_book(o->round))
+        return o->outliers > 0 || o->assign != RQ_ASSIGN_EUCLID || o->book_order == RQ_BOOK_HDIAG;
     return o->clip == RQ_CLIP_MSE && o->clip_weights == RQ_CLIP_HDIAG;
 }
 

@@ -23,6 +23,7 @@ rq_status rq_result_pack(rq_packed *p, const rq_quant_result *r) {
     switch (r->format) {
     case RQ_FORMAT_SSVQ: return rq_ssvq_pack(p, &r->ssvq);
     case RQ_FORMAT_VQ: return rq_vq_pack(p, &r->vq);
+    case RQ_FORMAT_W4A8: return rq_w4a8_pack(p, &r->w4a8);
     default: return rq_grid_pack(p, &r->grid);
     }
 }
@@ -30,6 +31,7 @@ rq_status rq_result_pack(rq_packed *p, const rq_quant_result *r) {
 rq_status rq_result_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_quant_result *r) {
     if (r->format == RQ_FORMAT_SSVQ) return rq_ssvq_pack_file(f, json_entry, name, &r->ssvq);
     if (r->format == RQ_FORMAT_VQ) return rq_vq_pack_file(f, json_entry, name, &r->vq);
+    if (r->format == RQ_FORMAT_W4A8) return rq_w4a8_pack_file(f, json_entry, name, &r->w4a8);
     json_t *e = json_pack("{s:s, s:i, s:I, s:b}", "format", "grid", "bits", r->grid.bits, "group",
                           (json_int_t)r->grid.group, "sym", r->zero == NULL);
     *json_entry = json_dumps(e, JSON_COMPACT);
@@ -70,8 +72,8 @@ static void to_stored_order(float *dst, const float *src, int64_t n_out, const r
     }
 }
 
-static rq_status refine(rq_quant_result *r, const float *zero, const float *start, int64_t n_out, int64_t group,
-                        const rq_prep *p, const rq_quant_opt *o, bool sweep_order) {
+static rq_status refine(rq_quant_result *r, const float *zero, const float *step, const float *start, int64_t n_out,
+                        int64_t group, const rq_prep *p, const rq_quant_opt *o, bool sweep_order) {
     rq_status status = RQ_OK;
     float *target = NULL, *moved = NULL;
     const float *goal = start; /* the exact target when rho moved it */
@@ -82,7 +84,7 @@ static rq_status refine(rq_quant_result *r, const float *zero, const float *star
         goal = moved;
     }
     to_stored_order(target, goal, n_out, p, sweep_order);
-    RQ_TRY(rq_refine_grid(r->codes, r->scale, zero, target, p->hd, n_out, p->n, group, o));
+    RQ_TRY(rq_refine_grid(r->codes, r->scale, zero, step, target, p->hd, n_out, p->n, group, o));
 done:
     free(target);
     free(moved);
@@ -105,17 +107,55 @@ done:
     return status;
 }
 
+/* Format w4a8: one scale a row, and what its groups have as the integers that they are. */
+static rq_status finish_w4a8(rq_quant_result *r, const float *zero, const float *step, int64_t n_out, int64_t n,
+                             int64_t group, const rq_quant_opt *o) {
+    rq_status status = RQ_OK;
+    int64_t n_group = rq_ceil_div(n, group);
+    float *scale = NULL;
+    uint8_t *small = NULL; /* zeros, or steps */
+    int8_t *base = NULL;
+    RQ_TRY(RQ_NEW(scale, n_out));
+    r->owned[r->n_owned++] = scale;
+    RQ_TRY(RQ_NEW(small, n_out * n_group));
+    r->owned[r->n_owned++] = small;
+    RQ_TRY(RQ_NEW(base, n_out * n_group));
+    r->owned[r->n_owned++] = base;
+    for (int64_t i = 0; i < n_out; ++i) {
+        scale[i] = r->scale[i * n_group];
+        for (int64_t k = i * n_group; k < (i + 1) * n_group; ++k) {
+            small[k] = (uint8_t)(int)(o->group ? step[k] : zero[k]);
+            base[k] = (int8_t)(int)-zero[k];
+        }
+    }
+    for (int64_t i = 0; i < n_out; ++i) {
+        for (int64_t j = 0; j < n; ++j) {
+            int64_t k = i * n_group + j / group;
+            r->q[i * n + j] = scale[i] * ((float)r->codes[i * n + j] * step[k] - zero[k]);
+        }
+    }
+    r->format = RQ_FORMAT_W4A8;
+    r->w4a8 = (rq_w4a8_codes){.n_out = n_out, .n_in = n, .group = o->group, .codes = r->codes, .scale = scale};
+    if (o->group)
+        r->w4a8.step = small, r->w4a8.base = base;
+    else if (!o->sym)
+        r->w4a8.zero = small;
+done:
+    return status;
+}
+
 static rq_status quantize_grid(rq_quant_result *r, const float *w, int64_t n_out, const rq_prep *p,
                                const rq_quant_opt *o, const char *label) {
     rq_status status = RQ_OK;
     const rq_comp_row *row = rq_comp_get(o->comp);
-    float *moved = NULL, *zero = NULL;
+    float *moved = NULL, *zero = NULL, *step = NULL;
     int64_t n = p->n, group = o->group ? o->group : n, n_group = rq_ceil_div(n, group);
     RQ_TRY(check_weights(w, n_out, n, label));
     RQ_TRY(RQ_NEW(r->codes, n_out * n));
     RQ_TRY(RQ_NEW(r->q, n_out * n));
     RQ_TRY(RQ_NEW(r->scale, n_out * n_group));
     RQ_TRY(RQ_NEW(zero, n_out * n_group));
+    if (rq_round_get(o->round)->find_row) RQ_TRY(RQ_NEW(step, n_out * n_group));
 
     const float *start = w;
     if (row->propagates && o->rho != 0) {
@@ -124,12 +164,16 @@ static rq_status quantize_grid(rq_quant_result *r, const float *w, int64_t n_out
         start = moved;
     }
     bool dynamic = rq_groups_in_sweep_order(o, n);
-    rq_sweep sweep = {p, o, start, n_out, group, n_group, r->codes, r->scale, zero, r->q, dynamic};
+    rq_sweep sweep = {p, o, start, n_out, group, n_group, r->codes, r->scale, zero, step, r->q, dynamic};
     RQ_TRY(rq_sweep_run(&sweep));
     bool sweep_order = dynamic && o->act_order;
-    if (p->hd) RQ_TRY(refine(r, zero, start, n_out, group, p, o, sweep_order));
+    if (p->hd) RQ_TRY(refine(r, zero, step, start, n_out, group, p, o, sweep_order));
     if (sweep_order) RQ_TRY(to_natural_order(r, p, n_out, group));
 
+    if (step) {
+        RQ_TRY(finish_w4a8(r, zero, step, n_out, n, group, o));
+        goto done;
+    }
     if (!o->sym) {
         RQ_TRY(RQ_NEW(r->zero, n_out * n_group));
         for (int64_t i = 0; i < n_out * n_group; ++i) r->zero[i] = (uint8_t)(int)zero[i];
@@ -145,6 +189,7 @@ static rq_status quantize_grid(rq_quant_result *r, const float *w, int64_t n_out
 done:
     free(moved);
     free(zero);
+    free(step);
     return status;
 }
 

@@ -16,8 +16,9 @@ enum { LANES = 32, TILE = 96, BLOCK = 128 };
 typedef struct refine_shared {
     uint8_t *codes;
     float *scale;
-    const float *zero, *target, *hd;
+    const float *zero, *step, *target, *hd; /* step: NULL but for rounders with find_row() */
     int64_t n_out, n, group, n_group;
+    int64_t span; /* columns that share a scale: a group, or with steps the row */
     const rq_quant_opt *opt;
     _Atomic int failed;
 } refine_shared;
@@ -29,17 +30,23 @@ typedef struct refine_scratch {
     double *normal, *rhs, *solution; /* [n_group][n_group], [n_group] */
 } refine_scratch;
 
+/* The grid of a column in LANES rows: scale * ((code - zero) * step - shift). The grid has step 1 and shift 0, which change no bit. */
+typedef struct lane_grid {
+    float scale[LANES], zero[LANES], step[LANES], inv_step[LANES], shift[LANES];
+} lane_grid;
+
 /* One column for LANES rows: new codes, their change, and the change's effect on G in the rest of the block. */
-RQ_CLONES static void descend_column(float *restrict gt, float *restrict qt, float *restrict delta, int64_t width,
-                                     int64_t c, const float *restrict h_row, const float *restrict scale,
-                                     const float *restrict zero, float top) {
+RQ_CLONES static void descend_column(float *restrict gt, float *restrict qt, float *restrict delta,
+                                     float *restrict code, int64_t width, int64_t c, const float *restrict h_row,
+                                     const lane_grid *restrict l, float top) {
     float inv_h = 1.0f / h_row[c];
     float *g = gt + c * LANES, *q = qt + c * LANES;
     for (int r = 0; r < LANES; ++r) {
-        float best = rintf((q[r] - g[r] * inv_h) / scale[r]) + zero[r];
+        float best = rintf(((q[r] - g[r] * inv_h) / l->scale[r] + l->shift[r]) * l->inv_step[r]) + l->zero[r];
         best = best < 0.0f ? 0.0f : best;
         best = best > top ? top : best;
-        float now = scale[r] * (best - zero[r]);
+        float now = l->scale[r] * ((best - l->zero[r]) * l->step[r] - l->shift[r]);
+        code[r] = best;
         delta[r] = now - q[r];
         q[r] = now;
     }
@@ -50,11 +57,18 @@ RQ_CLONES static void descend_column(float *restrict gt, float *restrict qt, flo
     }
 }
 
+/* What code (row, j) stands for, before the scale. */
+static float level(const refine_shared *s, int64_t row, int64_t j) {
+    int64_t k = row * s->n_group + j / s->group;
+    float code = (float)s->codes[row * s->n + j];
+    return s->step ? code * s->step[k] - s->zero[k] : code - s->zero[k];
+}
+
 static void dequantize(const refine_shared *s, refine_scratch *b, int64_t row0, int64_t n_rows) {
     for (int64_t r = 0; r < n_rows; ++r) {
         for (int64_t j = 0; j < s->n; ++j) {
             int64_t k = (row0 + r) * s->n_group + j / s->group;
-            b->q[r * s->n + j] = s->scale[k] * ((float)s->codes[(row0 + r) * s->n + j] - s->zero[k]);
+            b->q[r * s->n + j] = s->scale[k] * level(s, row0 + r, j);
         }
     }
 }
@@ -68,7 +82,8 @@ static void residual_gradient(const refine_shared *s, refine_scratch *b, int64_t
 
 static void descend_block(const refine_shared *s, refine_scratch *b, int64_t row0, int64_t tile_row, int64_t lanes,
                           int64_t c0, int64_t width) {
-    float scale[LANES], zero[LANES], delta[LANES];
+    float delta[LANES], code[LANES];
+    lane_grid l;
     for (int64_t c = 0; c < width; ++c) {
         for (int64_t r = 0; r < LANES; ++r) {
             bool used = r < lanes;
@@ -80,16 +95,19 @@ static void descend_block(const refine_shared *s, refine_scratch *b, int64_t row
     for (int64_t c = 0; c < width; ++c) {
         for (int64_t r = 0; r < LANES; ++r) {
             int64_t k = (row0 + (r < lanes ? r : 0)) * s->n_group + (c0 + c) / s->group;
-            scale[r] = s->scale[k];
-            zero[r] = s->zero[k];
+            l.scale[r] = s->scale[k];
+            l.zero[r] = s->step ? 0 : s->zero[k];
+            l.shift[r] = s->step ? s->zero[k] : 0;
+            l.step[r] = s->step ? s->step[k] : 1;
+            l.inv_step[r] = 1.0f / l.step[r];
         }
-        descend_column(b->gt, b->qt, delta, width, c, s->hd + (c0 + c) * s->n + c0, scale, zero, top);
+        descend_column(b->gt, b->qt, delta, code, width, c, s->hd + (c0 + c) * s->n + c0, &l, top);
         for (int64_t r = 0; r < lanes; ++r) {
             b->delta[(tile_row + r) * width + c] = delta[r];
             if (delta[r] != 0) {
                 float now = b->qt[c * LANES + r];
                 b->q[(tile_row + r) * s->n + c0 + c] = now;
-                s->codes[(row0 + r) * s->n + c0 + c] = (uint8_t)(int)rintf(now / scale[r] + zero[r]);
+                s->codes[(row0 + r) * s->n + c0 + c] = (uint8_t)(int)code[r];
             }
         }
     }
@@ -139,11 +157,11 @@ static double quadratic(const double *normal, const double *rhs, const double *s
     return v;
 }
 
-/* Scales of one row, codes fixed: the loss is quadratic in the n_group scales; normal[g][h] = c_g H c_h, rhs[g] = c_g H w*. Taken
+/* Scales of one row, codes fixed: the loss is quadratic in its n scales; normal[g][h] = c_g H c_h, rhs[g] = c_g H w*. Taken
  * only when every scale stays positive and within a factor of 4, and the loss after rounding to the stored type is lower. */
 static void refit_row(const refine_shared *s, refine_scratch *b, int64_t row) {
-    int64_t n = s->n_group;
-    float *scale = s->scale + row * n;
+    int64_t n = rq_ceil_div(s->n, s->span);
+    float *scale = s->scale + row * s->n_group;
     double *now = b->solution, *full = b->solution + n, *copy = b->normal + n * n;
     memcpy(copy, b->normal, (size_t)(n * n) * sizeof *copy);
     memcpy(full, b->rhs, (size_t)n * sizeof *full);
@@ -164,21 +182,19 @@ static void refit_row(const refine_shared *s, refine_scratch *b, int64_t row) {
         full[g] = v;
     }
     if (!(quadratic(b->normal, b->rhs, full, n) < quadratic(b->normal, b->rhs, now, n))) return;
-    for (int64_t g = 0; g < n; ++g) scale[g] = (float)full[g];
+    for (int64_t g = 0; g < s->n_group; ++g) scale[g] = (float)full[s->step ? 0 : g];
 }
 
 static void refit_scales(const refine_shared *s, refine_scratch *b, int64_t row0, int64_t n_rows) {
-    int64_t n = s->n, ng = s->n_group;
-    /* e = codes minus zero point; g = W* H; then, group by group, q = c_g H. */
+    int64_t n = s->n, ng = rq_ceil_div(n, s->span);
+    /* e = levels of the codes; g = W* H; then, group by group, q = c_g H. */
     rq_sgemm_tile(RQ_N, RQ_N, n_rows, n, n, 1, s->target + row0 * n, n, s->hd, n, 0, b->g, n);
     for (int64_t r = 0; r < n_rows; ++r) {
-        for (int64_t j = 0; j < n; ++j) {
-            b->e[r * n + j] = (float)s->codes[(row0 + r) * n + j] - s->zero[(row0 + r) * ng + j / s->group];
-        }
+        for (int64_t j = 0; j < n; ++j) b->e[r * n + j] = level(s, row0 + r, j);
     }
     double *normal = b->normal, *rhs = b->rhs; /* of all rows of the tile */
     for (int64_t g = 0; g < ng; ++g) {
-        int64_t c0 = g * s->group, len = rq_min_i64(s->group, n - c0);
+        int64_t c0 = g * s->span, len = rq_min_i64(s->span, n - c0);
         rq_sgemm_tile(RQ_N, RQ_N, n_rows, n, len, 1, b->e + c0, n, s->hd + c0 * n, n, 0, b->q, n);
         for (int64_t r = 0; r < n_rows; ++r) {
             const float *e = b->e + r * n, *ch = b->q + r * n, *wh = b->g + r * n;
@@ -186,10 +202,16 @@ static void refit_scales(const refine_shared *s, refine_scratch *b, int64_t row0
             for (int64_t j = c0; j < c0 + len; ++j) sum += (double)e[j] * wh[j];
             rhs[r * ng + g] = sum;
             for (int64_t h = 0; h < ng; ++h) {
-                int64_t k0 = h * s->group, k1 = rq_min_i64(k0 + s->group, n);
-                float part = 0; /* at most `group` terms; summed in fp64 across groups by the solver */
-                for (int64_t j = k0; j < k1; ++j) part += e[j] * ch[j];
-                normal[(r * ng + g) * ng + h] = part;
+                int64_t k0 = h * s->span, k1 = rq_min_i64(k0 + s->span, n);
+                float part = 0; /* at most `group` terms; summed in fp64 across groups */
+                double whole = 0;
+                for (int64_t j = k0; j < k1; ++j) {
+                    part += e[j] * ch[j];
+                    if ((j + 1) % s->group && j + 1 < k1) continue;
+                    whole += (double)part;
+                    part = 0;
+                }
+                normal[(r * ng + g) * ng + h] = whole;
             }
         }
     }
@@ -237,9 +259,10 @@ done:
     free(b.solution);
 }
 
-rq_status rq_refine_grid(uint8_t *codes, float *scale, const float *zero, const float *target, const float *hd,
-                         int64_t n_out, int64_t n, int64_t group, const rq_quant_opt *o) {
-    refine_shared s = {codes, scale, zero, target, hd, n_out, n, group, rq_ceil_div(n, group), o, 0};
+rq_status rq_refine_grid(uint8_t *codes, float *scale, const float *zero, const float *step, const float *target,
+                         const float *hd, int64_t n_out, int64_t n, int64_t group, const rq_quant_opt *o) {
+    refine_shared s = {codes, scale, zero, step, target, hd, n_out, n, group, rq_ceil_div(n, group), step ? n : group,
+                       o,     0};
     rq_parallel_for(rq_ceil_div(n_out, TILE), refine_tile, &s);
     return s.failed ? rq_fail(RQ_ERR_NOMEM, "out of memory in the refinement") : RQ_OK;
 }

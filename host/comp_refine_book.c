@@ -78,7 +78,7 @@ static void pick_vector(const rq_book_task *t, refine_scratch *b, int64_t v, con
                         int64_t row0, int64_t n_rows) {
     for (int64_t r = 0; r < n_rows; ++r) b->s[r] = t->scale[(row0 + r) * t->n_group + v * t->d / t->group];
     const rq_pick pick = {.book = &t->book,
-                          .which = v / t->book.vec_per_book,
+                          .which = rq_book_of(&t->book, v),
                           .metric = metric,
                           .diagonal = diagonal,
                           .n = n_rows,

@@ -27,7 +27,7 @@ static int64_t stage_offset(const rq_book_task *t, int stage) {
 
 /* Where in a codebook vector i of a row has its entry of a stage. */
 static int64_t entry_of(const rq_book_task *t, int stage, int64_t i, const rq_vec_code *c) {
-    return stage_offset(t, stage) + (i / t->book.vec_per_book * t->book.k[stage] + c->code[stage]) * t->d;
+    return stage_offset(t, stage) + (rq_book_of(&t->book, i) * t->book.k[stage] + c->code[stage]) * t->d;
 }
 
 static void lines_of_chunk(const refit *f, int64_t chunk, int64_t *line0, int64_t *line1) {

@@ -43,7 +43,7 @@ void rq_sign_freeze(rq_sign *s, float threshold) {
 
 static int64_t entry_of(const rq_signs *s, int64_t row, int64_t i) {
     const rq_book_task *t = s->t;
-    return (i / t->book.vec_per_book * t->book.k[0] + t->code[row * t->n_vec + i].code[0]) * t->d;
+    return (rq_book_of(&t->book, i) * t->book.k[0] + t->code[row * t->n_vec + i].code[0]) * t->d;
 }
 
 static void rows_of(const rq_signs *s, int64_t part, int64_t *row0, int64_t *row1) {

@@ -86,6 +86,14 @@ static const float *clip_weights(const rq_sweep *s, sweep_scratch *b, int64_t co
  * then the reference implementations take the grid before they clear them, and so do we. */
 static void static_groups(const rq_sweep *s, sweep_scratch *b, int64_t row0, int64_t n_rows) {
     int64_t n = s->prep->n;
+    const rq_rounder *rounder = rq_round_get(s->opt->round);
+    for (int64_t i = row0; rounder->find_row && i < row0 + n_rows; ++i) {
+        const float *wt = clip_weights(s, b, 0, n, false);
+        for (int64_t j = 0; j < n; ++j) b->values[j] = s->prep->dead[j] && s->group < n ? 0 : s->w0[i * n + j];
+        int64_t k = i * s->n_group;
+        rounder->find_row(s->opt, b->values, wt, n, s->group, &s->scale[k], &s->zero[k], &s->step[k]);
+    }
+    if (rounder->find_row) return;
     for (int64_t g = 0; g < s->n_group; ++g) {
         int64_t c0 = g * s->group, len = rq_min_i64(s->group, n - c0);
         const float *wt = clip_weights(s, b, c0, len, false);
@@ -93,8 +101,7 @@ static void static_groups(const rq_sweep *s, sweep_scratch *b, int64_t row0, int
             for (int64_t j = 0; j < len; ++j) {
                 b->values[j] = s->prep->dead[c0 + j] && len < n ? 0 : s->w0[i * n + c0 + j];
             }
-            rq_round_get(s->opt->round)
-                ->find(s->opt, b->values, wt, len, &s->scale[i * s->n_group + g], &s->zero[i * s->n_group + g]);
+            rounder->find(s->opt, b->values, wt, len, &s->scale[i * s->n_group + g], &s->zero[i * s->n_group + g]);
         }
     }
 }
@@ -116,7 +123,8 @@ static void sweep_block(const sweep_shared *sh, sweep_scratch *b, int64_t c0, in
     const rq_sweep *s = sh->s;
     const rq_prep *p = s->prep;
     int64_t n = p->n, width = c1 - c0;
-    float q[LANES], clamped[LANES], scale[LANES], zero[LANES], x[LANES], y[LANES], w0[LANES], xa[LANES], ya[LANES];
+    float q[LANES], clamped[LANES], scale[LANES], zero[LANES], step[LANES], x[LANES], y[LANES], w0[LANES], xa[LANES],
+        ya[LANES];
     uint8_t code[LANES];
     float a1 = (float)sh->a1, a2 = (float)sh->a2;
     for (int64_t c = 0; c < width; ++c) {
@@ -124,7 +132,7 @@ static void sweep_block(const sweep_shared *sh, sweep_scratch *b, int64_t c0, in
     }
     memset(w0, 0, sizeof w0);
     for (int r = 0; r < LANES; ++r) {
-        scale[r] = 1;
+        scale[r] = step[r] = 1;
         zero[r] = 0;
     }
     for (int64_t c = c0; c < c1; ++c) {
@@ -136,8 +144,9 @@ static void sweep_block(const sweep_shared *sh, sweep_scratch *b, int64_t c0, in
         for (int64_t r = 0; r < lanes; ++r) {
             scale[r] = s->scale[(row0 + r) * s->n_group + g];
             zero[r] = s->zero[(row0 + r) * s->n_group + g];
+            if (s->step) step[r] = s->step[(row0 + r) * s->n_group + g];
         }
-        rq_round_get(s->opt->round)->round(s->opt->bits, LANES, w, scale, zero, code, q, clamped);
+        rq_round_get(s->opt->round)->round(s->opt->bits, LANES, w, scale, zero, step, code, q, clamped);
         for (int64_t r = 0; r < lanes; ++r) {
             s->codes[(row0 + r) * n + stored] = code[r];
             s->q[(row0 + r) * n + stored] = q[r];

@@ -12,6 +12,7 @@ typedef struct rq_sweep {
     int64_t n_out, group, n_group;
     uint8_t *codes;             /* [n_out][n] stored order */
     float *scale, *zero;        /* [n_out][n_group] stored-order groups */
+    float *step;                /* the same for a rounder with find_row(), otherwise NULL */
     float *q;                   /* [n_out][n] stored order */
     bool groups_in_sweep_order; /* dynamic groups are cut in sweep order and found as the sweep reaches them */
 } rq_sweep;

@@ -3,7 +3,7 @@
  *
  *   w[i][j] = outlier_scale[o] * outlier[i][o]                                 j is outlier column o
  *           = scale[i][j / group] * v(i, j) * col_scale[j] + col_bias[j]       otherwise; factors that are absent are left out
- *   v(i, j) = book[0][b][code_0][e] (+ book[1][b][code_1][e] with two stages)  b = j / book_cols
+ *   v(i, j) = book[0][b][code_0][e] (+ book[1][b][code_1][e] with two stages)  b = j / book_cols, or book_of[j]
  *
  * Vectors of V = vec_len weights run along a row, code(i, j / V) and e = j % V, or with vec_out down a column, code(i / V, j) and
  * e = i % V. Codes lie in lines: one of ceil(n_in / V) codes for each row, or one of n_in codes for each V rows. A line of a stage
@@ -15,7 +15,7 @@
 
 #include "rq_base.h"
 
-enum { RQ_VQ_MAX_OUTLIERS = 16, RQ_VQ_MAX_VEC = 16 };
+enum { RQ_VQ_MAX_OUTLIERS = 16, RQ_VQ_MAX_VEC = 16, RQ_VQ_MAX_BOOKS = 256 /* to pick from by column */ };
 
 typedef struct rq_vq {
     int64_t n_out, n_in;
@@ -30,6 +30,7 @@ typedef struct rq_vq {
     int64_t code_words[2];     /* 32-bit words of a line */
     const uint32_t *codes[2];  /* [n_line][code_words] */
     const rq_f16 *book[2];     /* [n_book][n_codes][vec_len] */
+    const uint8_t *book_of;    /* [n_in], with vec_out: the codebook of each column; NULL: j / book_cols */
     const rq_f16 *scale;       /* [n_out][n_group] or NULL */
     const rq_f16 *col_scale;   /* [n_in], both or neither */
     const rq_f16 *col_bias;
@@ -50,7 +51,7 @@ static inline uint32_t rq_vq_code(const rq_vq *q, int stage, int64_t line, int64
 /* v(row, j) */
 static inline float rq_vq_value(const rq_vq *q, int64_t row, int64_t j) {
     int64_t line = q->vec_out ? row / q->vec_len : row, i = q->vec_out ? j : j / q->vec_len;
-    int64_t e = (q->vec_out ? row : j) % q->vec_len, b = j / q->book_cols;
+    int64_t e = (q->vec_out ? row : j) % q->vec_len, b = q->book_of ? q->book_of[j] : j / q->book_cols;
     float v = 0;
     for (int s = 0; s < q->n_stage; ++s) {
         float part = rq_f32_of_f16(q->book[s][(b * q->n_codes[s] + rq_vq_code(q, s, line, i)) * q->vec_len + e]);

@@ -22,6 +22,7 @@
 
 enum {
     RQ_W4A8_MAX_STEP = 17,
+    RQ_W4A8_MAX_GROUP = 4096,
     RQ_W4A8_MAX_COLS = 131072 /* 128 * 127 * n_in stays below 2^31 */
 };
 

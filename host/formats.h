@@ -112,7 +112,9 @@ typedef struct rq_vq_codes {
     int64_t n_codes[2], book_cols, group;
     const uint16_t *codes[2]; /* [n_line][n_code]: the vectors of a row, or with vec_out the columns of vec_len rows */
     const rq_f16 *book[2];
-    const float *scale;                 /* [n_out][ceil(n_in / group)], exact in fp16; NULL: 1 */
+    const uint8_t
+        *book_of;       /* [n_in], with vec_out: the codebook of each column; NULL: book_cols neighbours share one */
+    const float *scale; /* [n_out][ceil(n_in / group)], exact in fp16; NULL: 1 */
     const rq_f16 *col_scale, *col_bias; /* [n_in], both or neither */
     int n_outlier;
     const int32_t *outlier_col; /* [n_outlier], ascending */
@@ -140,5 +142,7 @@ rq_status rq_w4a8_pack_file(rq_packed_file *f, char **json_entry, const char *na
 /* Each `size` of the n values (a multiple of size, a power of two) times the normalized Hadamard matrix of that order: butterflies from
  * neighbours outwards, then one product each with fp32(1 / sqrt(size)). */
 void rq_w4a8_hadamard(float *x, int64_t n, int size);
+/* What a matrix wants of its inputs x[n_tok][n_in] before they are quantized, in place: the Hadamard matrix, then in_scale. */
+void rq_w4a8_input(const rq_w4a8 *w, float *x, int64_t n_tok);
 
 #endif

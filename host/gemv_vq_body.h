@@ -9,7 +9,7 @@
  * codebook are added. Groups and codebooks must be cut at multiples of LANES columns.
  * Vectors along outputs (4 or 8): a register has the weights of LANES / V columns in V rows, times x of
  * each column repeated V times. Groups may end anywhere: what is left of one is filled up with columns whose x is 0. A line is
- * multiplied whole, and the rows asked for are written.
+ * multiplied whole, and the rows asked for are written. Where columns pick their codebooks, codes count from the first one's entries.
  * Anything else goes to the C twin.
  *
  * Row scales multiply the sum of a group. With a scale and a bias for each column weights are made one by one, in the roundings of the
@@ -45,7 +45,14 @@ static void unpack_codes(uint16_t *to, const rq_vq *w, int stage, int64_t line, 
 static void unpack_stages(line_codes to, const rq_vq *w, int64_t line, int64_t i, int64_t n) {
     unpack_codes(to[0], w, 0, line, i, n);
     if (w->n_stage == 2) unpack_codes(to[1], w, 1, line, i, n);
+    for (int s = 0; w->book_of && s < w->n_stage; ++s) {
+        for (int64_t c = 0; c < n; ++c) to[s][c] = (uint16_t)(to[s][c] + w->book_of[i + c] * w->n_codes[s]);
+    }
 }
+
+/* Columns that are cut as if they had one codebook, and how many such runs there are. */
+static int64_t run_cols(const rq_vq *w) { return w->book_of ? w->n_in : w->book_cols; }
+static int64_t n_runs(const rq_vq *w) { return w->book_of ? 1 : w->n_book; }
 
 static float outliers_of(const part *p, int64_t row, int t) {
     const rq_vq *w = p->w;
@@ -280,6 +287,8 @@ static void run_rows(const part *p, int64_t n_tok) { rows_table[p->w->vec_out !=
 
 static bool fits(const rq_vq *w) {
     if (w->vec_len != 4 && w->vec_len != 8) return false;
+    for (int s = 0; w->book_of && s < w->n_stage; ++s)
+        if (w->n_book * w->n_codes[s] > 1 << 16) return false; /* codes are 16 bits here */
     return w->vec_out || ((w->n_group == 1 || w->group % LANES == 0) && (w->n_book == 1 || w->book_cols % LANES == 0));
 }
 
@@ -307,10 +316,10 @@ static void gemv_out(float *y, const rq_vq *w, const float *x, int64_t n_tok, in
     float xr[PASS_TOK * OUT_COLS + LANES], xo[PASS_TOK * RQ_VQ_MAX_OUTLIERS], factor[OUT_COLS + LANES],
         bias[OUT_COLS + LANES];
     memset(xr, 0, sizeof xr), memset(factor, 0, sizeof factor), memset(bias, 0, sizeof bias);
-    for (int64_t b = 0; b < w->n_book; ++b) {
+    for (int64_t b = 0; b < n_runs(w); ++b) {
         part p = part_of(w, b, row0, n_rows);
         p.xr = xr;
-        for (int64_t end = rq_min_i64(w->n_in, p.j0 + w->book_cols); p.j0 < end; p.j0 = p.j1) {
+        for (int64_t end = rq_min_i64(w->n_in, p.j0 + run_cols(w)); p.j0 < end; p.j0 = p.j1) {
             p.j1 = rq_min_i64(end, p.j0 + OUT_COLS);
             if (w->col_scale) {
                 floats_of_halves(factor, w->col_scale + p.j0, p.j1 - p.j0), p.col_scale = factor;
@@ -416,9 +425,9 @@ static void unpack_any(float *dst, const rq_vq *w, int64_t row0, int64_t n_rows)
         rq_unpack_vq_c(dst, w, row0, n_rows);
         return;
     }
-    for (int64_t b = 0; b < w->n_book; ++b) {
+    for (int64_t b = 0; b < n_runs(w); ++b) {
         part p = part_of(w, b, row0, n_rows);
-        for (int64_t end = rq_min_i64(w->n_in, p.j0 + w->book_cols); p.j0 < end; p.j0 = p.j1) {
+        for (int64_t end = rq_min_i64(w->n_in, p.j0 + run_cols(w)); p.j0 < end; p.j0 = p.j1) {
             p.j1 = rq_min_i64(end, p.j0 + OUT_COLS);
             unpack_columns(dst, &p);
         }

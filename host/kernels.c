@@ -13,6 +13,16 @@
     static void fn##_any(float *dst, const void *w, int64_t row0, int64_t n_rows) {                                    \
         fn(dst, (const operand *)w, row0, n_rows);                                                                     \
     }
+#define WRAP_quantize(fn, operand)                                                                                     \
+    static void fn##_any(int8_t *q, int64_t pitch, float *scale, int32_t *sum, const void *a, int64_t tok0,            \
+                         int64_t n_tok) {                                                                              \
+        fn(q, pitch, scale, sum, (const operand *)a, tok0, n_tok);                                                     \
+    }
+#define WRAP_gemm(fn, operand)                                                                                         \
+    static void fn##_any(float *y, const void *w, const rq_act8 *x, int64_t tok0, int64_t n_tok, int64_t row0,         \
+                         int64_t n_rows) {                                                                             \
+        fn(y, (const operand *)w, x, tok0, n_tok, row0, n_rows);                                                       \
+    }
 #define RQ_KERNEL(op, operand, impl, need) WRAP_##op(rq_##op##_##operand##_##impl, rq_##operand)
 #include "kernels.def"
 #undef RQ_KERNEL
@@ -36,12 +46,17 @@ static void look(void) {
         cpu_has = RQ_NEED_AVX2; /* every CPU with AVX2 converts halves (F16C) too */
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-            cpu_has = __builtin_cpu_supports("avx512vbmi") ? RQ_NEED_AVX512VBMI : RQ_NEED_AVX512;
+            cpu_has = RQ_NEED_AVX512;
+            if (__builtin_cpu_supports("avx512vnni")) cpu_has = RQ_NEED_AVX512VNNI;
+            if (cpu_has == RQ_NEED_AVX512VNNI && __builtin_cpu_supports("avx512vbmi")) cpu_has = RQ_NEED_AVX512VBMI;
         }
     }
 #endif
-    static const char *const names[] = {
-        [RQ_NEED_ANY] = "c", [RQ_NEED_AVX2] = "avx2", [RQ_NEED_AVX512] = "avx512", [RQ_NEED_AVX512VBMI] = "avx512vbmi"};
+    static const char *const names[] = {[RQ_NEED_ANY] = "c",
+                                        [RQ_NEED_AVX2] = "avx2",
+                                        [RQ_NEED_AVX512] = "avx512",
+                                        [RQ_NEED_AVX512VNNI] = "avx512vnni",
+                                        [RQ_NEED_AVX512VBMI] = "avx512vbmi"};
     const char *want = getenv("RQ_KERNEL");
     ceiling = cpu_has;
     if (!want || !*want) return;
@@ -60,7 +75,7 @@ const rq_kernel *rq_kernel_at(int64_t i) { return &table[i]; }
 
 bool rq_kernel_usable(const rq_kernel *k, const char **why) {
     static const char *const text[] = {"", "needs AVX2 and FMA", "needs AVX-512 F, BW, VL and DQ",
-                                       "needs AVX-512 with VBMI"};
+                                       "needs AVX-512 with VNNI", "needs AVX-512 with VNNI and VBMI"};
     pthread_once(&once, look);
     if (why) *why = text[k->need];
     return k->need <= cpu_has;
@@ -84,6 +99,7 @@ rq_need rq_kernel_ceiling(void) {
 rq_status rq_kernels_check(void) {
     pthread_once(&once, look);
     if (!asked) return RQ_OK;
-    return rq_fail(RQ_ERR_ARG,
-                   "RQ_KERNEL is \"%s\": it must be c, avx2, avx512 or avx512vbmi, and something this CPU has", asked);
+    return rq_fail(
+        RQ_ERR_ARG,
+        "RQ_KERNEL is \"%s\": it must be c, avx2, avx512, avx512vnni or avx512vbmi, and something this CPU has", asked);
 }

@@ -10,13 +10,16 @@
 #include "kernels.def"
 #undef RQ_KERNEL
 
-typedef enum rq_need { RQ_NEED_ANY, RQ_NEED_AVX2, RQ_NEED_AVX512, RQ_NEED_AVX512VBMI } rq_need;
+/* Each has what those before it have. */
+typedef enum rq_need { RQ_NEED_ANY, RQ_NEED_AVX2, RQ_NEED_AVX512, RQ_NEED_AVX512VNNI, RQ_NEED_AVX512VBMI } rq_need;
 
 typedef struct rq_kernel {
     const char *op, *operand, *impl;
     rq_need need;
     rq_gemv_fn gemv; /* exactly one is set */
     rq_unpack_fn unpack;
+    rq_quantize_fn quantize;
+    rq_gemm_fn gemm;
 } rq_kernel;
 
 int64_t rq_kernel_count(void);
@@ -24,7 +27,7 @@ const rq_kernel *rq_kernel_at(int64_t i);
 /* Whether this machine can run it; otherwise *why (if not NULL) is what is missing: "needs AVX-512 F, BW, VL and DQ". */
 bool rq_kernel_usable(const rq_kernel *k, const char **why);
 /* The best usable row, NULL when no row has this operation and operand. The environment variable RQ_KERNEL (c, avx2,
- * avx512 or avx512vbmi) is a ceiling on what is picked, for tests and measurements. */
+ * avx512, avx512vnni or avx512vbmi) is a ceiling on what is picked, for tests and measurements. */
 const rq_kernel *rq_kernel_pick(const char *op, const char *operand);
 /* The most that may be picked here: what the CPU has, or RQ_KERNEL's ceiling. */
 rq_need rq_kernel_ceiling(void);

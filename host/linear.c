@@ -3,7 +3,7 @@
  *
  * Few tokens: the weights are read once and multiplied as they are read (the gemv kernels), rows shared out to threads.
  * More tokens: a task takes a tile of rows and a tile of tokens, unpacks the rows to fp32 scratch and calls one
- * single-threaded gemm. Tile borders depend on the sizes alone. */
+ * single-threaded gemm. Tile borders depend on the sizes alone. Format w4a8 has its own way, linear_w4a8.c. */
 #include "linear.h"
 
 #include <pthread.h>
@@ -234,6 +234,10 @@ rq_status rq_linear_apply(const rq_linear *l, float *y, const float *x, int64_t 
     rq_status status = RQ_OK;
     float *gathered = NULL;
     RQ_TRY(check(l, y, x, n_tok));
+    if (l->packed && l->packed->format == RQ_FORMAT_W4A8) {
+        if (n_tok > 0) RQ_TRY(rq_linear_w4a8(&l->packed->u.w4a8, l->bias, y, x, n_tok));
+        goto done;
+    }
     RQ_TRY(gather(&gathered, l, x, n_tok));
     linear_job j = {.l = l, .y = y, .x = gathered ? gathered : x, .n_tok = n_tok, .lock = PTHREAD_MUTEX_INITIALIZER};
     if (n_tok > 0) {

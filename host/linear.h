@@ -16,11 +16,18 @@ typedef struct rq_linear {
 } rq_linear;
 
 /* y[n_tok][n_out] = x[n_tok][n_in] W^T + bias. fp32 accumulation. Few tokens with packed weights run the format's GEMV;
- * otherwise tiles of rows are unpacked into scratch and multiplied, so dense weights are never held whole.
+ * otherwise tiles of rows are unpacked into scratch and multiplied, so dense weights are never held whole. Weights of format w4a8 quantize
+ * x and sum integers, for any number of tokens.
  * Same bytes for any thread count. y may not alias x. */
 rq_status rq_linear_apply(const rq_linear *l, float *y, const float *x, int64_t n_tok);
 
 /* Rows as fp32, the definition of what the layer multiplies by. */
 rq_status rq_linear_rows(const rq_linear *l, int64_t row0, int64_t n_rows, float *dst);
+
+/* The part of it that is w4a8's. */
+rq_status rq_linear_w4a8(const rq_w4a8 *w, const float *bias, float *y, const float *x, int64_t n_tok);
+
+/* x[n_tok][n_in] becomes what its 8-bit codes stand for (fmt_act.h), token by token. */
+rq_status rq_act8_round_trip(float *x, int64_t n_tok, int64_t n_in);
 
 #endif

@@ -4,6 +4,7 @@
 #ifndef RQ_OPS_H
 #define RQ_OPS_H
 
+#include "fmt_act.h"
 #include "fmt_grid.h"
 #include "fmt_ssvq.h"
 #include "fmt_vq.h"
@@ -43,5 +44,47 @@ typedef void (*rq_gemv_fn)(float *y, const void *w, const float *x, int64_t n_to
 /* unpack: dst[n_rows][n_in] = rows row0 .. of the operand in stored column order, bit for bit what its definition gives. */
 #define RQ_OP_unpack(name, operand) void name(float *dst, const operand *w, int64_t row0, int64_t n_rows)
 typedef void (*rq_unpack_fn)(float *dst, const void *w, int64_t row0, int64_t n_rows);
+
+/* quantize: rows tok0 .. tok0 + n_tok - 1 of activations as int8. The operand says what the rows h are, fmt_act.h what is done to them.
+ *
+ * q     [out] q[t * pitch + j] for j < n_in; 0 from there to pitch
+ * scale [out] float[tok0 + n_tok]
+ * sum   [out] int32_t[tok0 + n_tok]: of the row's q
+ *
+ * The same bytes from every implementation. No allocation. */
+typedef struct rq_act_rows {
+    int64_t n_in;
+    const float *x; /* [n_tok][n_in] */
+} rq_act_rows;
+typedef struct rq_act_rmsnorm {
+    int64_t n_in;
+    const float *x, *residual; /* [n_tok][n_in]; residual may be NULL */
+    float *stream;             /* x + residual; there when residual is */
+    const float *weight;       /* [n_in], or NULL: folded into matrices */
+    float eps;
+} rq_act_rmsnorm;
+typedef struct rq_act_gated {
+    int64_t n_in, stride; /* of the rows of both, in floats */
+    const float *gate, *up;
+} rq_act_gated;
+#define RQ_OP_quantize(name, operand)                                                                                  \
+    void name(int8_t *q, int64_t pitch, float *scale, int32_t *sum, const operand *a, int64_t tok0, int64_t n_tok)
+typedef void (*rq_quantize_fn)(int8_t *q, int64_t pitch, float *scale, int32_t *sum, const void *a, int64_t tok0,
+                               int64_t n_tok);
+
+/* gemm: y[t][row] for rows row0 .. row0 + n_rows - 1 of w and every token, from activations that quantize made, as fmt_w4a8.h defines:
+ * the same bytes from every implementation, whatever the shapes and however they are cut. in_scale and hadamard were applied before.
+ * No allocation. */
+typedef struct rq_act8 {
+    const int8_t *q;    /* [n_tok][pitch], zeros from n_in on */
+    int64_t pitch;      /* a multiple of RQ_ACT8_ALIGN, as the address of q */
+    const float *scale; /* [n_tok] */
+    const int32_t *sum; /* [n_tok] */
+} rq_act8;
+#define RQ_ACT8_ALIGN 64
+#define RQ_OP_gemm(name, operand)                                                                                      \
+    void name(float *y, const operand *w, const rq_act8 *x, int64_t tok0, int64_t n_tok, int64_t row0, int64_t n_rows)
+typedef void (*rq_gemm_fn)(float *y, const void *w, const rq_act8 *x, int64_t tok0, int64_t n_tok, int64_t row0,
+                           int64_t n_rows);
 
 #endif

@@ -11,7 +11,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words are used as the
 enum { LINES_PER_ITEM = 64 };
 
 static const char *const codes_name[2] = {".weight_codes", ".weight_codes2"};
-static const char *const book_name[2] = {".weight_book", ".weight_book2"};
+static const char *const book_name[2] = {".weight_book", ".weight_book2"}, book_of_name[] = ".weight_book_of";
 
 /* ---- definition and size ---------------------------------------------------------------------------------------------- */
 
@@ -26,7 +26,7 @@ static void unpack_row(const rq_packed *p, int64_t row, float *dst) {
 static int64_t book_bits(const rq_vq *q) {
     int64_t n = 0;
     for (int s = 0; s < q->n_stage; ++s) n += q->n_book * q->n_codes[s] * q->vec_len * 16;
-    return n;
+    return n + (q->book_of ? q->n_in * 8 : 0);
 }
 
 /* Every tensor of the matrix in the file, padding and the shape included, and its share of the codebooks. */
@@ -132,6 +132,11 @@ static rq_status check_contents(const rq_vq *q, const char *name, rq_status code
         RQ_TRY(check_finite(q->book[s], q->n_book * q->n_codes[s] * q->vec_len, name, book_name[s], code));
         RQ_TRY(check_range(q, s, name, code));
     }
+    for (int64_t j = 0; q->book_of && j < q->n_in; ++j) {
+        if (q->book_of[j] >= q->n_book)
+            RQ_FAIL(code, "%s%s: column %lld is of codebook %d; there are %lld", name, book_of_name, (long long)j,
+                    q->book_of[j], (long long)q->n_book);
+    }
     RQ_TRY(check_finite(q->scale, q->n_out * q->n_group, name, ".weight_scale", code));
     RQ_TRY(check_finite(q->col_scale, q->n_in, name, ".weight_col_scale", code));
     RQ_TRY(check_finite(q->col_bias, q->n_in, name, ".weight_col_bias", code));
@@ -195,6 +200,8 @@ rq_status rq_vq_pack(rq_packed *p, const rq_vq_codes *c) {
     RQ_TRY(check_sizes(&sizes, name, RQ_ERR_ARG));
     bool whole = !c->col_scale == !c->col_bias && c->book_users >= 0 && (c->scale || c->group == c->n_in);
     for (int s = 0; s < c->n_stage; ++s) whole = whole && c->codes[s] && c->book[s];
+    if (c->book_of && !c->vec_out)
+        RQ_FAIL(RQ_ERR_ARG, "%s: columns pick codebooks only where vectors run down the outputs", name);
     if (!whole || (c->n_outlier && (!c->outlier_col || !c->outlier || !c->outlier_scale))) {
         RQ_FAIL(RQ_ERR_ARG, "%s: codes, codebooks, one of the column arrays or outliers are missing", name);
     }
@@ -204,6 +211,7 @@ rq_status rq_vq_pack(rq_packed *p, const rq_vq_codes *c) {
         RQ_TRY(pack_stream(p, c, s));
         RQ_TRY(COPY(q->book[s], c->book[s], q->n_book * q->n_codes[s] * q->vec_len));
     }
+    if (c->book_of) RQ_TRY(COPY(q->book_of, c->book_of, q->n_in));
     if (c->scale) RQ_TRY(rq_pack_f16(&q->scale, p, c->scale, q->n_out * q->n_group));
     if (c->col_scale) {
         RQ_TRY(COPY(q->col_scale, c->col_scale, q->n_in));
@@ -233,6 +241,7 @@ static rq_status add_tensors(rq_packed_file *f, const char *name, const rq_vq *q
         {codes_name[1], RQ_I32, {q->n_line, q->code_words[1]}, q->codes[1]},
         {book_name[0], RQ_F16, {q->n_book, q->n_codes[0], q->vec_len}, with_book ? q->book[0] : NULL},
         {book_name[1], RQ_F16, {q->n_book, q->n_codes[1], q->vec_len}, with_book ? q->book[1] : NULL},
+        {book_of_name, RQ_U8, {q->n_in}, with_book ? q->book_of : NULL},
         {".weight_shape", RQ_I64, {2}, shape},
         {".weight_scale", RQ_F16, {q->n_out, q->n_group}, q->scale},
         {".weight_col_scale", RQ_F16, {q->n_in}, q->col_scale},
@@ -260,6 +269,7 @@ static rq_status make_entry(char **text, const rq_vq *q, const rq_vq_codes *c) {
                           "vec_axis", q->vec_out ? "out" : "in", "code_bits", bits, "n_codes", codes, "book_cols",
                           (json_int_t)q->book_cols, "group", (json_int_t)q->group, "scales", q->scale != NULL,
                           "columns", q->col_scale != NULL, "n_outlier", q->n_outlier);
+    if (q->book_of) json_object_set_new(e, "book_of", json_true());
     if (c->book_name) json_object_set_new(e, "book", json_string(c->book_name));
     if (c->book_users > 1) json_object_set_new(e, "book_users", json_integer(c->book_users));
     *text = json_dumps(e, JSON_COMPACT);
@@ -299,13 +309,14 @@ done:
     RQ_TRY(rq_pack_load((const void **)&(to), p, s, (from), (suffix), (dtype), (int64_t[3])__VA_ARGS__))
 
 static rq_status load_tensors(rq_packed *p, const rq_store *s, const char *name, const char *book, bool scales,
-                              bool columns) {
+                              bool columns, bool book_of) {
     rq_status status = RQ_OK;
     rq_vq *q = &p->u.vq;
     for (int k = 0; k < q->n_stage && k < 2; ++k) {
         LOAD(q->codes[k], name, codes_name[k], RQ_I32, {q->n_line, q->code_words[k]});
         LOAD(q->book[k], book, book_name[k], RQ_F16, {q->n_book, q->n_codes[k], q->vec_len});
     }
+    if (book_of) LOAD(q->book_of, book, book_of_name, RQ_U8, {q->n_in});
     if (scales) LOAD(q->scale, name, ".weight_scale", RQ_F16, {q->n_out, q->n_group});
     if (columns) {
         LOAD(q->col_scale, name, ".weight_col_scale", RQ_F16, {q->n_in});
@@ -318,7 +329,7 @@ static rq_status load_tensors(rq_packed *p, const rq_store *s, const char *name,
     }
     if ((!q->n_outlier && rq_pack_has(s, name, ".weight_outlier")) ||
         (!scales && rq_pack_has(s, name, ".weight_scale")) || (!columns && rq_pack_has(s, name, ".weight_col_scale")) ||
-        (q->n_stage == 1 && rq_pack_has(s, name, codes_name[1]))) {
+        (q->n_stage == 1 && rq_pack_has(s, name, codes_name[1])) || (!book_of && rq_pack_has(s, name, book_of_name))) {
         RQ_FAIL(RQ_ERR_INPUT, "%s: has tensors that its description does not know", name);
     }
 done:
@@ -337,7 +348,8 @@ static bool stage_values(int64_t to[2], int *n, const json_t *array) {
 }
 
 /* The metadata's entry: {"format": "vq", "vec_len": 8, "vec_axis": "in", "code_bits": [12], "n_codes": [4096], "book_cols": 4096,
- * "group": 4096, "scales": true, "columns": false, "n_outlier": 0}, and "book", "book_users" as for ssvq. */
+ * "group": 4096, "scales": true, "columns": false, "n_outlier": 0}, "book_of": true where columns pick their codebooks, and "book",
+ * "book_users" as for ssvq. */
 static rq_status load(rq_packed *p, const rq_store *s, const char *name, const void *json_entry) {
     rq_status status = RQ_OK;
     json_error_t error;
@@ -346,13 +358,14 @@ static rq_status load(rq_packed *p, const rq_store *s, const char *name, const v
     const char *book = name, *axis;
     const rq_tensor *t;
     int64_t shape[2], bits[2] = {0}, n_codes[2] = {0};
-    int scales, columns, n_stage;
+    int scales, columns, n_stage, book_of = 0;
     rq_vq q = {0};
     memset(p, 0, sizeof *p);
-    if (json_unpack_ex((json_t *)json_entry, &error, 0, "{s:i, s:s, s:o, s:o, s:I, s:I, s:b, s:b, s:i, s?:s, s?:I}",
-                       "vec_len", &q.vec_len, "vec_axis", &axis, "code_bits", &bits_array, "n_codes", &codes_array,
-                       "book_cols", &book_cols, "group", &group, "scales", &scales, "columns", &columns, "n_outlier",
-                       &q.n_outlier, "book", &book, "book_users", &users) != 0) {
+    if (json_unpack_ex((json_t *)json_entry, &error, 0,
+                       "{s:i, s:s, s:o, s:o, s:I, s:I, s:b, s:b, s:i, s?:b, s?:s, s?:I}", "vec_len", &q.vec_len,
+                       "vec_axis", &axis, "code_bits", &bits_array, "n_codes", &codes_array, "book_cols", &book_cols,
+                       "group", &group, "scales", &scales, "columns", &columns, "n_outlier", &q.n_outlier, "book_of",
+                       &book_of, "book", &book, "book_users", &users) != 0) {
         RQ_FAIL(RQ_ERR_INPUT, "%s: its description in the metadata is malformed: %s", name, error.text);
     }
     q.vec_out = strcmp(axis, "out") == 0;
@@ -370,10 +383,12 @@ static rq_status load(rq_packed *p, const rq_store *s, const char *name, const v
     }
     q.book_cols = book_cols;
     q.group = group;
+    if (book_of && !q.vec_out)
+        RQ_FAIL(RQ_ERR_INPUT, "%s: columns pick codebooks, but its vectors run along inputs", name);
     if (!scales && group != q.n_in) RQ_FAIL(RQ_ERR_INPUT, "%s: groups of columns, but no scales", name);
     RQ_TRY(check_sizes(&q, name, RQ_ERR_INPUT));
     *p = describe(&q);
-    RQ_TRY(load_tensors(p, s, name, book, scales, columns));
+    RQ_TRY(load_tensors(p, s, name, book, scales, columns, book_of));
     RQ_TRY(check_contents(&p->u.vq, name, RQ_ERR_INPUT));
     rq_pack_share(p, book_bits(&p->u.vq), strcmp(book, name) == 0, users);
 done:
@@ -404,6 +419,7 @@ static void inspect(const rq_packed *p, void *json_object) {
     json_object_set_new(to, "n_codes", codes);
     json_object_set_new(to, "n_book", json_integer(q->n_book));
     json_object_set_new(to, "book_cols", json_integer(q->book_cols));
+    json_object_set_new(to, "book_of", json_boolean(q->book_of != NULL));
     json_object_set_new(to, "book_bits", json_integer(p->shared_bits));
     json_object_set_new(to, "group", json_integer(q->group));
     json_object_set_new(to, "columns", json_boolean(q->col_scale != NULL));

@@ -48,6 +48,13 @@ void rq_w4a8_hadamard(float *x, int64_t n, int size) {
     }
 }
 
+void rq_w4a8_input(const rq_w4a8 *w, float *x, int64_t n_tok) {
+    for (int64_t t = 0; t < n_tok; ++t, x += w->n_in) {
+        if (w->hadamard) rq_w4a8_hadamard(x, w->n_in, w->hadamard);
+        for (int64_t j = 0; w->in_scale && j < w->n_in; ++j) x[j] *= w->in_scale[j];
+    }
+}
+
 /* ---- checks shared by packing and loading ----------------------------------------------------------------------------- */
 
 /* Sizes, before anything is allocated; fills the counts that follow from them. */
@@ -60,9 +67,9 @@ static rq_status check_sizes(rq_w4a8 *w, const char *name, rq_status code) {
                        "%s: %lld input features; sums of more than %d products may leave 32 bits", name,
                        (long long)w->n_in, RQ_W4A8_MAX_COLS);
     }
-    if (w->group < 0 || w->group % 32 || w->group > rq_ceil_div(w->n_in, 32) * 32) {
-        return rq_fail(code, "%s: group %lld of %lld columns; 0 or a multiple of 32", name, (long long)w->group,
-                       (long long)w->n_in);
+    if (w->group < 0 || w->group % 32 || w->group > rq_ceil_div(w->n_in, 32) * 32 || w->group > RQ_W4A8_MAX_GROUP) {
+        return rq_fail(code, "%s: group %lld of %lld columns; 0 or a multiple of 32 up to %d", name,
+                       (long long)w->group, (long long)w->n_in, RQ_W4A8_MAX_GROUP);
     }
     if (w->hadamard && (w->hadamard < 2 || (w->hadamard & (w->hadamard - 1)) || w->n_in % w->hadamard)) {
         return rq_fail(code, "%s: a Hadamard matrix of order %d on %lld columns; 0 or a power of two that divides them",

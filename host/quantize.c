@@ -112,6 +112,12 @@ double rq_plan_bits(const rq_matrix_plan *p, int n_set) {
     const rq_quant_opt *o = &p->opt;
     int64_t group = o->group ? o->group : p->n_in, n_group = rq_ceil_div(p->n_in, group);
     double scales = (double)(p->n_out * n_group) * (o->scale_dtype == RQ_F32 ? 32 : 16);
+    if (o->round == RQ_ROUND_W4A8) {
+        return 32.0 * (double)(p->n_out * (rq_w4a8_row_words(p->n_in) + 1)) + 128 +
+               (o->group ? 16.0 * (double)(p->n_out * n_group)
+                : o->sym ? 0
+                         : 8.0 * (double)p->n_out);
+    }
     if (!rq_round_is_book(o->round)) {
         return 32.0 * (double)(p->n_out * rq_grid_row_words(p->n_in, o->bits)) + scales +
                (o->sym ? 0 : 32.0 * (double)(rq_ceil_div(p->n_out * o->bits, 32) * n_group)) +
@@ -127,6 +133,7 @@ double rq_plan_bits(const rq_matrix_plan *p, int n_set) {
         bits += 32.0 * (double)(lines * rq_ssvq_code_words(p->n_in, o->vec_out ? 1 : o->vec_len, code_bits));
         book += (double)(books * codes[s] * o->vec_len) * (o->book_dtype == RQ_BOOK_U8 ? 8 : 16);
     }
+    if (o->book_order == RQ_BOOK_HDIAG) book += 8.0 * (double)p->n_in;
     if (o->round == RQ_ROUND_SSVQ) bits += 32.0 * (double)(p->n_out * rq_ssvq_sign_words(p->n_in, o->vec_len));
     if (o->book_dtype == RQ_BOOK_U8) book += 32.0 * (double)books;
     return bits + book / n_set + (double)o->outliers * (8.0 * (double)p->n_out + 64);

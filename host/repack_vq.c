@@ -50,6 +50,7 @@ static const char *unsuitable(const rq_vq *m) {
     if (m->group < 1 || (m->n_group > 1 && m->group % STEP_COLS)) return "groups are multiples of 32 columns";
     if (m->n_book < 1 || (m->n_book > 1 && m->book_cols % RQ_TILE_COLS))
         return "columns of one codebook are multiples of 128";
+    if (m->book_of) return "columns that share a codebook are neighbours";
     if (m->n_outlier < 0 || m->n_outlier > RQ_VQ_MAX_OUTLIERS) return "at most 16 outlier columns";
     if (!m->col_scale != !m->col_bias) return "columns have scales and biases, or neither";
     if (!is_finite(m->col_scale, m->n_in) || !is_finite(m->col_bias, m->n_in))

@@ -135,9 +135,10 @@ RQ_CLONES static void grid_round(int bits, int64_t n_rows, const float *w, const
     }
 }
 
-static void round_column(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero, uint8_t *code,
-                         float *q, float *clamped) {
+static void round_column(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero,
+                         const float *step, uint8_t *code, float *q, float *clamped) {
+    (void)step;
     grid_round(bits, n_rows, w, scale, zero, code, q, clamped);
 }
 
-const rq_rounder rq_round_grid = {"grid", NULL, find, round_column};
+const rq_rounder rq_round_grid = {.name = "grid", .find = find, .round = round_column};

@@ -63,7 +63,7 @@ RQ_API int64_t rq_layer_groups(int64_t n_in, const char *options);
  * h       [in]  double[n_in][n_in], any multiple of the sum of x x^T over calibration inputs of the quantized stream; NULL only for
  *               "comp=rtn,clip-weights=none"
  * d       [in]  double[n_in][n_in], the same multiple of the sum of (x_fp - x) x^T; NULL for compensators that need none
- * options [in]  "comp=qep,bits=3,group=128,..." (the long options of `requite layer`); "preset=reference" first takes the papers'
+ * options [in]  "comp=qep,bits=3,group=128,..." (the long options of `requite layer`); "preset=reference" or "preset=vptq" first takes the papers'
  *               settings; NULL is all defaults
  * info    [out] or NULL
  *

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tuning scales and norms end to end: working memory, the gradient of a batch through the whole model, and the run
+/* Tuning scales, norms and codebooks end to end: working memory, the gradient of a batch through the whole model, and the run
  * over epochs (tune.h, docs/tune.md). */
 #include "tune.h"
 
@@ -15,6 +15,7 @@ void rq_tune_default(rq_tune_opt *o) {
     *o = (rq_tune_opt){.epochs = 2,
                        .lr_scale = 3e-4,
                        .lr_gain = 3e-4,
+                       .lr_book = 3e-4,
                        .batch = 2,
                        .warmup_frac = 0.1,
                        .max_act_bytes = DEFAULT_ACT_BYTES};
@@ -123,7 +124,7 @@ rq_status rq_tuner_new(rq_tuner **out, rq_model *m, const rq_model *ref, const i
     RQ_TRY(check_model(m, ref, n_windows, seq_len, batch));
     RQ_TRY(rq_backend_init());
     RQ_TRY(RQ_NEW_ZERO(t, 1));
-    *t = (rq_tuner){.m = m, .ref = ref, .ids = ids, .n_windows = n_windows, .seq_len = seq_len};
+    *t = (rq_tuner){.m = m, .ref = ref, .ids = ids, .n_windows = n_windows, .seq_len = seq_len, .train_books = true};
     t->batch = rq_min_i64(batch, n_windows);
     t->vocab_tile = VOCAB_TILE;
     RQ_TRY(rq_tune_params_new(t));
@@ -143,6 +144,7 @@ void rq_tuner_free(rq_tuner *t) {
         free(t->matrix[i].group_of);
         free(t->matrix[i].kept);
     }
+    rq_tune_books_free(t);
     if (t->ref_head != t->head) free(t->ref_head);
     free(t->matrix);
     free(t->value);
@@ -238,6 +240,8 @@ rq_status rq_tuner_gradient(rq_tuner *t, const int64_t *window, int64_t n, doubl
     RQ_TRY(final_forward(t, n_tok));
     RQ_TRY(rq_tune_loss(t, t->h, ref_h, ref_lse, n_tok, (float)(1.0 / (double)n_tok), t->dh, &sum));
     RQ_TRY(final_backward(t, n_tok));
+    memset(t->grad + t->first_entry, 0,
+           (size_t)(t->n_param - t->first_entry) * sizeof *t->grad); /* matrices add to it */
     for (int64_t i = c->n_layer - 1; i >= 0; --i) RQ_TRY(rq_tune_block_backward(t, i, n));
     *loss = sum / (double)n_tok;
 done:
@@ -344,7 +348,9 @@ static rq_status train_epoch(tune_run *run, int64_t epoch) {
                            (long long)epoch + 1, (long long)run->r->n_steps, loss);
         }
         double rate = rq_adam_schedule(run->r->n_steps++, run->n_step, o->warmup_frac);
-        rq_adam_step(&run->adam, t->value, t->unit, t->grad, o->lr_scale * rate, o->lr_gain * rate);
+        const double rates[RQ_TUNE_CLASSES] = {o->lr_scale * rate, o->lr_gain * rate, o->lr_book * rate};
+        rq_adam_step(&run->adam, t->value, t->unit, t->grad, rates);
+        rq_tune_books_clamp(t);
         sum += loss * (double)n;
         snprintf(text, sizeof text, "epoch %lld of %lld, window %lld of %lld", (long long)epoch + 1,
                  (long long)o->epochs, (long long)(i + n), (long long)run->n_train);
@@ -393,9 +399,9 @@ static rq_status check_options(const rq_tune_opt *o, int64_t n_windows) {
         return rq_fail(RQ_ERR_ARG, "%lld epochs: 1 to %d are possible", (long long)o->epochs, RQ_TUNE_MAX_EPOCHS);
     }
     if (!(o->lr_scale >= 0 && o->lr_scale <= 1) || !(o->lr_gain >= 0 && o->lr_gain <= 1) ||
-        !(o->warmup_frac >= 0 && o->warmup_frac <= 1)) {
-        return rq_fail(RQ_ERR_ARG, "rates %g and %g, warm-up %g: each must be in 0 .. 1", o->lr_scale, o->lr_gain,
-                       o->warmup_frac);
+        !(o->lr_book >= 0 && o->lr_book <= 1) || !(o->warmup_frac >= 0 && o->warmup_frac <= 1)) {
+        return rq_fail(RQ_ERR_ARG, "rates %g, %g and %g, warm-up %g: each must be in 0 .. 1", o->lr_scale, o->lr_gain,
+                       o->lr_book, o->warmup_frac);
     }
     if (o->n_holdout < 0 || o->n_holdout >= n_windows) {
         return rq_fail(RQ_ERR_ARG, "holding out %lld of %lld windows leaves none to train on", (long long)o->n_holdout,
@@ -413,17 +419,19 @@ rq_status rq_tune(rq_model *m, const rq_model *ref, const int32_t *ids, int64_t 
     r->train_before = r->train_after = r->holdout_before = r->holdout_after = NAN;
     RQ_TRY(check_options(opt, n_windows));
     RQ_TRY(rq_tuner_new(&run.t, m, ref, ids, n_windows, seq_len, opt->batch, opt->max_act_bytes));
-    RQ_TRY(rq_adam_new(&run.adam, run.t->n_param, run.t->n_scale));
+    run.t->train_books = opt->lr_book > 0;
+    RQ_TRY(rq_adam_new(&run.adam, run.t));
     RQ_TRY(RQ_NEW(run.order, run.n_train));
     RQ_TRY(RQ_NEW(run.best, run.t->n_param));
     run.n_step = opt->epochs * rq_ceil_div(run.n_train, run.t->batch);
     r->n_scales = opt->lr_scale > 0 ? run.t->n_scale : 0;
-    r->n_gains = opt->lr_gain > 0 ? run.t->n_param - run.t->n_scale : 0;
+    r->n_gains = opt->lr_gain > 0 ? run.t->first_entry - run.t->n_scale : 0;
+    r->n_entries = opt->lr_book > 0 ? run.t->n_param - run.t->first_entry : 0;
     r->n_train = run.n_train;
     r->n_holdout = opt->n_holdout;
     plan_work(&run);
     status = run_epochs(&run);
-    if (status != RQ_OK) { /* as it was; the scales are exact in their stored type, so this cannot fail */
+    if (status != RQ_OK) { /* as it was; all of it is exact in its stored type, so this cannot fail */
         memcpy(run.t->value, run.t->start, (size_t)run.t->n_param * sizeof *run.t->value);
         char sentence[512];
         snprintf(sentence, sizeof sentence, "%.500s", rq_last_error());

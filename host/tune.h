@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tune what a packed model has besides its codes: after layer-by-layer quantization, the scales of the groups and the
- * gains of the norms are trained together so that the whole model predicts what the original predicts. Codes, zero
- * points and sizes stay; docs/tune.md says what is minimised and how. */
+/* Tune what a packed model has besides its codes: after layer-by-layer quantization, the scales of the groups, the
+ * gains of the norms and the codebooks are trained together so that the whole model predicts what the original predicts. Codes,
+ * signs, zero points and sizes stay; docs/tune.md says what is minimised and how. */
 #ifndef RQ_TUNE_H
 #define RQ_TUNE_H
 
@@ -14,9 +14,11 @@ enum { RQ_TUNE_MAX_EPOCHS = 100 };
 typedef bool (*rq_tune_progress_fn)(void *user, double done_frac, const char *text, double loss);
 
 typedef struct rq_tune_opt {
-    int64_t epochs;        /* passes over the training windows, 1 .. RQ_TUNE_MAX_EPOCHS */
-    double lr_scale;       /* a full step of Adam moves a scale by this part of its starting value; 0: scales stay */
-    double lr_gain;        /* the same for a gain, in units of the root mean square of its vector's starting values */
+    int64_t epochs;  /* passes over the training windows, 1 .. RQ_TUNE_MAX_EPOCHS */
+    double lr_scale; /* a full step of Adam moves a scale by this part of its starting value; 0: scales stay */
+    double lr_gain;  /* the same for a gain, in units of the root mean square of its vector's starting values */
+    double
+        lr_book; /* the same for an entry of a codebook, in units of the root mean square of its codebook; 0: they stay */
     int64_t batch;         /* windows per step */
     int64_t n_holdout;     /* the last windows, not trained on; with them the best epoch's parameters are kept */
     double warmup_frac;    /* of all steps, with a rate that grows to the full one; then it falls as a cosine */
@@ -35,7 +37,7 @@ typedef struct rq_tune_epoch {
 } rq_tune_epoch;
 
 typedef struct rq_tune_result {
-    int64_t n_scales, n_gains, n_train, n_holdout, n_steps;
+    int64_t n_scales, n_gains, n_entries, n_train, n_holdout, n_steps;
     /* Mean KL(reference || model) over all positions, in nats, with parameters rounded as they are stored. NaN: not
      * measured. */
     double train_before, train_after, holdout_before, holdout_after;
@@ -73,7 +75,19 @@ typedef struct rq_tune_matrix {
     int32_t *group_of;      /* grid: [n_in], or NULL: group of feature j is j / group */
     bool *kept;             /* vec: [n_in], columns that no scale of a row belongs to */
     int64_t param;          /* its scales are param .. param + n_out * n_group - 1 */
+    int64_t book[2];        /* vec: of the tuner's books, for each stage */
 } rq_tune_matrix;
+
+/* The codebooks of one stage of a matrix, and of all that use the same. */
+typedef struct rq_tune_book {
+    rq_packed *owner;           /* the first that uses it: memory of our own goes there */
+    int64_t n_book, n_codes, d; /* n_book codebooks of n_codes entries of d numbers */
+    int64_t param;              /* its numbers are param .. param + n_book * n_codes * d - 1 */
+    const void *data;           /* as stored now: bytes, or halves */
+    const float *scale;         /* [n_book], of bytes; NULL of halves */
+    void *start;                /* copies of both as they were at first */
+    float *start_scale;
+} rq_tune_book;
 
 /* What the backward pass of one block needs; x is its own, the rest is shared by all blocks when they are run again. */
 typedef struct rq_tune_tape {
@@ -90,8 +104,12 @@ typedef struct rq_tuner {
     const int32_t *ids;
     int64_t n_windows, seq_len, batch;
     rq_tune_matrix *matrix; /* [n_layer * RQ_N_LINEARS] */
-    /* Parameters: all scales, then norm1 and norm2 of each block, then the final norm. */
-    int64_t n_scale, n_param;
+    /* Parameters: all scales, then norm1 and norm2 of each block, then the final norm, then entries of codebooks. */
+    int64_t n_scale, first_entry, n_param;
+    rq_tune_book *book; /* [n_book] */
+    int64_t n_book;
+    double *book_sum;
+    bool train_books;           /* their gradient is wanted */
     float *value, *unit, *grad; /* grad: of the mean loss by value / unit */
     float *start;               /* values before */
     /* Reference and heads. */
@@ -132,8 +150,23 @@ int64_t rq_tune_gain(const rq_tuner *t, int64_t layer, int which);
 rq_status rq_tune_params_new(rq_tuner *t);
 /* fp32 weights at t->value (or as they are, when frozen). */
 rq_status rq_tune_weights(const rq_tuner *t, int64_t matrix, float *w);
-/* Gradient of a matrix's scales from that of its weights, dw[n_out][n_in]; t->w holds the weights. */
-void rq_tune_scale_grad(rq_tuner *t, int64_t matrix, const float *dw);
+/* Gradient of a matrix's scales, and what it adds to that of its codebooks, from that of its weights, dw[n_out][n_in]; t->w
+ * holds the weights. */
+void rq_tune_matrix_grad(rq_tuner *t, int64_t matrix, const float *dw);
+/* Memory of our own, n elements, behind what `now` points to in p, made once: what was loaded may be a read-only mapping. */
+rq_status rq_tune_own(void **memory, rq_packed *p, const void *now, int64_t n, int64_t size);
+
+/* tune_books.c: matrices of codebook codes (ssvq, vq) with scales of rows. */
+const rq_f16 **rq_tune_row_scales(rq_packed *p); /* where they are; NULL when there are none, or of columns too */
+rq_status rq_tune_vec_new(rq_tune_matrix *x, rq_packed *p);
+rq_status rq_tune_books_find(rq_tuner *t); /* counts their parameters */
+void rq_tune_books_values(rq_tuner *t);    /* t->value and t->unit of their parameters */
+void rq_tune_books_free(rq_tuner *t);
+void rq_tune_vec_weights(const rq_tuner *t, const rq_tune_matrix *x, float *w);
+void rq_tune_vec_grad(rq_tuner *t, const rq_tune_matrix *x, const float *dw);
+/* Magnitudes do not go below zero. */
+void rq_tune_books_clamp(rq_tuner *t);
+rq_status rq_tune_books_publish(rq_tuner *t);
 
 /* tune_block.c: out = block(tape[layer].x) keeping what the tape holds; out NULL stops where the tape is full. */
 rq_status rq_tune_block_forward(rq_tuner *t, int64_t layer, int64_t n_seq, float *out);
@@ -163,14 +196,15 @@ rq_status rq_tune_loss(const rq_tuner *t, const float *h, const float *ref_h, co
 /* log sum exp of the reference's logits per position. */
 rq_status rq_tune_ref_lse(const rq_tuner *t, const float *ref_h, int64_t n_pos, double *lse);
 
-/* tune_adam.c: Adam with bias correction on `value` in units; rate per parameter class. */
+/* tune_adam.c: Adam with bias correction on `value` in units; a rate for each class of parameters. */
+enum { RQ_TUNE_SCALES, RQ_TUNE_GAINS, RQ_TUNE_ENTRIES, RQ_TUNE_CLASSES };
 typedef struct rq_adam {
-    int64_t n, n_scale, step;
+    int64_t end[RQ_TUNE_CLASSES], step; /* a class ends where the next one begins */
     float *mean, *square;
 } rq_adam;
-rq_status rq_adam_new(rq_adam *a, int64_t n, int64_t n_scale);
+rq_status rq_adam_new(rq_adam *a, const rq_tuner *t);
 void rq_adam_free(rq_adam *a);
-void rq_adam_step(rq_adam *a, float *value, const float *unit, const float *grad, double rate_scale, double rate_gain);
+void rq_adam_step(rq_adam *a, float *value, const float *unit, const float *grad, const double *rate);
 /* Part of the full rate at a step of n_steps: grows over the first warmup steps, then falls as half a cosine. */
 double rq_adam_schedule(int64_t step, int64_t n_steps, double warmup_frac);
 

@@ -9,11 +9,11 @@ static const double BETA_MEAN = 0.9, BETA_SQUARE = 0.95;
 static const double EPSILON = 1e-12;   /* gradients by relative changes of single scales are about 1e-6 */
 static const double FINAL_RATE = 0.05; /* of the full one, at the last step */
 
-rq_status rq_adam_new(rq_adam *a, int64_t n, int64_t n_scale) {
+rq_status rq_adam_new(rq_adam *a, const rq_tuner *t) {
     rq_status status = RQ_OK;
-    *a = (rq_adam){.n = n, .n_scale = n_scale};
-    RQ_TRY(RQ_NEW_ZERO(a->mean, n));
-    RQ_TRY(RQ_NEW_ZERO(a->square, n));
+    *a = (rq_adam){.end = {t->n_scale, t->first_entry, t->n_param}};
+    RQ_TRY(RQ_NEW_ZERO(a->mean, t->n_param));
+    RQ_TRY(RQ_NEW_ZERO(a->square, t->n_param));
 done:
     if (status != RQ_OK) rq_adam_free(a);
     return status;
@@ -25,17 +25,20 @@ void rq_adam_free(rq_adam *a) {
     *a = (rq_adam){0};
 }
 
-void rq_adam_step(rq_adam *a, float *value, const float *unit, const float *grad, double rate_scale, double rate_gain) {
+void rq_adam_step(rq_adam *a, float *value, const float *unit, const float *grad, const double *rate) {
     ++a->step;
     double unbias_mean = 1.0 - pow(BETA_MEAN, (double)a->step), unbias_square = 1.0 - pow(BETA_SQUARE, (double)a->step);
-    for (int64_t i = 0; i < a->n; ++i) {
-        double g = (double)grad[i], rate = i < a->n_scale ? rate_scale : rate_gain;
+    int class = 0;
+    for (int64_t i = 0; i < a->end[RQ_TUNE_CLASSES - 1]; ++i) {
+        while (i >= a->end[class]) ++class;
+        double g = (double)grad[i];
         double mean = BETA_MEAN * (double)a->mean[i] + (1.0 - BETA_MEAN) * g;
         /* fp32 holds squares down to 1e-45: the moment is kept as a root, so that gradients of 1e-30 still count. */
         double square = BETA_SQUARE * (double)a->square[i] * (double)a->square[i] + (1.0 - BETA_SQUARE) * g * g;
         a->mean[i] = (float)mean;
         a->square[i] = (float)sqrt(square);
-        value[i] -= (float)(rate * (double)unit[i] * (mean / unbias_mean) / (sqrt(square / unbias_square) + EPSILON));
+        value[i] -=
+            (float)(rate[class] * (double)unit[i] * (mean / unbias_mean) / (sqrt(square / unbias_square) + EPSILON));
     }
 }
 

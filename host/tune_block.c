@@ -40,7 +40,7 @@ done:
     return status;
 }
 
-/* Scale gradients of one matrix, and dx = beta dx + dy W. */
+/* Gradients of one matrix's parameters, and dx = beta dx + dy W. */
 static rq_status back(rq_tuner *t, int64_t layer, int which, float *dx, float beta, const float *dy, const float *x,
                       int64_t n_tok) {
     int64_t i = layer * RQ_N_LINEARS + which;
@@ -49,7 +49,7 @@ static rq_status back(rq_tuner *t, int64_t layer, int which, float *dx, float be
     if (status != RQ_OK) return status;
     if (t->matrix[i].n_group > 0) {
         rq_sgemm(RQ_T, RQ_N, l->n_out, l->n_in, n_tok, 1.0f, dy, l->n_out, x, l->n_in, 0.0f, t->dw, l->n_in);
-        rq_tune_scale_grad(t, i, t->dw);
+        rq_tune_matrix_grad(t, i, t->dw);
     }
     rq_sgemm(RQ_N, RQ_N, n_tok, l->n_in, l->n_out, 1.0f, dy, l->n_out, t->w, l->n_in, beta, dx, l->n_in);
     return RQ_OK;

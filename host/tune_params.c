@@ -3,9 +3,8 @@
  *
  *   dL/ds[i][g] = sum over j in g of dL/dw[i][j] (code[i][j] - zero[i][g])
  *
- * Codes are kept a byte each in the order of the input features, whatever order they are stored in. Where a codebook says what a
- * code stands for, weights are unpacked and multiplied by what their scale became, and dL/ds = sum of dL/dw w / s; outlier
- * columns, which have no scale of a row, stay. */
+ * Codes are kept a byte each in the order of the input features, whatever order they are stored in. Matrices with codebooks
+ * are tune_books.c's. */
 #include <math.h>
 
 #include "simd.h"
@@ -22,9 +21,8 @@ int64_t rq_tune_gain(const rq_tuner *t, int64_t layer, int which) {
 typedef struct rows_job {
     const rq_tune_matrix *x;
     const float *scale, *unit;
-    const rq_f16 *stored; /* codebook codes: the scales that the model has */
-    float *w;             /* weights: written */
-    const float *dw;      /* their gradient: read */
+    float *w;        /* weights: written */
+    const float *dw; /* their gradient: read */
     float *grad;
 } rows_job;
 
@@ -38,31 +36,10 @@ static void code_item(void *arg, int64_t item) {
     }
 }
 
-/* Where the scales of rows of codebook codes are; NULL when it has none. */
-static const rq_f16 **row_scales(rq_packed *p) {
-    return p->format == RQ_FORMAT_SSVQ                  ? &p->u.ssvq.scale
-           : p->format == RQ_FORMAT_VQ && p->u.vq.scale ? &p->u.vq.scale
-                                                        : NULL;
-}
-
-static rq_status vec_new(rq_tune_matrix *x, rq_packed *p) {
-    rq_status status = RQ_OK;
-    bool ssvq = p->format == RQ_FORMAT_SSVQ;
-    if (!row_scales(p)) return RQ_OK;
-    RQ_TRY(RQ_NEW_ZERO(x->kept, p->n_in));
-    for (int i = 0; i < (ssvq ? p->u.ssvq.n_outlier : p->u.vq.n_outlier); ++i)
-        x->kept[(ssvq ? p->u.ssvq.outlier_col : p->u.vq.outlier_col)[i]] = true;
-    x->group = ssvq ? p->u.ssvq.group : p->u.vq.group;
-    x->n_group = ssvq ? p->u.ssvq.n_group : p->u.vq.n_group;
-    x->vec = p;
-done:
-    return status;
-}
-
 static rq_status matrix_new(rq_tune_matrix *x, const rq_linear *lin, rq_packed *packed) {
     rq_status status = RQ_OK;
     x->lin = lin;
-    if (lin->packed && lin->packed->format != RQ_FORMAT_GRID) return vec_new(x, &packed[lin->packed - packed]);
+    if (lin->packed && lin->packed->format != RQ_FORMAT_GRID) return rq_tune_vec_new(x, &packed[lin->packed - packed]);
     if (!lin->packed || lin->packed->format != RQ_FORMAT_GRID) return RQ_OK;
     const rq_grid *g = x->grid = &lin->packed->u.grid;
     x->group = g->group;
@@ -104,7 +81,8 @@ rq_status rq_tune_params_new(rq_tuner *t) {
         RQ_FAIL(RQ_ERR_ARG, "%s: no matrix of its blocks is packed with scales of rows: there are no scales to tune",
                 rq_store_path(m->store));
     }
-    t->n_param = t->n_scale + (2 * n_layer + 1) * d;
+    t->n_param = t->first_entry = t->n_scale + (2 * n_layer + 1) * d;
+    RQ_TRY(rq_tune_books_find(t));
     RQ_TRY(RQ_NEW(t->value, t->n_param));
     RQ_TRY(RQ_NEW(t->unit, t->n_param));
     RQ_TRY(RQ_NEW_ZERO(t->grad, t->n_param));
@@ -113,7 +91,7 @@ rq_status rq_tune_params_new(rq_tuner *t) {
         const rq_tune_matrix *x = &t->matrix[i];
         for (int64_t k = 0; k < x->lin->n_out * x->n_group; ++k) {
             float s = x->grid ? rq_grid_scale(x->grid, k / x->n_group, k % x->n_group)
-                              : rq_f32_of_f16((*row_scales(&m->packed[x->lin->packed - m->packed]))[k]);
+                              : rq_f32_of_f16((*rq_tune_row_scales(&m->packed[x->lin->packed - m->packed]))[k]);
             t->value[x->param + k] = t->unit[x->param + k] = s;
         }
     }
@@ -122,6 +100,7 @@ rq_status rq_tune_params_new(rq_tuner *t) {
         gains_new(t, rq_tune_gain(t, layer, 1), m->block[layer].norm2);
     }
     gains_new(t, rq_tune_gain(t, n_layer, 0), m->norm_f);
+    rq_tune_books_values(t);
     memcpy(t->start, t->value, (size_t)t->n_param * sizeof *t->start);
 done:
     return status;
@@ -170,43 +149,15 @@ static void weights_item(void *arg, int64_t item) {
     }
 }
 
-/* As stored, times what the scale has become over what is stored. */
-static void vec_weights_item(void *arg, int64_t item) {
-    const rows_job *job = arg;
-    const rq_tune_matrix *x = job->x;
-    int64_t n = x->vec->n_in, end = rq_min_i64((item + 1) * ROWS, x->vec->n_out);
-    for (int64_t i = item * ROWS; i < end; ++i) {
-        float *w = job->w + i * n;
-        rq_unpack_row(x->vec, i, w);
-        for (int64_t k = 0; k < x->n_group; ++k) {
-            float stored = rq_f32_of_f16(job->stored[i * x->n_group + k]);
-            float f = stored != 0 ? job->scale[i * x->n_group + k] / stored : 0;
-            for (int64_t j = k * x->group; j < rq_min_i64(n, (k + 1) * x->group); ++j) w[j] *= x->kept[j] ? 1 : f;
-        }
-    }
-}
-
-static void vec_grad_item(void *arg, int64_t item) {
-    const rows_job *job = arg;
-    const rq_tune_matrix *x = job->x;
-    int64_t n = x->vec->n_in, end = rq_min_i64((item + 1) * ROWS, x->vec->n_out);
-    for (int64_t i = item * ROWS; i < end; ++i) {
-        for (int64_t k = 0; k < x->n_group; ++k) {
-            int64_t at = i * x->n_group + k;
-            double sum = 0;
-            for (int64_t j = k * x->group; j < rq_min_i64(n, (k + 1) * x->group); ++j)
-                sum += x->kept[j] ? 0 : (double)job->dw[i * n + j] * (double)job->w[i * n + j];
-            job->grad[at] = job->scale[at] != 0 ? (float)(sum / (double)job->scale[at]) * job->unit[at] : 0;
-        }
-    }
-}
-
 rq_status rq_tune_weights(const rq_tuner *t, int64_t matrix, float *w) {
     const rq_tune_matrix *x = &t->matrix[matrix];
     if (x->n_group == 0) return rq_linear_rows(x->lin, 0, x->lin->n_out, w);
     rows_job job = {.x = x, .scale = t->value + x->param, .w = w};
-    if (x->vec) job.stored = *row_scales(&t->m->packed[x->vec - t->m->packed]);
-    rq_parallel_for(rq_ceil_div(x->lin->n_out, ROWS), x->vec ? vec_weights_item : weights_item, &job);
+    if (x->vec) {
+        rq_tune_vec_weights(t, x, w);
+    } else {
+        rq_parallel_for(rq_ceil_div(x->lin->n_out, ROWS), weights_item, &job);
+    }
     return RQ_OK;
 }
 
@@ -232,30 +183,29 @@ static void grad_item(void *arg, int64_t item) {
     }
 }
 
-void rq_tune_scale_grad(rq_tuner *t, int64_t matrix, const float *dw) {
+void rq_tune_matrix_grad(rq_tuner *t, int64_t matrix, const float *dw) {
     const rq_tune_matrix *x = &t->matrix[matrix];
-    rows_job job = {.x = x,
-                    .scale = t->value + x->param,
-                    .w = t->w,
-                    .dw = dw,
-                    .unit = t->unit + x->param,
-                    .grad = t->grad + x->param};
-    if (x->n_group > 0) rq_parallel_for(rq_ceil_div(x->lin->n_out, ROWS), x->vec ? vec_grad_item : grad_item, &job);
+    rows_job job = {.x = x, .dw = dw, .unit = t->unit + x->param, .grad = t->grad + x->param};
+    if (x->n_group == 0) return;
+    if (x->vec) {
+        rq_tune_vec_grad(t, x, dw);
+    } else {
+        rq_parallel_for(rq_ceil_div(x->lin->n_out, ROWS), grad_item, &job);
+    }
 }
 
 /* ---- into the model ---- */
 
-/* Memory of our own behind a matrix's scales, made once: what was loaded may be a read-only mapping. */
-static rq_status own_scales(void **scales, rq_packed *p, const void *now, int64_t n, int64_t size) {
-    *scales = (void *)(uintptr_t)now;
+rq_status rq_tune_own(void **memory, rq_packed *p, const void *now, int64_t n, int64_t size) {
+    *memory = (void *)(uintptr_t)now;
     for (int i = 0; i < p->n_owned; ++i) {
         if (p->owned[i] == now) return RQ_OK;
     }
     if (p->n_owned == sizeof p->owned / sizeof *p->owned) {
         return rq_fail(RQ_ERR_ARG, "a packed matrix owns %d arrays already", p->n_owned);
     }
-    rq_status status = rq_alloc(scales, n, size);
-    if (status == RQ_OK) p->owned[p->n_owned++] = *scales;
+    rq_status status = rq_alloc(memory, n, size);
+    if (status == RQ_OK) p->owned[p->n_owned++] = *memory;
     return status;
 }
 
@@ -269,13 +219,13 @@ rq_status rq_tuner_publish(rq_tuner *t) {
         rq_packed *p = &m->packed[x->lin->packed - m->packed];
         const float *value = t->value + x->param;
         int64_t n = x->lin->n_out * x->n_group;
-        const rq_f16 **rows = row_scales(p);
+        const rq_f16 **rows = rq_tune_row_scales(p);
         bool is_half = rows || p->u.grid.scale_f16;
         void *to;
         const void *now = rows      ? (const void *)*rows
                           : is_half ? (const void *)p->u.grid.scale_f16
                                     : (const void *)p->u.grid.scale_f32;
-        RQ_TRY(own_scales(&to, p, now, n, is_half ? sizeof(rq_f16) : sizeof(float)));
+        RQ_TRY(rq_tune_own(&to, p, now, n, is_half ? sizeof(rq_f16) : sizeof(float)));
         for (int64_t k = 0; k < n; ++k) {
             rq_f16 half = rq_f16_of_f32(value[k]);
             if (!isfinite(is_half ? rq_f32_of_f16(half) : value[k])) {
@@ -300,6 +250,7 @@ rq_status rq_tuner_publish(rq_tuner *t) {
         memcpy(m->block[layer].norm2, t->value + rq_tune_gain(t, layer, 1), gain_bytes);
     }
     memcpy(m->norm_f, t->value + rq_tune_gain(t, m->cfg.n_layer, 0), gain_bytes);
+    RQ_TRY(rq_tune_books_publish(t));
 done:
     return status;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The folder of a tuned model: that of the model it came from, with other scales and norms. It is put together as
+/* The folder of a tuned model: that of the model it came from, with other scales, norms and codebooks. It is put together as
  * OUT.tuning and renamed when complete. */
 #include <dirent.h>
 #include <errno.h>
@@ -24,6 +24,17 @@ typedef struct changes {
     int64_t n;
 } changes;
 
+static rq_status change_tensor(changes *c, const rq_model *m, const char *name, rq_dtype dtype, const void *now,
+                               int64_t n) {
+    const rq_tensor *t = rq_store_find(m->store, name);
+    if (!t || t->dtype != dtype || rq_tensor_numel(t) != n) {
+        return rq_fail(RQ_ERR_ARG, "%s: %s is not the tensor that the model was opened with", rq_store_path(m->store),
+                       name);
+    }
+    c->at[c->n++] = (change){t, dtype, now};
+    return RQ_OK;
+}
+
 static rq_status change_scales(changes *c, const rq_model *m, const rq_linear *l) {
     char name[NAME_BYTES];
     const rq_packed *p = l->packed;
@@ -35,14 +46,34 @@ static rq_status change_scales(changes *c, const rq_model *m, const rq_linear *l
     int64_t n = p->n_out * (g ? g->n_group : p->format == RQ_FORMAT_SSVQ ? p->u.ssvq.n_group : p->u.vq.n_group);
     if (!now) return RQ_OK; /* vq with scales of columns: they stay */
     snprintf(name, sizeof name, "%s.weight_scale", l->name);
-    const rq_tensor *t = rq_store_find(m->store, name);
-    rq_dtype dtype = g && !g->scale_f16 ? RQ_F32 : RQ_F16;
-    if (!t || t->dtype != dtype || rq_tensor_numel(t) != n) {
-        return rq_fail(RQ_ERR_ARG, "%s: %s is not the tensor that the model was opened with", rq_store_path(m->store),
-                       name);
+    return change_tensor(c, m, name, g && !g->scale_f16 ? RQ_F32 : RQ_F16, now, n);
+}
+
+/* Codebooks that are stored under this matrix' name. */
+static rq_status change_books(changes *c, const rq_model *m, const rq_linear *l) {
+    static const char *const suffix[2] = {"weight_book", "weight_book2"};
+    rq_status status = RQ_OK;
+    char name[NAME_BYTES];
+    const rq_packed *p = l->packed;
+    bool ssvq = p && p->format == RQ_FORMAT_SSVQ;
+    if (!ssvq && !(p && p->format == RQ_FORMAT_VQ)) return RQ_OK;
+    const rq_ssvq *s = &p->u.ssvq;
+    const rq_vq *v = &p->u.vq;
+    for (int stage = 0; stage < (!ssvq && v->n_stage > 1 ? 2 : 1); ++stage) {
+        snprintf(name, sizeof name, "%s.%s", l->name, suffix[stage]);
+        if (!rq_store_find(m->store, name)) continue; /* another one's codebook */
+        if (ssvq) {
+            const void *data = s->book_u8 ? (const void *)s->book_u8 : (const void *)s->book_f16;
+            RQ_TRY(change_tensor(c, m, name, s->book_u8 ? RQ_U8 : RQ_F16, data, s->n_book * s->n_codes * s->vec_len));
+        } else {
+            RQ_TRY(change_tensor(c, m, name, RQ_F16, v->book[stage], v->n_book * v->n_codes[stage] * v->vec_len));
+        }
+        if (!ssvq || !s->book_u8) continue;
+        snprintf(name, sizeof name, "%s.weight_book_scale", l->name);
+        RQ_TRY(change_tensor(c, m, name, RQ_F32, s->book_scale, s->n_book));
     }
-    c->at[c->n++] = (change){t, dtype, now};
-    return RQ_OK;
+done:
+    return status;
 }
 
 /* Norms become F32 unless their values are still those of the file. */
@@ -65,9 +96,12 @@ done:
 static rq_status find_changes(changes *c, const rq_model *m) {
     rq_status status = RQ_OK;
     char name[NAME_BYTES];
-    RQ_TRY(RQ_NEW(c->at, m->cfg.n_layer * (RQ_N_LINEARS + 2) + 1));
+    RQ_TRY(RQ_NEW(c->at, m->cfg.n_layer * (4 * RQ_N_LINEARS + 2) + 1));
     for (int64_t i = 0; i < m->cfg.n_layer; ++i) {
-        for (int k = 0; k < RQ_N_LINEARS; ++k) RQ_TRY(change_scales(c, m, &m->block[i].lin[k]));
+        for (int k = 0; k < RQ_N_LINEARS; ++k) {
+            RQ_TRY(change_scales(c, m, &m->block[i].lin[k]));
+            RQ_TRY(change_books(c, m, &m->block[i].lin[k]));
+        }
         snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)i);
         RQ_TRY(change_norm(c, m, name, m->block[i].norm1));
         snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)i);

@@ -70,6 +70,23 @@ static void codebooks_give_q(void **state) {
     assert_non_null(strstr(rq_last_error(), "only q"));
 }
 
+/* The preset is what its options say one by one. */
+static void preset_vptq_is_its_options(void **state) {
+    (void)state;
+    static float w[M * N], q[2][M * N];
+    static double h[N * N], d[N * N];
+    static const char *const options[] = {
+        "preset=vptq,vec-len=4,codes=16,codes2=16,book-cols=30",
+        "comp=gptq,round=vq,vec-axis=out,vec-len=4,codes=16,codes2=16,book-cols=30,book-order=hdiag,stage-fit=sweep,"
+        "col-norm=range,act-order=true,shrink=0,cd-sweeps=0,refit=0,outliers=0,kmeans-iters=100,kmeans-points=0"};
+    make_problem(w, h, d);
+    for (int i = 0; i < 2; ++i) {
+        rq_layer_info info = {.struct_size = sizeof info};
+        assert_int_equal(rq_quantize_layer(q[i], NULL, NULL, NULL, NULL, w, h, d, M, N, options[i], &info), RQ_OK);
+    }
+    assert_memory_equal(q[0], q[1], sizeof q[0]);
+}
+
 static void mistakes_are_named(void **state) {
     (void)state;
     static float w[M * N], q[M * N];
@@ -108,9 +125,8 @@ static void a_model_gives_logits(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(codes_give_back_q),
-        cmocka_unit_test(codebooks_give_q),
-        cmocka_unit_test(mistakes_are_named),
+        cmocka_unit_test(codes_give_back_q),          cmocka_unit_test(codebooks_give_q),
+        cmocka_unit_test(preset_vptq_is_its_options), cmocka_unit_test(mistakes_are_named),
         cmocka_unit_test(a_model_gives_logits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -191,7 +191,8 @@ def test_codebooks():
     calib, text = ids_file("cb.safetensors", 8, 64), ids_file("cbt.safetensors", 2, 64, seed=2)
     for name, options in {"ssvq": ["--codes", 32, "--vec-len", 4], "ssvq-rtn": ["--comp", "rtn", "--codes", 16, "--book-dtype", "f16"],
                           "vq": ["--codes", 32, "--codes2", 16, "--comp", "rescomp", "--refit", 1],
-                          "vq-out": ["--codes", 16, "--vec-axis", "out", "--vec-len", 5, "--comp", "gptaq"]}.items():
+                          "vq-out": ["--codes", 16, "--vec-axis", "out", "--vec-len", 5, "--comp", "gptaq"],
+                          "vq-vptq": ["--preset", "vptq", "--vec-len", 4, "--codes", 16, "--codes2", 16, "--book-cols", 20, "--share-books"]}.items():
         out, words = path("cb-" + name), ["--round", name.split("-")[0], *options, "--outliers", 2, "--outlier-min", 0, "--calib", calib]
         dry = run_json("quantize", tiny(), out, *words, "--dry-run")
         q = run_json("quantize", tiny(), out, *words, "--threads", 1)
@@ -206,7 +207,7 @@ def test_codebooks():
         run("quantize", tiny(), out + "2", *words, "--threads", 3, "--progress", "none")
         assert digest(out + "2") == digest(out)
         tuned = ["tune", out, out + "-tuned", "--ref", tiny(), "--calib", calib, "--epochs", 1, "--holdout", 0]
-        if name == "vq-out":
+        if name in ("vq-out", "vq-vptq"):
             assert "scales" in sentence(run(*tuned, code=2))  # of columns, which tune leaves alone
             continue
         run(*tuned, "--progress", "none")
@@ -231,6 +232,36 @@ def test_codebooks():
     run("quantize", tiny(), out + "2", *words, "--progress", "none")
     assert digest(out) == digest(out + "2")
     assert "multiple" in sentence(run("quantize", tiny(), path("cb-bad"), *words, "--group", 12, code=2))
+
+
+def test_w4a8():
+    """4-bit weights for 8-bit inputs from quantize to eval: sizes to the bit, resume, threads, and a place beside the 4-bit grid."""
+    calib, text = ids_file("w4.safetensors", 8, 64), ids_file("w4t.safetensors", 2, 64, seed=2)
+    kld = {}
+    for name, options in {"rtn": ["--comp", "rtn", "--group", 32], "two": ["--group", 32, "--comp", "rescomp"],
+                          "row": ["--group", 0, "--comp", "gptq"], "sym": ["--group", 0, "--sym", "--rotate", "none"]}.items():
+        out, words = path("w4-" + name), ["--round", "w4a8", *options, "--calib", calib]
+        dry = run_json("quantize", tiny(), out, *words, "--dry-run")
+        q = run_json("quantize", tiny(), out, *words, "--threads", 1)
+        assert abs(q["bpw"] - dry["bpw"]) < 1e-6, (q["bpw"], dry["bpw"])
+        e, i = run_json("eval", out, "--text", text, "--ref", tiny()), run_json("inspect", out)
+        assert abs(q["bpw"] - i["bpw"]) < 1e-9 and abs(e["bpw"] - i["bpw"]) < 1e-9
+        kld[name] = e["kld_mean"]
+        rows = [t for t in i["tensors"] if "format" in t]
+        assert len(rows) == 14 and all(t["format"] == "w4a8" and t["sym"] == (name == "sym") for t in rows)
+        assert run_json("eval", out, "--text", text, "--threads", 3)["ppl"] == e["ppl"]
+        run("verify", out, "--ref", tiny())
+        run("quantize", tiny(), out + "2", *words, "--threads", 3, "--progress", "none")
+        assert digest(out + "2") == digest(out)
+    run("quantize", tiny(), path("w4-grid"), "--bits", 4, "--group", 32, "--comp", "rtn", "--calib", calib, "--progress", "none")
+    kld["grid"] = run_json("eval", path("w4-grid"), "--text", text, "--ref", tiny())["kld_mean"]
+    assert max(kld["two"], kld["rtn"]) < 1.3 * kld["grid"] and max(kld["two"], kld["rtn"]) < kld["row"], kld  # these random models are touchy
+    run("quantize", tiny(), path("w4-mixed"), "--round", "w4a8", "--group", 32, "--override", "k_proj:round=grid,bits=4,group=32", "--calib", calib, "--progress", "none")
+    formats = [t["format"] for t in run_json("inspect", path("w4-mixed"))["tensors"] if "format" in t]
+    assert sorted(formats) == ["grid"] * 2 + ["w4a8"] * 12
+    run_json("eval", path("w4-mixed"), "--text", text)
+    assert "multiple" in sentence(run("quantize", tiny(), path("w4-bad"), "--round", "w4a8", "--group", 20, "--calib", calib, code=2))
+    return ", ".join(f"{k} {v:.4f}" for k, v in kld.items())
 
 
 def test_eight_bits_are_nearly_exact():
@@ -522,7 +553,7 @@ def test_bad_calibration():
     sentence(quantize(model, path("o"), "--comp", "gptq", code=2))  # none given
     assert "larger than the row" in sentence(quantize(model, path("o"), "--calib", good, "--group", 4096, code=2))
     for flags in (["--bits", "5"], ["--damp", "-1"], ["--comp", "magic"], ["--device", "cuda"], ["--rotate", "sideways"], ["--threads", "0"],
-                  ["--preset", "worst"], ["--shrink", "2"], ["--bits", "three"]):
+                  ["--preset", "worst"], ["--preset", "vptq", "--round", "ssvq"], ["--shrink", "2"], ["--bits", "three"]):
         sentence(quantize(model, path("o"), "--calib", good, *flags, code=2))
     assert not os.path.exists(path("o")) and not os.path.exists(path("o.partial"))
 

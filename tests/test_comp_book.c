@@ -9,116 +9,7 @@
 #include <cmocka.h>
 
 #include "backend.h"
-#include "comp_book.h"
-
-enum { MAX_N = 64 };
-
-typedef struct problem {
-    int64_t m, n;
-    float *w;
-    double *h, *d;
-} problem;
-
-static double uniform(uint64_t *seed) {
-    *seed = *seed * 6364136223846793005u + 1442695040888963407u;
-    return (double)(*seed >> 11) / 9007199254740992.0 - 0.5;
-}
-
-static problem problem_new(int64_t m, int64_t n, int64_t tokens, uint64_t seed) {
-    problem p = {m, n, NULL, NULL, NULL};
-    p.w = malloc((size_t)(m * n) * sizeof *p.w);
-    p.h = calloc((size_t)(n * n), sizeof *p.h);
-    p.d = calloc((size_t)(n * n), sizeof *p.d);
-    double *x = malloc((size_t)n * sizeof *x), *dx = malloc((size_t)n * sizeof *dx);
-    for (int64_t i = 0; i < m * n; ++i) p.w[i] = (float)(uniform(&seed) + uniform(&seed));
-    for (int64_t t = 0; t < tokens; ++t) {
-        double common = uniform(&seed);
-        for (int64_t j = 0; j < n; ++j) {
-            x[j] = uniform(&seed) * (1 + (double)(j % 7)) + common;
-            dx[j] = 0.2 * uniform(&seed) + 0.1 * common + 0.05 * x[j];
-        }
-        for (int64_t i = 0; i < n; ++i) {
-            for (int64_t j = 0; j < n; ++j) {
-                p.h[i * n + j] += x[i] * x[j];
-                p.d[i * n + j] += dx[i] * x[j];
-            }
-        }
-    }
-    free(x);
-    free(dx);
-    return p;
-}
-
-static void problem_free(problem *p) {
-    free(p->w);
-    free(p->h);
-    free(p->d);
-}
-
-static void inverse(double *inv, const double *a, int64_t n) {
-    double *m = malloc((size_t)(n * n) * sizeof *m);
-    memcpy(m, a, (size_t)(n * n) * sizeof *m);
-    memset(inv, 0, (size_t)(n * n) * sizeof *inv);
-    for (int64_t i = 0; i < n; ++i) inv[i * n + i] = 1;
-    for (int64_t c = 0; c < n; ++c) {
-        double pivot = m[c * n + c];
-        for (int64_t j = 0; j < n; ++j) {
-            m[c * n + j] /= pivot;
-            inv[c * n + j] /= pivot;
-        }
-        for (int64_t r = 0; r < n; ++r) {
-            double f = m[r * n + c];
-            for (int64_t j = 0; r != c && j < n; ++j) {
-                m[r * n + j] -= f * m[c * n + j];
-                inv[r * n + j] -= f * inv[c * n + j];
-            }
-        }
-    }
-    free(m);
-}
-
-static rq_quant_opt options(rq_round round, rq_comp comp, int vec_len, int codes) {
-    rq_quant_opt o;
-    rq_quant_default_round(&o, comp, round);
-    o.vec_len = vec_len;
-    o.codes = codes;
-    o.outliers = 0;
-    o.outlier_min = 0;
-    o.shrink = 0;
-    o.cd_sweeps = 0;
-    o.refit = 0;
-    return o;
-}
-
-/* H and D as the sweep sees them: sweep order, damped; H without the prepared unit. */
-static void in_sweep_order(double *h, double *d, const problem *p, const rq_prep *prep) {
-    int64_t n = p->n;
-    for (int64_t i = 0; i < n; ++i) {
-        for (int64_t j = 0; j < n; ++j) {
-            h[i * n + j] = p->h[prep->perm[i] * n + prep->perm[j]] + (i == j ? prep->damp_used : 0);
-            d[i * n + j] = p->d[prep->perm[i] * n + prep->perm[j]];
-        }
-    }
-}
-
-/* out[k][rest] = a[rows r0.., columns c1..] (H_rest)^-1, H_rest what comes after column c1. */
-static void solve_rest(double *out, const double *a, const double *h, int64_t n, int64_t r0, int64_t k, int64_t c1) {
-    int64_t rest = n - c1;
-    double *sub = malloc((size_t)(rest * rest + 1) * sizeof *sub),
-           *inv = malloc((size_t)(rest * rest + 1) * sizeof *inv);
-    for (int64_t i = 0; i < rest; ++i) {
-        for (int64_t j = 0; j < rest; ++j) sub[i * rest + j] = h[(c1 + i) * n + c1 + j];
-    }
-    inverse(inv, sub, rest);
-    for (int64_t r = 0; r < k; ++r) {
-        for (int64_t j = 0; j < rest; ++j) {
-            out[r * rest + j] = 0;
-            for (int64_t i = 0; i < rest; ++i) out[r * rest + j] += a[(r0 + r) * n + c1 + i] * inv[i * rest + j];
-        }
-    }
-    free(sub);
-    free(inv);
-}
+#include "comp_problem.h"
 
 /* The prepared T has, for the columns b of a vector and all later ones R, D_bR (H_RR)^-1, and nothing inside the vector. */
 static void block_terms_match_definitions(void **state) {
@@ -164,42 +55,6 @@ static double loss_of(const problem *p, const rq_prep *prep, const double *goal,
         sum += eh * (q[i] - goal[i]);
     }
     return sum;
-}
-
-typedef struct codebook {
-    int64_t k, d;
-    double v[64][8]; /* real units */
-} codebook;
-
-static codebook codebook_of(const rq_quant_result *r) {
-    codebook c = {r->vq.n_codes[0], r->vq.vec_len, {{0}}};
-    for (int64_t i = 0; i < c.k; ++i) {
-        for (int64_t e = 0; e < c.d; ++e) c.v[i][e] = (double)rq_f32_of_f16(r->vq.book[0][i * c.d + e]);
-    }
-    return c;
-}
-
-/* The nearest of scale * codebook to t[width] by the quadratic form a. */
-static int64_t nearest(const codebook *c, const double *t, double scale, const double *a, int64_t width,
-                       double *margin) {
-    double best = INFINITY, second = INFINITY;
-    int64_t at = 0;
-    for (int64_t i = 0; i < c->k; ++i) {
-        double cost = 0;
-        for (int64_t x = 0; x < width; ++x) {
-            for (int64_t y = 0; y < width; ++y)
-                cost += (t[x] - scale * c->v[i][x]) * (t[y] - scale * c->v[i][y]) * a[x * width + y];
-        }
-        if (cost < best) {
-            second = best;
-            best = cost;
-            at = i;
-        } else if (cost < second) {
-            second = cost;
-        }
-    }
-    *margin = second - best;
-    return at;
 }
 
 /* One row swept literally: every correction is a solve against what is left of H, every search goes through the codebook under
@@ -249,7 +104,7 @@ static void sweep_equals_its_literal_form(void **state) {
         rq_quant_result r;
         assert_int_equal(rq_prepare(&prep, p.h, p.d, N, &o, "test"), RQ_OK);
         assert_int_equal(rq_quantize_matrix(&r, p.w, M, &prep, &o, "test"), RQ_OK);
-        codebook c = codebook_of(&r);
+        codebook c = codebook_of(&r, 0);
         double h[N * N], d[N * N], inv[N * N], move[N * N] = {0};
         in_sweep_order(h, d, &p, &prep);
         inverse(inv, h, N);
@@ -286,79 +141,6 @@ static void sweep_equals_its_literal_form(void **state) {
         rq_prep_free(&prep);
         problem_free(&p);
     }
-}
-
-/* Nearest entry to one column of a line, in the column's units: the values of its n_rows rows. */
-static bool round_lane(double *q, const double *w, int64_t n_rows, const codebook *c, const rq_quant_result *r,
-                       int64_t col) {
-    double s = (double)rq_f32_of_f16(r->vq.col_scale[col]), bias = (double)rq_f32_of_f16(r->vq.col_bias[col]);
-    double t[8] = {0}, unit[64] = {0}, margin;
-    for (int64_t e = 0; e < n_rows; ++e) t[e] = s > 0 ? (w[e] - bias) / s : 0;
-    for (int64_t i = 0; i < n_rows * n_rows; ++i) unit[i] = i / n_rows == i % n_rows;
-    int64_t code = nearest(c, t, 1, unit, n_rows, &margin);
-    for (int64_t e = 0; e < n_rows; ++e) q[e] = s * c->v[code][e] + bias;
-    return margin > 1e-4;
-}
-
-/* Vectors down the outputs: every column corrected by a solve against what is left of H, for lines of 4, 4 and 2 rows. */
-static void lines_equal_their_literal_form(void **state) {
-    (void)state;
-    enum { M = 10, N = 14, D = 4 };
-    static const rq_comp comps[] = {RQ_COMP_GPTQ, RQ_COMP_GPTAQ, RQ_COMP_RESCOMP, RQ_COMP_GPTQ};
-    int n_compared = 0;
-    for (int i = 0; i < 20; ++i) {
-        problem p = problem_new(M, N, 120, 131 + (uint64_t)i);
-        rq_quant_opt o = options(RQ_ROUND_VQ, comps[i % 4], D, 16);
-        o.vec_out = true;
-        o.act_order = i % 4 == 3;
-        o.block = 5;
-        rq_prep prep;
-        rq_quant_result r;
-        double h[N * N], d[N * N], inv[N * N], goal[N * D], w[N * D], q[N * D], near[N * D], hr[N], dr[N], e[N];
-        assert_int_equal(rq_prepare(&prep, p.h, p.d, N, &o, "test"), RQ_OK);
-        assert_int_equal(rq_quantize_matrix(&r, p.w, M, &prep, &o, "test"), RQ_OK);
-        codebook c = codebook_of(&r);
-        in_sweep_order(h, d, &p, &prep);
-        inverse(inv, h, N);
-        for (int64_t row0 = 0; row0 < M; row0 += D) { /* [sweep column][row of the line] */
-            int64_t n_rows = M - row0 < D ? M - row0 : D;
-            bool clear = true;
-            for (int64_t x = 0; x < N * n_rows; ++x) {
-                goal[x] = w[x] = (double)p.w[(row0 + x % n_rows) * N + prep.perm[x / n_rows]];
-                for (int64_t k = 0; k < N * N; ++k)
-                    goal[x] += o.alpha * (double)p.w[(row0 + x % n_rows) * N + prep.perm[k / N]] * d[k] *
-                               inv[k % N * N + x / n_rows];
-            }
-            for (int64_t j = 0; j < N; ++j) {
-                clear &= round_lane(q + j * n_rows, w + j * n_rows, n_rows, &c, &r, prep.perm[j]);
-                clear &= round_lane(near + j * n_rows, goal + j * n_rows, n_rows, &c, &r, prep.perm[j]);
-                solve_rest(hr, h, h, N, j, 1, j + 1);
-                solve_rest(dr, d, h, N, j, 1, j + 1);
-                for (int64_t x = (j + 1) * n_rows; x < N * n_rows; ++x) {
-                    int64_t at = x / n_rows - j - 1, k = j * n_rows + x % n_rows;
-                    double start = (double)p.w[(row0 + x % n_rows) * N + prep.perm[j]];
-                    w[x] += (w[k] - q[k]) * hr[at] + o.alpha * q[k] * dr[at] +
-                            o.alpha2 * (start - q[k]) * (hr[at] + dr[at]);
-                }
-            }
-            double loss[2] = {0, 0};
-            for (int64_t x = 0; x < 2 * n_rows; ++x) {
-                const double *from = x < n_rows ? q : near;
-                for (int64_t j = 0; j < N; ++j) e[j] = from[j * n_rows + x % n_rows] - goal[j * n_rows + x % n_rows];
-                for (int64_t k = 0; k < N * N; ++k) loss[x / n_rows] += e[k / N] * e[k % N] * h[k];
-            }
-            if (!clear || fabs(loss[0] - loss[1]) < 1e-3 * loss[0]) continue;
-            ++n_compared;
-            for (int64_t x = 0; x < N * n_rows; ++x) {
-                double got = (double)r.q[(row0 + x % n_rows) * N + prep.perm[x / n_rows]];
-                assert_true(fabs((loss[0] <= loss[1] ? q : near)[x] - got) < 1e-3);
-            }
-        }
-        rq_quant_result_free(&r);
-        rq_prep_free(&prep);
-        problem_free(&p);
-    }
-    assert_true(n_compared > 20);
 }
 
 /* J of what lies in rows [row0, row1). */
@@ -398,6 +180,7 @@ static void refinement_lowers_the_loss(void **state) {
         if (kind == 3 || kind == 7) o.codes2 = 16;
         if (kind == 4) o.book_dtype = RQ_BOOK_F16;
         if (kind >= 4) o.book_cols = 16;
+        if (kind == 7) o.book_order = RQ_BOOK_HDIAG, o.stage_fit = RQ_STAGE_SWEEP;
         double none = quantized_loss(&p, &o);
         o.refit = 1;
         double refit = quantized_loss(&p, &o);
@@ -425,7 +208,7 @@ static void descent_reaches_a_local_minimum(void **state) {
     rq_quant_result r;
     assert_int_equal(rq_prepare(&prep, p.h, NULL, N, &o, "test"), RQ_OK);
     assert_int_equal(rq_quantize_matrix(&r, p.w, M, &prep, &o, "test"), RQ_OK);
-    codebook c = codebook_of(&r);
+    codebook c = codebook_of(&r, 0);
     for (int64_t row = 0; row < M; ++row) {
         double w[N], q[N];
         for (int64_t j = 0; j < N; ++j) {
@@ -592,6 +375,7 @@ static void same_bytes_for_any_thread_count(void **state) {
     o.outliers = 2;
     o.cd_sweeps = 2;
     o.refit = 1;
+    o.sign_steps = 12;
     float *want = NULL;
     for (int threads = 1; threads <= 3; ++threads) {
         rq_prep prep;
@@ -617,9 +401,17 @@ static void bad_options_are_refused(void **state) {
     static const struct {
         const char *key, *value, *says;
     } bad[] = {
-        {"vec-len", "6", "4 or 8"},        {"codes", "8", "16 to 4096"}, {"codes", "5000", "16 to 4096"},
-        {"codes2", "256", "second stage"}, {"group", "12", "multiple"},  {"book-cols", "12", "multiple"},
-        {"scale-dtype", "f32", "f16"},     {"outliers", "17", "0..16"},  {"kmeans-iters", "-1", "too small"},
+        {"vec-len", "6", "4 or 8"},
+        {"codes", "8", "16 to 4096"},
+        {"codes", "5000", "16 to 4096"},
+        {"codes2", "256", "second stage"},
+        {"group", "12", "multiple"},
+        {"book-cols", "12", "multiple"},
+        {"scale-dtype", "f32", "f16"},
+        {"outliers", "17", "0..16"},
+        {"kmeans-iters", "-1", "too small"},
+        {"col-norm", "range", "--vec-axis out"},
+        {"book-order", "hdiag", "--vec-axis out"},
     };
     rq_quant_opt o;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; ++i) {
@@ -703,9 +495,9 @@ static void round_vector(double *q, const double *w, const bool *kept, int64_t w
 /* The same for vectors down the outputs: q[row][n] of one line, columns that are not kept. */
 static void round_line(double *q, const double *w, const bool *kept, int64_t n_rows, int64_t n,
                        const rq_quant_result *r) {
-    codebook c = codebook_of(r);
     double lane[8] = {0}, to[8] = {0};
     for (int64_t j = 0; j < n; ++j) {
+        codebook c = codebook_of(r, j);
         for (int64_t e = 0; e < n_rows; ++e) lane[e] = w[e * n + j];
         (void)round_lane(to, lane, n_rows, &c, r, j);
         for (int64_t e = 0; e < n_rows && !kept[j]; ++e) q[e * n + j] = to[e];
@@ -750,7 +542,7 @@ static void check_hard(const problem *p, const rq_quant_opt *o) {
             round_vector(q + b, goal + b, kept + b, n - b < d ? n - b : d, &r, s);
         }
     }
-    for (int64_t row = 0; row < p->m && o->vec_out; row += d)
+    for (int64_t row = 0; row < p->m && o->vec_out && !o->codes2; row += d)
         round_line(qs + row * n, goals + row * n, kept, p->m - row < d ? p->m - row : d, n, &r);
     for (int64_t row = 0; row < p->m; ++row) {
         for (int64_t j = 0; j < n; ++j) e[j] = goals[row * n + j] - (double)r.q[row * n + j];
@@ -759,7 +551,7 @@ static void check_hard(const problem *p, const rq_quant_opt *o) {
         rounded += quadratic(h, e, n);
         size += quadratic(h, goals + row * n, n);
     }
-    assert_true(!rq_comp_get(o->comp)->propagates || got <= rounded * (1 + 1e-4) + 1e-6 * size);
+    assert_true(!rq_comp_get(o->comp)->propagates || o->codes2 || got <= rounded * (1 + 1e-4) + 1e-6 * size);
     rq_packed_free(&packed);
     rq_quant_result_free(&r);
     rq_prep_free(&prep);
@@ -788,7 +580,11 @@ static void hard_problems_stay_valid(void **state) {
         o.refit = (int)(bits >> 4 & 1);
         o.act_order = bits >> 5 & 1;
         o.vec_out = round == RQ_ROUND_VQ && (bits >> 6 & 1);
+        if (o.vec_out && bits & 256) o.col_norm = RQ_COL_RANGE;
+        if (o.vec_out && bits & 512) o.book_cols = 1 + (int64_t)(bits >> 10 & 7), o.book_order = RQ_BOOK_HDIAG;
+        if (round == RQ_ROUND_VQ && (bits >> 13 & 7) == 0) o.codes2 = 16, o.stage_fit = RQ_STAGE_SWEEP;
         o.kmeans_iters = 3;
+        if (round == RQ_ROUND_SSVQ && rq_comp_get(o.comp)->propagates && i % 4 == 0) o.sign_steps = 12;
         check_hard(&p, &o);
         problem_free(&p);
     }
@@ -869,12 +665,17 @@ static void golden_layers(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(block_terms_match_definitions),   cmocka_unit_test(sweep_equals_its_literal_form),
-        cmocka_unit_test(lines_equal_their_literal_form),  cmocka_unit_test(refinement_lowers_the_loss),
-        cmocka_unit_test(descent_reaches_a_local_minimum), cmocka_unit_test(no_sweep_raises_the_loss_of_a_line),
-        cmocka_unit_test(sign_search_is_nearly_exact),     cmocka_unit_test(a_set_shares_its_codebook),
-        cmocka_unit_test(same_bytes_for_any_thread_count), cmocka_unit_test(bad_options_are_refused),
-        cmocka_unit_test(hard_problems_stay_valid),        cmocka_unit_test(golden_layers),
+        cmocka_unit_test(block_terms_match_definitions),
+        cmocka_unit_test(sweep_equals_its_literal_form),
+        cmocka_unit_test(refinement_lowers_the_loss),
+        cmocka_unit_test(descent_reaches_a_local_minimum),
+        cmocka_unit_test(no_sweep_raises_the_loss_of_a_line),
+        cmocka_unit_test(sign_search_is_nearly_exact),
+        cmocka_unit_test(a_set_shares_its_codebook),
+        cmocka_unit_test(same_bytes_for_any_thread_count),
+        cmocka_unit_test(bad_options_are_refused),
+        cmocka_unit_test(hard_problems_stay_valid),
+        cmocka_unit_test(golden_layers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -34,9 +34,10 @@ typedef struct matrix {
     float *scale, outlier_scale[RQ_VQ_MAX_OUTLIERS];
     int32_t outlier_col[RQ_VQ_MAX_OUTLIERS];
     int8_t *outlier;
+    uint8_t *book_of;
 } matrix;
 
-enum { OUT = 1, TWO = 2, SCALES = 4, COLUMNS = 8 };
+enum { OUT = 1, TWO = 2, SCALES = 4, COLUMNS = 8, PICK = 16 /* columns pick their codebooks */ };
 
 static void make(matrix *m, int64_t n_out, int64_t n_in, int vec_len, int bits, int64_t book_cols, int64_t group,
                  int n_outlier, int flags) {
@@ -79,6 +80,10 @@ static void make(matrix *m, int64_t n_out, int64_t n_in, int vec_len, int bits, 
     m->q.scale = flags & SCALES ? m->scale : NULL;
     m->q.col_scale = flags & COLUMNS ? m->col_scale : NULL;
     m->q.col_bias = flags & COLUMNS ? m->col_bias : NULL;
+    m->book_of = must_alloc(n_in, 1);
+    for (int64_t j = 0; j < n_in; ++j) m->book_of[j] = (uint8_t)draw((uint32_t)n_book);
+    m->book_of[n_in / 2] = (uint8_t)(n_book - 1);
+    m->q.book_of = flags & PICK ? m->book_of : NULL;
     m->q.outlier = m->outlier;
     m->q.outlier_col = m->outlier_col;
     m->q.outlier_scale = m->outlier_scale;
@@ -86,7 +91,7 @@ static void make(matrix *m, int64_t n_out, int64_t n_in, int vec_len, int bits, 
 
 static void drop(matrix *m) {
     for (int s = 0; s < 2; ++s) free(m->codes[s]), free(m->book[s]);
-    free(m->scale), free(m->col_scale), free(m->col_bias), free(m->outlier);
+    free(m->scale), free(m->col_scale), free(m->col_bias), free(m->outlier), free(m->book_of);
 }
 
 /* Row by row against what went in. */
@@ -102,7 +107,8 @@ static void check_values(const rq_packed *p, const rq_vq_codes *q) {
             for (int s = 0; s < q->n_stage; ++s) {
                 int64_t code =
                     q->vec_out ? q->codes[s][i / V * q->n_in + j] : q->codes[s][i * ((q->n_in + V - 1) / V) + j / V];
-                int64_t at = (j / q->book_cols * q->n_codes[s] + code) * V + (q->vec_out ? i : j) % V;
+                int64_t book = q->book_of ? q->book_of[j] : j / q->book_cols;
+                int64_t at = (book * q->n_codes[s] + code) * V + (q->vec_out ? i : j) % V;
                 want += rq_f32_of_f16(q->book[s][at]);
             }
             if (q->scale) want *= q->scale[i * n_group + j / q->group];
@@ -156,7 +162,8 @@ static void test_round_trip(void **state) {
     int n = 0;
     for (size_t k = 0; k < sizeof n_ins / sizeof *n_ins; ++k) {
         for (size_t b = 0; b < sizeof bits / sizeof *bits; ++b) {
-            for (int flags = 0; flags < 16; ++flags, ++n) {
+            for (int flags = 0; flags < 32; ++flags, ++n) {
+                if (flags & PICK && !(flags & OUT)) continue;
                 int64_t n_in = n_ins[k], V = lens[n % 5];
                 int64_t group = flags & SCALES && n % 3 && n_in > 48 ? 48 : n_in, book = n % 4 || b == 3 ? 0 : 48;
                 int n_outlier = n % 5 ? 0 : (int)rq_min_i64(n_in, RQ_VQ_MAX_OUTLIERS);
@@ -297,6 +304,33 @@ static void test_refuses_files(void **state) {
     drop(&m);
 }
 
+/* Columns that pick codebooks: only with vectors down the outputs, only codebooks that are there, and no tensor that the entry
+ * does not name. */
+static void test_refuses_picks(void **state) {
+    (void)state;
+    matrix m;
+    rq_packed_file f;
+    char *entry;
+    make(&m, 9, 96, 4, 5, 20, 96, 0, OUT | PICK);
+    rq_vq_codes q = m.q;
+    q.vec_out = false, q.book_cols = 24, refuse_codes(&q, RQ_ERR_ARG), q = m.q;
+    m.book_of[95] = 5, refuse_codes(&q, RQ_ERR_ARG), m.book_of[95] = 4;
+    assert_int_equal(rq_vq_pack_file(&f, &entry, "m", &q), RQ_OK);
+    assert_int_equal(f.n_tensors, 4);
+    refuse_file(&f, 4, entry, RQ_OK);
+    refuse_entry(&f, entry, "\"book_of\":true", "\"book_of\":false");
+    refuse_entry(&f, entry, ",\"book_of\":true", "");
+    refuse_entry(&f, entry, "\"book_of\":true", "\"book_of\":1");
+    refuse_entry(&f, entry, "\"vec_axis\":\"out\"", "\"vec_axis\":\"in\"");
+    uint8_t *pick = f.tensor[2].arg;
+    assert_int_equal(f.tensor[2].dtype, RQ_U8);
+    pick[0] = 200, refuse_file(&f, 4, entry, RQ_ERR_INPUT), pick[0] = 0;
+    refuse_file(&f, 4, entry, RQ_OK);
+    free(entry);
+    rq_packed_file_free(&f);
+    drop(&m);
+}
+
 static int set_up(void **state) {
     (void)state;
     const char *tmp = getenv("TMPDIR");
@@ -317,6 +351,7 @@ int main(void) {
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_refuses_codes),
         cmocka_unit_test(test_refuses_files),
+        cmocka_unit_test(test_refuses_picks),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

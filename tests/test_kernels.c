@@ -108,7 +108,7 @@ static void make_ssvq(rq_packed *p, const ssvq_shape *h) {
     free(codes), free(negative), free(u8), free(f16), free(book_scale), free(scale);
 }
 
-enum { VQ_OUT = 1, VQ_TWO = 2, VQ_SCALES = 4, VQ_COLUMNS = 8 };
+enum { VQ_OUT = 1, VQ_TWO = 2, VQ_SCALES = 4, VQ_COLUMNS = 8, VQ_PICK = 16 /* columns pick their codebooks */ };
 
 /* A matrix of vq codes; book_cols 0: one book. The second stage has 256 codes. */
 typedef struct vq_shape {
@@ -129,6 +129,8 @@ static void make_vq(rq_packed *p, const vq_shape *h) {
     float *scale = random_f32(h->n_out * n_group), outlier_scale[RQ_VQ_MAX_OUTLIERS];
     int32_t col[RQ_VQ_MAX_OUTLIERS];
     int8_t outlier[RQ_VQ_MAX_OUTLIERS * 64];
+    uint8_t *book_of = must_alloc(h->n_in, 1);
+    for (int64_t j = 0; j < h->n_in; ++j) book_of[j] = h->flags & VQ_PICK ? (uint8_t)draw((uint32_t)n_book) : 0;
     for (int s = 0; s < 2; ++s) {
         int64_t n = n_book * n_codes[s] * h->vec_len;
         codes[s] = must_alloc(n_line * n_code, sizeof *codes[s]);
@@ -155,6 +157,7 @@ static void make_vq(rq_packed *p, const vq_shape *h) {
                      .group = h->group,
                      .codes = {codes[0], codes[1]},
                      .book = {book[0], book[1]},
+                     .book_of = h->flags & VQ_PICK ? book_of : NULL,
                      .scale = h->flags & VQ_SCALES ? scale : NULL,
                      .col_scale = h->flags & VQ_COLUMNS ? columns : NULL,
                      .col_bias = h->flags & VQ_COLUMNS ? columns + h->n_in : NULL,
@@ -164,7 +167,7 @@ static void make_vq(rq_packed *p, const vq_shape *h) {
                      .outlier_scale = outlier_scale};
     assert_int_equal(rq_vq_pack(p, &q), RQ_OK);
     for (int s = 0; s < 2; ++s) free(codes[s]), free(book[s]);
-    free(columns), free(scale);
+    free(columns), free(scale), free(book_of);
 }
 
 /* ---- gemv ------------------------------------------------------------------------------------------------------------- */
@@ -305,6 +308,9 @@ static const vq_shape vq_shapes[] = {
     {21, 1100, 50, 333, 8, 9, 3, VQ_OUT | VQ_TWO | VQ_SCALES | VQ_COLUMNS},
     {18, 770, 770, 0, 4, 8, 0, VQ_OUT | VQ_TWO},
     {10, 90, 90, 0, 16, 8, 2, VQ_OUT | VQ_COLUMNS},
+    {19, 1100, 50, 140, 8, 8, 3, VQ_OUT | VQ_PICK | VQ_TWO | VQ_SCALES | VQ_COLUMNS},
+    {6, 577, 577, 37, 4, 12, 0, VQ_OUT | VQ_PICK | VQ_COLUMNS},
+    {9, 600, 600, 30, 8, 12, 2, VQ_OUT | VQ_PICK | VQ_COLUMNS}, /* 20 books: more entries than 16 bits count */
 };
 
 static void sweep_gemv_vq(const rq_kernel *k) {
@@ -439,6 +445,7 @@ static void test_every_row(void **state) {
     for (int64_t i = 0; i < rq_kernel_count(); ++i) {
         const rq_kernel *k = rq_kernel_at(i);
         const char *why;
+        if (k->quantize || k->gemm) continue; /* test_kernels_w4a8.c has these */
         if (!rq_kernel_usable(k, &why)) {
             printf("skip %s %s %s: %s\n", k->op, k->operand, k->impl, why);
             continue;

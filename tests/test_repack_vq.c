@@ -294,6 +294,7 @@ static void refusals(void **state) {
     q = m.q, q.n_codes[0] = 65537, expect_refusal(&q, 1, "65536");
     q = m.q, q.group = 8, expect_refusal(&q, 1, "32 columns");
     q = m.q, q.book_cols = 64, expect_refusal(&q, 1, "128");
+    q = m.q, q.book_of = (const uint8_t *)"", expect_refusal(&q, 1, "neighbours");
     q = m.q, q.n_outlier = 17, expect_refusal(&q, 1, "outlier");
     q = m.q, q.col_bias = NULL, expect_refusal(&q, 1, "neither");
     rq_vq two[2] = {m.q, other.q};

@@ -32,8 +32,10 @@ static void model64_matrix(model64 *x, int i) {
         const rq_tune_matrix *m = &x->t->matrix[i];
         for (int64_t k = 0; k < q->n_out * q->n_in; ++k) {
             int64_t row = k / q->n_in, j = k % q->n_in;
-            double s = m->kept[j] ? 1 : x->param[m->param + row * q->n_group + j / m->group];
-            x->w[i][k] = s * (double)x->f->base[i][k];
+            double v = x->param[x->t->book[m->book[0]].param + x->f->entry[i][0][k]];
+            if (x->f->entry[i][1]) v += x->param[x->t->book[m->book[1]].param + x->f->entry[i][1][k]];
+            v *= x->param[m->param + row * q->n_group + j / m->group];
+            x->w[i][k] = m->kept[j] ? (double)x->f->base[i][k] : x->f->negative[i][k] ? -v : v;
         }
         return;
     }
@@ -199,13 +201,20 @@ static double loss64(const model64 *y, const int32_t *ids, int64_t n_seq, int64_
 
 /* ---- gradients ---- */
 
-/* A class of parameters: the scales of a matrix, or a norm. */
+enum { N_FIXED = N_MATRICES + 2 * N_LAYER + 1 };
+
+/* A class of parameters: the scales of a matrix, a norm, or the numbers of a codebook. */
 static void class_range(const rq_tuner *t, int i, int64_t *at, int64_t *n, char *name, size_t size) {
     if (i < N_MATRICES) {
         const rq_tune_matrix *x = &t->matrix[i];
         *at = x->param;
         *n = x->lin->n_out * x->n_group;
         snprintf(name, size, "%s scales", x->lin->name);
+    } else if (i >= N_FIXED) {
+        const rq_tune_book *b = &t->book[i - N_FIXED];
+        *at = b->param;
+        *n = b->n_book * b->n_codes * b->d;
+        snprintf(name, size, "codebook %d", i - N_FIXED);
     } else {
         *at = rq_tune_gain(t, (i - N_MATRICES) / 2, (i - N_MATRICES) % 2);
         *n = D;
@@ -215,6 +224,7 @@ static void class_range(const rq_tuner *t, int i, int64_t *at, int64_t *n, char 
 
 static double loss_at(model64 *y, int class, const int32_t *ids, int64_t n_seq, int64_t seq_len) {
     if (class < N_MATRICES) model64_matrix(y, class);
+    for (int i = 0; class >= N_FIXED && i < N_MATRICES; ++i) model64_matrix(y, i);
     return loss64(y, ids, n_seq, seq_len);
 }
 
@@ -231,7 +241,7 @@ static double difference(model64 *y, int class, int64_t at, int64_t n, const dou
         loss[side] = loss_at(y, class, ids, n_seq, seq_len);
     }
     for (int64_t i = 0; i < n; ++i) y->param[at + i] = (double)y->t->value[at + i];
-    if (class < N_MATRICES) model64_matrix(y, class);
+    for (int i = 0; i < N_MATRICES; ++i) model64_matrix(y, i);
     return (loss[1] - loss[0]) / (2 * eps);
 }
 
@@ -239,7 +249,7 @@ static double difference(model64 *y, int class, int64_t at, int64_t n, const dou
  * them. */
 static void check_classes(model64 *y, const rq_tuner *t, const int32_t *ids, int64_t n_seq, int64_t seq_len,
                           int singles) {
-    for (int c = 0; c < N_MATRICES + 2 * N_LAYER + 1; ++c) {
+    for (int c = 0; c < N_FIXED + t->n_book; ++c) {
         int64_t at, n;
         char name[128];
         class_range(t, c, &at, &n, name, sizeof name);
@@ -270,45 +280,72 @@ static void check_classes(model64 *y, const rq_tuner *t, const int32_t *ids, int
     }
 }
 
-/* Matrix i again, from the original weights, as ssvq (odd i) or vq codes with two outlier columns. */
-static void fixture_codebook(fixture *f, int i) {
+/* Which number of the codebooks of a stage each weight is. */
+static int32_t *entries(const uint16_t *code, int64_t n_out, int64_t n, int64_t d, int64_t book_cols, int64_t k) {
+    int32_t *e = malloc((size_t)(n_out * n) * sizeof *e);
+    for (int64_t i = 0; i < n_out * n; ++i) {
+        int64_t j = i % n;
+        e[i] = (int32_t)((j / book_cols * k + code[i / n * rq_ceil_div(n, d) + j / d]) * d + j % d);
+    }
+    return e;
+}
+
+static void keep_codes(fixture *f, int i, const rq_quant_result *r) {
+    bool ssvq = r->format == RQ_FORMAT_SSVQ;
+    const rq_ssvq_codes *s = &r->ssvq;
+    const rq_vq_codes *v = &r->vq;
+    int64_t n_out = ssvq ? s->n_out : v->n_out, n = ssvq ? s->n_in : v->n_in, size = n_out * n;
+    f->base[i] = malloc((size_t)size * sizeof(float));
+    memcpy(f->base[i], r->q, (size_t)size * sizeof(float));
+    f->negative[i] = calloc((size_t)size, sizeof(bool));
+    for (int64_t k = 0; ssvq && k < size; ++k) f->negative[i][k] = s->negative[k];
+    f->entry[i][0] = ssvq ? entries(s->codes, n_out, n, s->vec_len, s->book_cols, s->n_codes)
+                          : entries(v->codes[0], n_out, n, v->vec_len, v->book_cols, v->n_codes[0]);
+    if (!ssvq && v->n_stage > 1)
+        f->entry[i][1] = entries(v->codes[1], n_out, n, v->vec_len, v->book_cols, v->n_codes[1]);
+}
+
+/* Matrices i .. i + count - 1 again, from the original weights, with one codebook: ssvq (odd i) or vq codes with two outlier columns;
+ * two stages, halves, codebooks of some columns here and there. */
+static void fixture_codebook(fixture *f, int i, int count) {
     rq_linear *l = &f->m->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS];
     int64_t n = l->n_in;
-    float *w = malloc((size_t)(l->n_out * n) * sizeof *w);
+    float *w[2];
     double *h = calloc((size_t)(n * n), sizeof *h);
-    rq_packed *p = &f->m->packed[l->packed - f->m->packed];
     rq_quant_opt o;
     rq_prep prep;
-    rq_quant_result r;
-    assert_ok(rq_linear_rows(&f->ref->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS], 0, l->n_out, w));
+    rq_quant_result r[2];
+    rq_quant_matrix m[2];
     for (int64_t j = 0; j < n; ++j) h[j * n + j] = 1 + (double)(j * 7 % n);
     rq_quant_default_round(&o, RQ_COMP_RTN, i % 2 ? RQ_ROUND_SSVQ : RQ_ROUND_VQ);
     o.codes = 32;
+    o.codes2 = i % 2 || i % 4 ? 0 : 16;
+    o.book_dtype = i == 9 ? RQ_BOOK_F16 : o.book_dtype;
+    o.book_cols = i == 6 || i == 9 ? 32 : 0;
     o.outliers = 2;
     o.outlier_min = 0;
     o.group = i % 3 ? 0 : 24;
-    assert_ok(rq_prepare(&prep, h, NULL, n, &o, "fixture"));
-    assert_ok(rq_quantize_matrix(&r, w, l->n_out, &prep, &o, "fixture"));
-    f->base[i] = malloc((size_t)(l->n_out * n) * sizeof(float));
-    for (int64_t k = 0; k < l->n_out * n; ++k) {
-        int64_t row = k / n, j = k % n, d = o.vec_len, n_vec = rq_ceil_div(n, d);
-        if (i % 2) {
-            int64_t code = r.ssvq.codes[row * n_vec + j / d];
-            float v = r.ssvq.book_scale[0] * (float)r.ssvq.book_u8[code * d + j % d];
-            f->base[i][k] = r.ssvq.negative[k] ? -v : v;
-        } else {
-            f->base[i][k] = rq_f32_of_f16(r.vq.book[0][r.vq.codes[0][row * n_vec + j / d] * d + j % d]);
-        }
-        if (j == prep.outlier_col[0] || j == prep.outlier_col[1]) f->base[i][k] = r.q[k];
+    for (int k = 0; k < count; ++k) {
+        assert_int_equal(l[k].n_in, n);
+        w[k] = malloc((size_t)(l[k].n_out * n) * sizeof *w[k]);
+        assert_ok(
+            rq_linear_rows(&f->ref->block[(i + k) / RQ_N_LINEARS].lin[(i + k) % RQ_N_LINEARS], 0, l[k].n_out, w[k]));
+        m[k] = (rq_quant_matrix){l[k].name, w[k], l[k].n_out};
     }
-    f->q[i].n_group = rq_ceil_div(n, o.group ? o.group : n);
-    rq_packed_free(p);
-    assert_ok(rq_result_pack(p, &r));
-    free(f->q[i].code);
-    f->q[i].code = NULL;
-    rq_quant_result_free(&r);
+    assert_ok(rq_prepare(&prep, h, NULL, n, &o, "fixture"));
+    assert_ok(rq_quantize_set(r, m, count, &prep, &o));
+    for (int k = 0; k < count; ++k) {
+        rq_packed *p = &f->m->packed[l[k].packed - f->m->packed];
+        keep_codes(f, i + k, &r[k]);
+        f->q[i + k].n_group = rq_ceil_div(n, o.group ? o.group : n);
+        rq_packed_free(p);
+        assert_ok(rq_result_pack(p, &r[k]));
+        free(f->q[i + k].code);
+        f->q[i + k].code = NULL;
+        rq_quant_result_free(&r[k]);
+        free(w[k]);
+    }
     rq_prep_free(&prep);
-    free(w);
     free(h);
 }
 
@@ -321,18 +358,19 @@ static void check_gradient(const char *name, const char *rotation, int64_t n_seq
     int64_t window[4] = {0, 1, 2, 3};
     double loss, sum;
     fixture_open(&f, name, rotation);
-    for (int i = 0; codebooks && i < N_MATRICES - 2; ++i) {
-        if (i % 3 != 2) fixture_codebook(&f, i);
-    }
+    static const int sets[][2] = {{0, 2}, {3, 1}, {4, 1}, {6, 1}, {7, 2}, {9, 1}, {10, 1}}; /* q and k share twice */
+    for (int i = 0; codebooks && i < 7; ++i) fixture_codebook(&f, sets[i][0], sets[i][1]);
     fill_ids(ids, n_seq * seq_len, 3);
     assert_ok(rq_tuner_new(&t, f.m, f.ref, ids, n_seq, seq_len, n_seq, act_bytes));
     assert_int_equal(t->recompute, act_bytes == 0);
-    t->vocab_tile = 96; /* 320 rows: three whole tiles and a short one */
+    assert_int_equal(t->n_book, codebooks ? 9 : 0); /* two of them second stages */
+    t->vocab_tile = 96;                             /* 320 rows: three whole tiles and a short one */
     assert_ok(rq_tuner_reference(t, 0, n_seq));
     /* Away from the start, where all gains of a norm could be equal and scales are exact in fp16. */
     for (int64_t i = 0; i < t->n_param; ++i) {
         t->value[i] += t->unit[i] * 0.1f * (float)(rq_random_unit(13, (uint64_t)i) - 0.5);
     }
+    rq_tune_books_clamp(t);
     model64_new(&y, &f, t, ids, n_seq, seq_len);
     assert_ok(rq_tuner_gradient(t, window, n_seq, &loss));
     double expect = loss64(&y, ids, n_seq, seq_len);
@@ -356,7 +394,7 @@ static void test_gradients(void **state) {
     for (int i = 0; i < 5; ++i) check_gradient(names[i], i % 2 ? NULL : "hadamard", 1, 9, KEEP, 1, false);
 }
 
-/* Scales of ssvq and vq codes beside those of grids, outlier columns that stay. */
+/* Scales and codebooks of ssvq and vq codes, shared ones too, beside scales of grids; outlier columns that stay. */
 static void test_codebooks(void **state) {
     (void)state;
     check_gradient("qwen2", NULL, 2, 12, KEEP, 3, true);

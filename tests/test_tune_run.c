@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "eval.h"
+#include "quantize.h"
 #include "tune_fixture.h"
 
 typedef struct watch {
@@ -47,16 +48,17 @@ static double eval_kl(const fixture *f, const int32_t *ids, int64_t n) {
 }
 
 /* Everything that a run may change, for comparing. */
-static float *snapshot(const fixture *f, int64_t *n) {
+static float *snapshot_of(rq_model *m, const rq_model *ref, int64_t *n) {
     rq_tuner *t;
     int32_t ids[2] = {1, 2};
-    assert_ok(rq_tuner_new(&t, f->m, f->ref, ids, 1, 2, 1, 0));
+    assert_ok(rq_tuner_new(&t, m, ref, ids, 1, 2, 1, 0));
     float *v = malloc((size_t)t->n_param * sizeof *v);
     *n = t->n_param;
     memcpy(v, t->value, (size_t)t->n_param * sizeof *v);
     rq_tuner_free(t);
     return v;
 }
+static float *snapshot(const fixture *f, int64_t *n) { return snapshot_of(f->m, f->ref, n); }
 
 /* Losses fall, and are those that evaluation measures on the model left behind. */
 static void test_run(void **state) {
@@ -349,10 +351,95 @@ static void test_folder(void **state) {
     assert_int_equal(rmdir(dir), 0);
 }
 
+/* A tensor of the other file that is the same, byte for byte. */
+static bool same_tensor(const rq_store *a, const rq_store *b, const char *name) {
+    const rq_tensor *x = rq_store_find(a, name), *y = rq_store_find(b, name);
+    assert_true(x && y && x->dtype == y->dtype && x->n_bytes == y->n_bytes);
+    return memcmp(x->data, y->data, (size_t)x->n_bytes) == 0;
+}
+
+/* Codebooks, which q k v and gate up share: trained, rounded, written once and read by all. Codes, signs and outlier columns stay; a
+ * stopped run leaves every byte as it was. */
+static void test_books(void **state) {
+    const char *tmp = getenv("TMPDIR");
+    (void)state;
+    for (int round = 0; round < 2; ++round) {
+        char dir[256], in[300], out[300], model[1024];
+        rq_model *m, *ref, *again;
+        rq_quantize_report report;
+        rq_tune_result r;
+        rq_eval_result e;
+        watch w = {0};
+        int32_t ids[WINDOWS * SEQ];
+        fill_ids(ids, WINDOWS * SEQ, 21);
+        snprintf(dir, sizeof dir, "%.200s/rq_tune_XXXXXX", tmp ? tmp : "/tmp");
+        assert_non_null(mkdtemp(dir));
+        snprintf(in, sizeof in, "%s/in", dir);
+        snprintf(out, sizeof out, "%s/out", dir);
+        snprintf(model, sizeof model, "%s/golden/llama/tied", RQ_TEST_DIR);
+        rq_quantize_job job = {.model_path = model,
+                               .out_path = in,
+                               .samples = {ids, WINDOWS, SEQ, WINDOWS},
+                               .rotate = "none",
+                               .options_json = "{}"};
+        rq_quant_default_round(&job.opt, RQ_COMP_RTN, round ? RQ_ROUND_VQ : RQ_ROUND_SSVQ);
+        assert_ok(rq_quant_set_all(&job.opt, round ? "codes=32,codes2=16" : "codes=32"));
+        assert_ok(rq_quantize_model(&job, &report));
+        assert_ok(rq_model_open(&ref, model));
+        assert_ok(rq_model_open(&m, in));
+        rq_tune_opt o = small_options(&w);
+        o.lr_scale = o.lr_gain = 0;
+        o.lr_book = 0.01;
+        w.stop_at = 14;
+        assert_int_equal(rq_tune(m, ref, ids, WINDOWS, SEQ, &o, &r), RQ_ERR_CANCELLED);
+        assert_ok(rq_tune_write(m, out, "{}"));
+        assert_ok(rq_model_open(&again, out));
+        for (int64_t i = 0; i < rq_store_count(m->store); ++i)
+            assert_true(same_tensor(m->store, again->store, rq_store_at(m->store, i)->name));
+        rq_model_close(again);
+        remove_folder(out);
+        w = (watch){0};
+        assert_ok(rq_tune(m, ref, ids, WINDOWS, SEQ, &o, &r));
+        assert_true(r.n_scales == 0 && r.n_gains == 0);
+        assert_int_equal(r.n_entries, N_LAYER * 4 * (round ? (32 + 16) * 4 : 32 * 8)); /* q k v share, and gate up */
+        assert_true(r.holdout_after < r.holdout_before && r.train_after < 0.99 * r.train_before);
+        assert_ok(rq_tune_write(m, out, "{}"));
+        assert_ok(rq_model_open(&again, out));
+        int n_book = 0;
+        for (int64_t i = 0; i < rq_store_count(m->store); ++i) {
+            const char *name = rq_store_at(m->store, i)->name;
+            bool book = strstr(name, ".weight_book") != NULL;
+            if (!strstr(name, "_scale")) assert_true(same_tensor(m->store, again->store, name) == !book);
+            n_book += book;
+        }
+        assert_int_equal(n_book, N_LAYER * 4 * 2); /* two stages, or bytes and their scale */
+        assert_ok(rq_eval(again, ref, ids + 7 * SEQ, 3, SEQ, NULL, &e));
+        assert_true(fabs(e.kl - r.holdout_after) <= 1e-5 * e.kl);
+        int64_t n;
+        float *now = snapshot_of(m, ref, &n), *single;
+        rq_model_close(m);
+        assert_ok(rq_model_open(&m, in));
+        rq_set_threads(1);
+        w = (watch){0};
+        assert_ok(rq_tune(m, ref, ids, WINDOWS, SEQ, &o, &r));
+        rq_set_threads(0);
+        single = snapshot_of(m, ref, &n);
+        assert_memory_equal(single, now, (size_t)n * sizeof *now);
+        free(single);
+        free(now);
+        rq_model_close(m);
+        rq_model_close(again);
+        rq_model_close(ref);
+        remove_folder(in);
+        remove_folder(out);
+        assert_int_equal(rmdir(dir), 0);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_run),  cmocka_unit_test(test_choice), cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_stop), cmocka_unit_test(test_folder),
+        cmocka_unit_test(test_stop), cmocka_unit_test(test_folder), cmocka_unit_test(test_books),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -35,8 +35,11 @@ typedef struct quantized {
 typedef struct fixture {
     rq_model *m, *ref;
     quantized q[N_MATRICES]; /* code NULL: left dense, or codebook codes */
-    float *base
-        [N_MATRICES];  /* codebook codes: values without their scale, of outlier columns as they are; otherwise NULL */
+    /* Codebook codes; otherwise NULL. What outlier columns hold, and for each weight which number of its stages' codebooks it is, and
+     * whether it is negative. */
+    float *base[N_MATRICES];
+    int32_t *entry[N_MATRICES][2]; /* [1] NULL: one stage */
+    bool *negative[N_MATRICES];
     double rot[D * D]; /* R, row-major; unused without a rotation */
 } fixture;
 
@@ -105,6 +108,9 @@ static void fixture_open(fixture *f, const char *name, const char *rotation) {
 static void fixture_close(fixture *f) {
     for (int i = 0; i < N_MATRICES; ++i) {
         free(f->base[i]);
+        free(f->entry[i][0]);
+        free(f->entry[i][1]);
+        free(f->negative[i]);
         free(f->q[i].code);
         free(f->q[i].zero);
         free(f->q[i].g_idx);

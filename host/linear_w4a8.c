@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* y = x W^T for weights of 4 bits and inputs of 8 (fmt_w4a8.h): the factors and Hadamard matrix of the input if there are any, the input
+ * as int8, the product. Integer sums are exact, so how rows and tokens are cut does not show in the result. */
+#include "linear.h"
+
+#include "kernels.h"
+
+enum { TILE_ROWS = 96, TILE_TOK = 256, ACT_TOK = 8 };
+
+typedef struct job {
+    const rq_w4a8 *w;
+    const float *bias;
+    float *y, *changed; /* changed: the input after in_scale and hadamard, or NULL */
+    const float *x;
+    int64_t n_tok, item_tok, item_rows;
+    int8_t *q;
+    float *scale;
+    int32_t *sum;
+    int64_t pitch;
+    const rq_kernel *quantize, *gemm;
+} job;
+
+static void quantize_body(void *arg, int64_t item) {
+    const job *j = arg;
+    const rq_w4a8 *w = j->w;
+    const int64_t t0 = item * ACT_TOK, t1 = rq_min_i64(j->n_tok, t0 + ACT_TOK);
+    if (j->changed) {
+        memcpy(j->changed + t0 * w->n_in, j->x + t0 * w->n_in, (size_t)((t1 - t0) * w->n_in) * sizeof *j->x);
+        rq_w4a8_input(w, j->changed + t0 * w->n_in, t1 - t0);
+    }
+    const rq_act_rows rows = {w->n_in, j->changed ? j->changed : j->x};
+    j->quantize->quantize(j->q, j->pitch, j->scale, j->sum, &rows, t0, t1 - t0);
+}
+
+static void gemm_body(void *arg, int64_t item) {
+    const job *j = arg;
+    const rq_w4a8 *w = j->w;
+    const int64_t n_row_tiles = rq_ceil_div(w->n_out, j->item_rows);
+    const int64_t r0 = item % n_row_tiles * j->item_rows, r1 = rq_min_i64(w->n_out, r0 + j->item_rows);
+    const int64_t t0 = item / n_row_tiles * TILE_TOK, t1 = rq_min_i64(j->n_tok, t0 + TILE_TOK);
+    const rq_act8 x = {j->q, j->pitch, j->scale, j->sum};
+    j->gemm->gemm(j->y, w, &x, t0, t1 - t0, r0, r1 - r0);
+    for (int64_t t = t0; j->bias && t < t1; ++t) {
+        for (int64_t r = r0; r < r1; ++r) j->y[t * w->n_out + r] += j->bias[r];
+    }
+}
+
+rq_status rq_linear_w4a8(const rq_w4a8 *w, const float *bias, float *y, const float *x, int64_t n_tok) {
+    rq_status status = RQ_OK;
+    void *q = NULL;
+    job j = {.w = w, .bias = bias, .y = y, .x = x, .n_tok = n_tok};
+    j.pitch = rq_ceil_div(w->n_in, RQ_ACT8_ALIGN) * RQ_ACT8_ALIGN;
+    RQ_TRY(RQ_NEW(j.scale, n_tok));
+    RQ_TRY(RQ_NEW(j.sum, n_tok));
+    if (w->in_scale || w->hadamard) RQ_TRY(RQ_NEW(j.changed, n_tok * w->n_in));
+    RQ_TRY(rq_alloc(&q, n_tok * j.pitch + RQ_ACT8_ALIGN, 1));
+    j.q = (int8_t *)q + (RQ_ACT8_ALIGN - (uintptr_t)q % RQ_ACT8_ALIGN) % RQ_ACT8_ALIGN;
+    j.quantize = rq_kernel_pick("quantize", "act_rows");
+    j.gemm = rq_kernel_pick("gemm", "w4a8");
+    rq_parallel_for(rq_ceil_div(n_tok, ACT_TOK), quantize_body, &j);
+    j.item_rows = n_tok <= RQ_GEMV_MAX_TOK ? rq_gemv_item_rows(w->n_out, rq_get_threads()) : TILE_ROWS;
+    rq_parallel_for(rq_ceil_div(w->n_out, j.item_rows) * rq_ceil_div(n_tok, TILE_TOK), gemm_body, &j);
+done:
+    free(q);
+    free(j.scale);
+    free(j.sum);
+    free(j.changed);
+    return status;
+}
+
+typedef struct trip {
+    float *x;
+    int64_t n_tok, n_in;
+    const rq_kernel *k;
+    _Atomic bool failed;
+} trip;
+
+static void trip_body(void *arg, int64_t item) {
+    trip *j = arg;
+    const int64_t t0 = item * ACT_TOK, t1 = rq_min_i64(j->n_tok, t0 + ACT_TOK), n_in = j->n_in;
+    int8_t *q = NULL;
+    float scale;
+    int32_t sum;
+    if (RQ_NEW(q, n_in) != RQ_OK) {
+        j->failed = true;
+        return;
+    }
+    for (float *x = j->x + t0 * n_in; x < j->x + t1 * n_in; x += n_in) {
+        const rq_act_rows row = {n_in, x};
+        j->k->quantize(q, n_in, &scale, &sum, &row, 0, 1);
+        for (int64_t i = 0; i < n_in; ++i) x[i] = scale * (float)q[i];
+    }
+    free(q);
+}
+
+rq_status rq_act8_round_trip(float *x, int64_t n_tok, int64_t n_in) {
+    trip j = {x, n_tok, n_in, rq_kernel_pick("quantize", "act_rows"), false};
+    rq_parallel_for(rq_ceil_div(n_tok, ACT_TOK), trip_body, &j);
+    return j.failed ? rq_fail(RQ_ERR_NOMEM, "out of memory for 8-bit activations") : RQ_OK;
+}

@@ -1,0 +1,346 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Activations as int8 and their products with 4-bit weights: every row of kernels.def for them, bit for bit against definitions of this
+ * file in 64-bit integers, and in the words of fmt_act.h; and rq_linear_apply on top. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "kernels.h"
+#include "linear.h"
+
+enum { GUARD = 64 };
+
+static uint64_t seed = 9;
+
+static uint32_t draw(uint32_t below) {
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)((seed >> 33) % below);
+}
+
+static float noise(void) { return (float)((int32_t)draw(1u << 24) - (1 << 23)) * 0x1p-22f; }
+
+static void *must_alloc(int64_t n, size_t size) {
+    void *p;
+    assert_int_equal(rq_alloc(&p, n, size), RQ_OK);
+    return p;
+}
+
+static float *random_f32(int64_t n) {
+    float *p = must_alloc(n, sizeof *p);
+    for (int64_t i = 0; i < n; ++i) p[i] = noise();
+    return p;
+}
+
+static int n_run;
+
+/* Calls run(kernel, arg) for each row of the operation and operand that this machine can run. */
+static void each_row(const char *op, const char *operand, void (*run)(const rq_kernel *k, void *arg), void *arg) {
+    for (int64_t i = 0; i < rq_kernel_count(); ++i) {
+        const rq_kernel *k = rq_kernel_at(i);
+        if (strcmp(k->op, op) != 0 || (operand && strcmp(k->operand, operand) != 0)) continue;
+        if (!rq_kernel_usable(k, NULL)) continue;
+        run(k, arg);
+        ++n_run;
+    }
+}
+
+/* ---- quantize ----------------------------------------------------------------------------------------------------------- */
+
+/* Rows h and what must come of them. */
+static void check_rows(const float *h, int64_t n_tok, int64_t n_in, const int8_t *q, int64_t pitch, const float *scale,
+                       const int32_t *sum) {
+    for (int64_t t = 0; t < n_tok; ++t, h += n_in, q += pitch) {
+        float most = 0;
+        int64_t total = 0;
+        for (int64_t j = 0; j < n_in; ++j) most = fabsf(h[j]) > most ? fabsf(h[j]) : most;
+        float want = most / 127.0f;
+        assert_memory_equal(&scale[t], &want, sizeof want);
+        for (int64_t j = 0; j < pitch; ++j) {
+            float v = j < n_in && want > 0 ? rintf(h[j] / want) : 0;
+            v = isnan(v) ? 0 : v > 127 ? 127 : v < -127 ? -127 : v;
+            if (q[j] != (int)v) fail_msg("token %d, column %d: %d instead of %g", (int)t, (int)j, q[j], (double)v);
+            total += q[j];
+        }
+        assert_int_equal(sum[t], total);
+    }
+}
+
+typedef struct rows_case {
+    int64_t n_tok, n_in;
+    float *h, *a, *b, *weight; /* what the operand is made of, and the rows that it means */
+    bool residual;
+} rows_case;
+
+static void run_quantize(const rq_kernel *k, void *arg) {
+    const rows_case *c = arg;
+    int64_t pitch = c->n_in + (int64_t)draw(2) * 37, n = c->n_tok * pitch;
+    int8_t *q = must_alloc(n + GUARD, 1);
+    float *scale = must_alloc(c->n_tok, sizeof *scale), *stream = must_alloc(c->n_tok * c->n_in, sizeof *stream);
+    int32_t *sum = must_alloc(c->n_tok, sizeof *sum);
+    memset(q, 99, (size_t)(n + GUARD));
+    const rq_act_rows rows = {c->n_in, c->a};
+    const rq_act_rmsnorm norm = {c->n_in,   c->a, c->residual ? c->b : NULL, c->residual ? stream : NULL,
+                                 c->weight, 1e-5f};
+    const rq_act_gated gated = {c->n_in, c->n_in, c->a, c->b};
+    const void *operand = strstr(k->operand, "rows")      ? (const void *)&rows
+                          : strstr(k->operand, "rmsnorm") ? (const void *)&norm
+                                                          : (const void *)&gated;
+    for (int64_t t = 0; t < c->n_tok; ++t) k->quantize(q, pitch, scale, sum, operand, t, 1);
+    check_rows(c->h, c->n_tok, c->n_in, q, pitch, scale, sum);
+    k->quantize(q, pitch, scale, sum, operand, 0, c->n_tok);
+    check_rows(c->h, c->n_tok, c->n_in, q, pitch, scale, sum);
+    for (int i = 0; i < GUARD; ++i) assert_int_equal(q[n + i], 99);
+    for (int64_t i = 0; c->residual && i < c->n_tok * c->n_in; ++i) assert_true(stream[i] == c->a[i] + c->b[i]);
+    free(q), free(scale), free(sum), free(stream);
+}
+
+static const int64_t widths[] = {1, 2, 15, 16, 17, 31, 63, 64, 65, 127, 576, 2047, 2048, 2049, 4096, 6151};
+
+static void test_quantize_rows(void **state) {
+    (void)state;
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; ++w) {
+        rows_case c = {.n_tok = 5, .n_in = widths[w]};
+        c.a = c.h = random_f32(c.n_tok * c.n_in);
+        for (int64_t j = 0; j < c.n_in; ++j) { /* a row of zeros, one of halves of a step, one with what is no number */
+            c.a[j] = j % 2 ? -0.0f : 0.0f;
+            c.a[c.n_in + j] = (float)((int)draw(255) - 127) + (float)(draw(2)) * 0.5f;
+            if (draw(3) == 0) c.a[2 * c.n_in + j] = NAN;
+            c.a[3 * c.n_in + j] *= 1e-38f;
+        }
+        c.a[c.n_in] = 127.0f;
+        if (c.n_in > 40) c.a[4 * c.n_in + 39] = INFINITY;
+        each_row("quantize", "act_rows", run_quantize, &c);
+        free(c.a);
+    }
+}
+
+static void test_quantize_rmsnorm(void **state) {
+    (void)state;
+    float *partial = must_alloc(RQ_ACT_PARTIALS, sizeof *partial);
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; ++w) {
+        for (int flags = 0; flags < 4; ++flags) {
+            int64_t n = widths[w];
+            rows_case c = {.n_tok = 3, .n_in = n, .residual = flags & 1};
+            c.a = random_f32(c.n_tok * n), c.b = random_f32(c.n_tok * n), c.h = random_f32(c.n_tok * n);
+            c.weight = flags & 2 ? random_f32(n) : NULL;
+            memset(c.a, 0, (size_t)n * sizeof *c.a);
+            for (int64_t t = 0; t < c.n_tok; ++t) {
+                double exact = 0;
+                memset(partial, 0, RQ_ACT_PARTIALS * sizeof *partial);
+                for (int64_t j = 0; j < n; ++j) {
+                    float x = c.a[t * n + j] + (c.residual ? c.b[t * n + j] : 0.0f);
+                    c.h[t * n + j] = x;
+                    exact += (double)x * (double)x;
+                    partial[j % RQ_ACT_PARTIALS] =
+                        (float)((double)x * (double)x + (double)partial[j % RQ_ACT_PARTIALS]);
+                }
+                float s = rq_act_sum(partial), r = 1.0f / sqrtf(s / (float)n + 1e-5f);
+                assert_true(fabs((double)s - exact) <= 1e-6 * exact);
+                for (int64_t j = 0; j < n; ++j) {
+                    c.h[t * n + j] *= r;
+                    if (c.weight) c.h[t * n + j] *= c.weight[j];
+                }
+            }
+            each_row("quantize", "act_rmsnorm", run_quantize, &c);
+            free(c.a), free(c.b), free(c.h), free(c.weight);
+        }
+    }
+    free(partial);
+}
+
+static void test_quantize_gated(void **state) {
+    (void)state;
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; ++w) {
+        rows_case c = {.n_tok = 3, .n_in = widths[w]};
+        int64_t n = c.n_tok * c.n_in;
+        c.a = random_f32(n), c.b = random_f32(n), c.h = random_f32(n);
+        for (int64_t i = 0; i < n; ++i) {
+            c.a[i] *= 8.0f;
+            if (draw(50) == 0) c.a[i] *= 100.0f;
+            c.h[i] = rq_act_silu(c.a[i]) * c.b[i];
+            double exact = (double)c.a[i] / (1 + exp(-(double)c.a[i])) * (double)c.b[i];
+            assert_true(fabs((double)c.h[i] - exact) <= 1e-6 * fabs(exact) + 1e-32);
+        }
+        each_row("quantize", "act_gated", run_quantize, &c);
+        free(c.a), free(c.b), free(c.h);
+    }
+}
+
+/* ---- gemm --------------------------------------------------------------------------------------------------------------- */
+
+typedef struct gemm_case {
+    rq_packed p;
+    int64_t n_tok;
+    rq_act8 x;
+    float *want; /* [n_tok][n_out] */
+} gemm_case;
+
+static void make_weights(rq_packed *p, int64_t n_out, int64_t n_in, int64_t group, bool sym, bool extreme) {
+    int64_t n = group ? n_out * rq_ceil_div(n_in, group) : 0;
+    uint8_t *codes = must_alloc(n_out * n_in, 1), *zero = must_alloc(n_out, 1), *step = must_alloc(n, 1);
+    int8_t *base = must_alloc(n, 1);
+    float *scale = random_f32(n_out);
+    for (int64_t i = 0; i < n_out * n_in; ++i) codes[i] = (uint8_t)(extreme ? i / n_in % 2 * 15 : draw(16));
+    for (int64_t i = 0; i < n_out; ++i) zero[i] = (uint8_t)(extreme ? i % 3 / 2 * 15 : draw(16));
+    for (int64_t k = 0; k < n; ++k) {
+        step[k] = (uint8_t)(extreme ? 17 : 1 + draw(17));
+        base[k] = (int8_t)((int)draw(256u - 15u * step[k]) - 128);
+    }
+    const rq_w4a8_codes q = {.n_out = n_out,
+                             .n_in = n_in,
+                             .group = group,
+                             .codes = codes,
+                             .scale = scale,
+                             .zero = group || sym ? NULL : zero,
+                             .step = group ? step : NULL,
+                             .base = group ? base : NULL};
+    assert_int_equal(rq_w4a8_pack(p, &q), RQ_OK);
+    free(codes), free(zero), free(step), free(base), free(scale);
+}
+
+static void define(float *y, const rq_w4a8 *w, const rq_act8 *x, int64_t n_tok) {
+    for (int64_t t = 0; t < n_tok; ++t) {
+        for (int64_t r = 0; r < w->n_out; ++r) {
+            int64_t sum = 0;
+            for (int64_t j = 0; j < w->n_in; ++j) sum += (int64_t)rq_w4a8_level(w, r, j) * x->q[t * x->pitch + j];
+            assert_true(sum == (int32_t)sum);
+            y[t * w->n_out + r] = ((float)sum * w->scale[r]) * x->scale[t];
+        }
+    }
+}
+
+static void run_gemm(const rq_kernel *k, void *arg) {
+    const gemm_case *c = arg;
+    const rq_w4a8 *w = &c->p.u.w4a8;
+    int64_t n = c->n_tok * w->n_out, row = w->n_out / 3, tok = c->n_tok / 2;
+    float *y = must_alloc(n + GUARD, sizeof *y);
+    for (int cut = 0; cut < 2; ++cut) {
+        for (int64_t i = 0; i < n + GUARD; ++i) y[i] = i < n ? NAN : 77.0f;
+        if (cut == 0) {
+            k->gemm(y, w, &c->x, 0, c->n_tok, 0, w->n_out);
+        } else {
+            k->gemm(y, w, &c->x, 0, c->n_tok, 0, row);
+            k->gemm(y, w, &c->x, 0, tok, row, w->n_out - row);
+            k->gemm(y, w, &c->x, tok, c->n_tok - tok, row, w->n_out - row);
+        }
+        for (int64_t i = 0; i < n; ++i) {
+            if (memcmp(&y[i], &c->want[i], sizeof *y) != 0) {
+                fail_msg("%s: [%lld, %lld] group %lld, %lld tokens: element %lld is %g instead of %g", k->impl,
+                         (long long)w->n_out, (long long)w->n_in, (long long)w->group, (long long)c->n_tok,
+                         (long long)i, (double)y[i], (double)c->want[i]);
+            }
+        }
+        for (int i = 0; i < GUARD; ++i) assert_true(y[n + i] == 77.0f);
+    }
+    free(y);
+}
+
+static void check_gemm(int64_t n_out, int64_t n_in, int64_t group, bool sym, bool extreme, int64_t n_tok) {
+    gemm_case c = {.n_tok = n_tok};
+    int64_t pitch = rq_ceil_div(n_in, RQ_ACT8_ALIGN) * RQ_ACT8_ALIGN;
+    int8_t *q = aligned_alloc(RQ_ACT8_ALIGN, (size_t)(n_tok * pitch));
+    float *scale = random_f32(n_tok);
+    int32_t *sum = must_alloc(n_tok, sizeof *sum);
+    assert_non_null(q);
+    memset(q, 0, (size_t)(n_tok * pitch));
+    for (int64_t t = 0; t < n_tok; ++t) {
+        sum[t] = 0;
+        for (int64_t j = 0; j < n_in; ++j) {
+            q[t * pitch + j] = (int8_t)(extreme ? 127 - 254 * (t % 2) : (int)draw(255) - 127);
+            sum[t] += q[t * pitch + j];
+        }
+    }
+    make_weights(&c.p, n_out, n_in, group, sym, extreme);
+    c.x = (rq_act8){q, pitch, scale, sum};
+    c.want = must_alloc(n_tok * n_out, sizeof *c.want);
+    define(c.want, &c.p.u.w4a8, &c.x, n_tok);
+    each_row("gemm", "w4a8", run_gemm, &c);
+    free(q), free(scale), free(sum), free(c.want);
+    rq_packed_free(&c.p);
+}
+
+static void test_gemm(void **state) {
+    (void)state;
+    static const int64_t n_outs[] = {1, 2, 3, 4, 5, 7, 13, 33}, n_ins[] = {1, 8, 31, 33, 64, 96, 130, 257, 576, 1000};
+    static const int64_t groups[] = {0, 32, 64, 96, 128}, toks[] = {1, 2, 3, 4, 5, 8, 9, 17};
+    int n = 0;
+    for (size_t k = 0; k < sizeof n_ins / sizeof *n_ins; ++k) {
+        for (size_t g = 0; g < sizeof groups / sizeof *groups; ++g) {
+            if (groups[g] > (n_ins[k] + 31) / 32 * 32) continue;
+            for (int i = 0; i < 8; ++i, ++n) {
+                check_gemm(n_outs[(i + n / 8) % 8], n_ins[k], groups[g], n % 3 == 0, false, toks[i]);
+            }
+        }
+    }
+    /* Rows longer than a cut of the columns, many tokens, and sums at the ends of their range. */
+    check_gemm(5, 4096 + 40, 0, false, false, 3);
+    check_gemm(6, 8192 + 96, 128, false, false, 21);
+    check_gemm(9, 320, 64, false, false, 300);
+    check_gemm(4, RQ_W4A8_MAX_COLS, 0, false, true, 2);
+    check_gemm(4, RQ_W4A8_MAX_COLS, 128, false, true, 3);
+    check_gemm(3, RQ_W4A8_MAX_COLS - 1, 32, false, true, 1);
+}
+
+/* ---- rq_linear_apply ---------------------------------------------------------------------------------------------------- */
+
+/* Against fp64 sums of unpacked weights and what the 8-bit inputs stand for; the same bytes for any number of threads and tokens at once. */
+static void check_linear(const rq_packed *p, const float *bias) {
+    enum { TOKENS = 70 };
+    const rq_linear l = {"packed", p->n_out, p->n_in, NULL, NULL, p, bias};
+    float *x = random_f32(TOKENS * p->n_in), *in = must_alloc(TOKENS * p->n_in, sizeof *in), *row = random_f32(p->n_in);
+    float *y = random_f32(TOKENS * p->n_out), *z = random_f32(TOKENS * p->n_out);
+    memcpy(in, x, (size_t)(TOKENS * p->n_in) * sizeof *in);
+    rq_w4a8_input(&p->u.w4a8, in, TOKENS);
+    assert_int_equal(rq_act8_round_trip(in, TOKENS, p->n_in), RQ_OK);
+    rq_set_threads(3);
+    assert_int_equal(rq_linear_apply(&l, y, x, TOKENS), RQ_OK);
+    rq_set_threads(1);
+    assert_int_equal(rq_linear_apply(&l, z, x, 10), RQ_OK);
+    assert_int_equal(rq_linear_apply(&l, z + 10 * p->n_out, x + 10 * p->n_in, TOKENS - 10), RQ_OK);
+    assert_memory_equal(y, z, (size_t)(TOKENS * p->n_out) * sizeof *y);
+    for (int64_t r = 0; r < p->n_out; ++r) {
+        for (int64_t j = 0; j < p->n_in; ++j) /* of the quantized input, not of x */
+            row[j] = p->u.w4a8.scale[r] * (float)rq_w4a8_level(&p->u.w4a8, r, j);
+        for (int64_t t = 0; t < TOKENS; ++t) {
+            double sum = bias ? (double)bias[r] : 0.0, mag = fabs(sum);
+            for (int64_t j = 0; j < p->n_in; ++j) {
+                double term = (double)row[j] * (double)in[t * p->n_in + j];
+                sum += term, mag += fabs(term);
+            }
+            assert_true(fabs((double)y[t * p->n_out + r] - sum) <= 1e-6 * mag);
+        }
+    }
+    free(x), free(in), free(row), free(y), free(z);
+}
+
+static void test_linear(void **state) {
+    (void)state;
+    for (int kind = 0; kind < 4; ++kind) {
+        rq_packed p;
+        float *bias = random_f32(290), *in_scale = random_f32(192);
+        make_weights(&p, 290, 192, kind % 2 ? 64 : 0, false, false);
+        if (kind >= 2) p.u.w4a8.in_scale = in_scale, p.u.w4a8.hadamard = 64;
+        check_linear(&p, kind % 2 ? bias : NULL);
+        rq_packed_free(&p);
+        free(bias), free(in_scale);
+    }
+}
+
+static void test_rows_ran(void **state) {
+    (void)state;
+    assert_int_equal(rq_kernels_check(), RQ_OK);
+    assert_true(n_run > 100);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_quantize_rows),  cmocka_unit_test(test_quantize_rmsnorm),
+        cmocka_unit_test(test_quantize_gated), cmocka_unit_test(test_gemm),
+        cmocka_unit_test(test_linear),         cmocka_unit_test(test_rows_ran),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
