@@ -115,6 +115,9 @@ def plot(record, llama, path):
         if key == "ppl":
             axis.axhline(record["original"][text], color="black", linewidth=0.6, linestyle=":")
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="y", which="both", labelsize=7)
         axis.set_xlabel("bits per weight, all side data")
         axis.set_ylabel(name)
         axis.grid(True, which="both", linewidth=0.3)
