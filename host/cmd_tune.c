@@ -16,9 +16,9 @@ static const cmd_flag flags[] = {
     {"holdout", 0, "N", "last windows, kept out of training to pick the best epoch (an eighth of all)"},
     {"epochs", 0, "N", "passes over the windows (2)"},
     {"batch", 0, "N", "windows per step (2)"},
-    {"lr-scale", 0, "X", "rate of the scales, relative to each (3e-4); 0 leaves them"},
-    {"lr-gain", 0, "X", "rate of the norm gains, relative to their size (3e-4); 0 leaves them"},
-    {"lr-book", 0, "X", "rate of the codebooks' entries, relative to their size (3e-4); 0 leaves them"},
+    {"lr-scale", 0, "X", "rate of the scales, relative to each (3e-4; codebooks: 0.002); 0 leaves them"},
+    {"lr-gain", 0, "X", "rate of the norm gains, relative to their size (3e-4; 0.002); 0 leaves them"},
+    {"lr-book", 0, "X", "rate of the codebooks' entries, relative to their size (0.003); 0 leaves them"},
     {"seed", 0, "N", "of the choice and order of the windows (0)"},
     {"device", 0, "DEV", "cpu"},
 };
@@ -139,6 +139,7 @@ int cmd_tune(int argc, char **argv) {
     RQ_TRY(cmd_progress_new(&progress, &a, "tune"));
     opt.progress = on_progress;
     opt.user = &progress;
+    rq_tune_rates(&opt, m);
     status = rq_tune(m, ref, s.ids, s.n_samples, s.seq_len, &opt, &result);
     cmd_progress_end(&progress);
     RQ_TRY(status);

@@ -13,12 +13,27 @@ static const int64_t DEFAULT_ACT_BYTES = (int64_t)3 << 29; /* 1.5 GiB */
 
 void rq_tune_default(rq_tune_opt *o) {
     *o = (rq_tune_opt){.epochs = 2,
-                       .lr_scale = 3e-4,
-                       .lr_gain = 3e-4,
-                       .lr_book = 3e-4,
+                       .lr_scale = -1,
+                       .lr_gain = -1,
+                       .lr_book = -1,
                        .batch = 2,
                        .warmup_frac = 0.1,
                        .max_act_bytes = DEFAULT_ACT_BYTES};
+}
+
+/* Codebook formats leave more to make up for, and took rates of 3e-4 to 0.003 all the better the larger they were
+ * (docs/tune.md); a grid's scales are best left nearly where they are. */
+void rq_tune_rates(rq_tune_opt *o, const rq_model *m) {
+    bool books = false;
+    for (int64_t b = 0; b < m->cfg.n_layer; ++b) {
+        for (int i = 0; i < RQ_N_LINEARS; ++i) {
+            const rq_packed *p = m->block[b].lin[i].packed;
+            books |= p && (p->format == RQ_FORMAT_SSVQ || p->format == RQ_FORMAT_VQ);
+        }
+    }
+    if (o->lr_scale < 0) o->lr_scale = books ? 2e-3 : 3e-4;
+    if (o->lr_gain < 0) o->lr_gain = books ? 2e-3 : 3e-4;
+    if (o->lr_book < 0) o->lr_book = 3e-3;
 }
 
 /* ---- memory ---- */
@@ -411,12 +426,15 @@ static rq_status check_options(const rq_tune_opt *o, int64_t n_windows) {
 }
 
 rq_status rq_tune(rq_model *m, const rq_model *ref, const int32_t *ids, int64_t n_windows, int64_t seq_len,
-                  const rq_tune_opt *opt, rq_tune_result *r) {
+                  const rq_tune_opt *given, rq_tune_result *r) {
     rq_status status = RQ_OK;
+    rq_tune_opt filled = *given;
+    const rq_tune_opt *opt = &filled;
     tune_run run = {.opt = opt, .r = r, .n_train = n_windows - opt->n_holdout};
     double started = rq_seconds();
     memset(r, 0, sizeof *r);
     r->train_before = r->train_after = r->holdout_before = r->holdout_after = NAN;
+    rq_tune_rates(&filled, m);
     RQ_TRY(check_options(opt, n_windows));
     RQ_TRY(rq_tuner_new(&run.t, m, ref, ids, n_windows, seq_len, opt->batch, opt->max_act_bytes));
     run.t->train_books = opt->lr_book > 0;

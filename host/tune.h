@@ -19,6 +19,7 @@ typedef struct rq_tune_opt {
     double lr_gain;  /* the same for a gain, in units of the root mean square of its vector's starting values */
     double
         lr_book; /* the same for an entry of a codebook, in units of the root mean square of its codebook; 0: they stay */
+                 /* a rate below 0 is chosen by rq_tune_rates */
     int64_t batch;         /* windows per step */
     int64_t n_holdout;     /* the last windows, not trained on; with them the best epoch's parameters are kept */
     double warmup_frac;    /* of all steps, with a rate that grows to the full one; then it falls as a cosine */
@@ -30,6 +31,8 @@ typedef struct rq_tune_opt {
 } rq_tune_opt;
 
 void rq_tune_default(rq_tune_opt *o);
+/* Fill in rates below 0 by what the weights of m are stored as; rq_tune does so too. */
+void rq_tune_rates(rq_tune_opt *o, const rq_model *m);
 
 typedef struct rq_tune_epoch {
     double train;   /* mean KL over its batches, each before its step */
