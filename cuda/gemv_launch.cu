@@ -4,7 +4,7 @@
 
 #include "gemv_variants.h"
 
-static const rq_gemv_format *const formats[] = {&rq_gemv_grid, &rq_gemv_ssvq, &rq_gemv_vq};
+static const rq_gemv_format *const formats[] = {&rq_gemv_grid, &rq_gemv_ssvq, &rq_gemv_vq, &rq_gemv_w4a8};
 
 static thread_local char last_error[256] = "";
 const char *rq_cuda_last_error(void) { return last_error; }
@@ -29,11 +29,7 @@ rq_cuda_gemv_desc rq_cuda_gemv_desc_default(void) {
     return d;
 }
 
-/* What the plan needs to know of a device. */
-typedef struct device_info {
-    int capability, multiprocessors, shared_of_block, shared_of_multiprocessor;
-} device_info;
-static cudaError_t look(device_info *info) {
+cudaError_t rq_gemv_look(rq_gemv_device *info) {
     int device = 0, major = 0, minor = 0;
     cudaError_t e = cudaGetDevice(&device);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
@@ -63,7 +59,8 @@ const char *rq_gemv_refuse_sizes(const rq_cuda_gemv_desc *d) {
     if ((d->n_out + 15) / 16 * ((d->n_in + 127) / 128) >= (int64_t)1 << 31) return "the matrix has 2^31 tiles or more";
     if (d->act != RQ_ACT_F16 && d->act != RQ_ACT_BF16) return "activations are fp16 or bf16";
     if (!rq_gemv_format_of(d->kind)) return "there is no CUDA kernel of this format";
-    return d->x_s8 && d->kind != RQ_TILE_SSVQ ? "int8 activations go with SSVQ weights only" : NULL;
+    if (d->kind == RQ_TILE_W4A8) return d->x_s8 ? NULL : "W4A8 multiplies int8 activations: x_s8 is 1";
+    return d->x_s8 && d->kind != RQ_TILE_SSVQ ? "int8 activations go with SSVQ and W4A8 weights only" : NULL;
 }
 const char *rq_gemv_refuse(const rq_cuda_gemv_desc *d) {
     const char *text = rq_gemv_refuse_sizes(d);
@@ -73,10 +70,10 @@ const char *rq_gemv_refuse(const rq_cuda_gemv_desc *d) {
 rq_status rq_cuda_gemv_supports(const rq_cuda_gemv_desc *d, const char **why) {
     const char *text = rq_gemv_refuse(d);
     rq_status s = RQ_OK;
-    device_info info = {};
+    rq_gemv_device info = {};
     if (text)
         s = rq_gemv_fail(RQ_ERR_UNSUPPORTED, text);
-    else if (cudaError_t e = look(&info))
+    else if (cudaError_t e = rq_gemv_look(&info))
         s = rq_gemv_fail_cuda("no CUDA device", e);
     else if (info.capability < 80)
         s = rq_gemv_fail(RQ_ERR_UNSUPPORTED, "the kernels need compute capability 8.0");
@@ -138,8 +135,8 @@ static int64_t sum_bytes(int64_t n_tok, const rq_gemv_kernel *k) {
 rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d) {
     const char *text = plan ? rq_gemv_refuse(d) : "there is no plan to fill";
     if (text) return rq_gemv_fail(plan ? RQ_ERR_UNSUPPORTED : RQ_ERR_ARG, text);
-    device_info info = {};
-    if (cudaError_t e = look(&info)) return rq_gemv_fail_cuda("no CUDA device", e);
+    rq_gemv_device info = {};
+    if (cudaError_t e = rq_gemv_look(&info)) return rq_gemv_fail_cuda("no CUDA device", e);
     if (info.capability < 80) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "the kernels need compute capability 8.0");
     const rq_gemv_format *f = rq_gemv_format_of(d->kind);
     const rq_tile_layout t = f->layout(d);
@@ -177,13 +174,13 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     return RQ_OK;
 }
 
-static const char *refuse_args(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a) {
-    if (!plan || plan->blocks < 1 || !a) return "a run needs a plan and arguments";
+const char *rq_gemv_refuse_args(const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a, size_t workspace_bytes) {
     if (!a->y || !a->x || !a->weights) return "y, x or weights is NULL";
     if ((a->bias != NULL) != (d->bias != 0) || (a->residual != NULL) != (d->residual != 0))
         return "bias and residual are given if, and only if, the description has them";
     if ((a->x_scale != NULL) != (d->x_s8 != 0)) return "x_scale is given if, and only if, x is int8";
-    if (plan->workspace_bytes && !a->workspace) return "this plan needs a workspace";
+    if ((a->x_sum != NULL) != (d->kind == RQ_TILE_W4A8)) return "x_sum is given if, and only if, weights are W4A8";
+    if (workspace_bytes && !a->workspace) return "this plan needs a workspace";
     if (reinterpret_cast<uintptr_t>(a->weights) % RQ_TILE_ALIGN ||
         reinterpret_cast<uintptr_t>(a->workspace) % RQ_TILE_ALIGN)
         return "weights and workspace begin at multiples of 256 bytes";
@@ -194,13 +191,14 @@ rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
                            rq_cuda_stream stream) {
     const char *text = rq_gemv_refuse(d);
     if (text) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, text);
-    if ((text = refuse_args(plan, d, a))) return rq_gemv_fail(RQ_ERR_ARG, text);
+    if (!plan || plan->blocks < 1 || !a) return rq_gemv_fail(RQ_ERR_ARG, "a run needs a plan and arguments");
+    if ((text = rq_gemv_refuse_args(d, a, plan->workspace_bytes))) return rq_gemv_fail(RQ_ERR_ARG, text);
     const rq_gemv_format *f = rq_gemv_format_of(d->kind);
     const rq_tile_layout t = f->layout(d);
     const rq_gemv_kernel k = f->pick(d);
     rq_gemv_job job = {};
     job.y = a->y, job.x = a->x, job.bias = a->bias, job.residual = a->residual, job.perm = a->perm;
-    job.x_scale = a->x_scale;
+    job.x_scale = a->x_scale, job.x_sum = a->x_sum;
     job.counters = static_cast<unsigned *>(a->workspace);
     job.parts = reinterpret_cast<float *>(static_cast<uint8_t *>(a->workspace) + counter_bytes(&t, d->n_tok));
     job.n_out = (int)d->n_out, job.n_in = (int)d->n_in, job.n_tok = (int)d->n_tok, job.act = d->act;

@@ -21,10 +21,11 @@
  *                           (of ROWS row blocks: acc[r * halves + half]);
  *                           x[half].step(s) is the lane's 16 bytes of x in the tile's s-th step of 32 columns
  *   end_rows(acc, rb)       when all tiles of the warp in a row block are in acc: scales that hold for whole rows
+ *   rq_gemv_sum<F>          int where acc holds the bits of integers after end_rows; otherwise float
  *   rq_gemv_sides<F>        where it says that x is the A operand, acc is what F likes, and end_rows leaves there: element 2 o + i of
  *                           acc[r * halves + half] is token 8 half + l / 4, row 8 o + 2 (l % 4) + i of lane l; and the 4-byte words 1, 2 of
  *                           each 16 bytes of x have changed places
- *   correct(sum, job, rb, row, token)   once an output: what does not go through the tiles
+ *   correct(sum, job, rb, row, token)   once an output: what does not go through the tiles; a float
  *
  * d is a constant wherever it is given. A batch costs addresses and branches once, its tiles only their loads and arithmetic.
  *
@@ -49,6 +50,8 @@ template <class F> struct rq_gemv_sides {
     static constexpr int SUM_PITCH = RQ_GEMV_SUM_PITCH;
     static __host__ __device__ constexpr int accumulators(int halves) { return F::ROWS * halves; }
 };
+
+template <class F> struct rq_gemv_sum { typedef float type; };
 
 template <int ACT> __device__ __forceinline__ float rq_gemv_get(const void *p, size_t i) {
     if (ACT == RQ_ACT_F16) return __half2float(static_cast<const __half *>(p)[i]);
@@ -154,17 +157,23 @@ template <class SUMS> struct rq_gemv_x<true, SUMS> {
 
 /* Where column i of x is when words 1 and 2 of each 16 bytes have changed places. */
 __device__ __forceinline__ int rq_gemv_swapped(int i) { return (i & ~6) | (i & 2) << 1 | (i & 4) >> 1; }
-/* x of bytes (rq_gemv_x_of): 8 of them a step. */
-struct rq_gemv_x_bytes {
+/* x of bytes (rq_gemv_x_of): 8 of them a step. IN_ORDER: they are 4 columns from 4 q on and 4 from 16 + 4 q on, as mma.m16n8k32 has them by the
+ * manual; otherwise columns 8 q .. 8 q + 7. */
+template <bool IN_ORDER> struct rq_gemv_x_of_bytes {
     uint32_t at;
     bool there;
     __device__ __forceinline__ void set(const uint8_t *x, const float *, int pitch, int token, int n_tok) {
         at = ptx_shared(x) + min(token, n_tok - 1) * pitch + threadIdx.x % 4 * 8;
         there = token < n_tok;
     }
-    __device__ __forceinline__ rq_gemv_x_bytes tile(int n) const { return {at + n * RQ_TILE_COLS, there}; }
-    __device__ __forceinline__ uint2 step(int s) const { return ptx_load_shared8_where(there, at + s * 32); }
+    __device__ __forceinline__ rq_gemv_x_of_bytes tile(int n) const { return {at + n * RQ_TILE_COLS, there}; }
+    /* In order goes with 4-bit weights, which leave shared memory idle, and registers short: all lanes load. */
+    __device__ __forceinline__ uint2 step(int s) const {
+        return IN_ORDER ? ptx_load_shared8(at + s * 32) : ptx_load_shared8_where(there, at + s * 32);
+    }
 };
+typedef rq_gemv_x_of_bytes<false> rq_gemv_x_bytes;
+typedef rq_gemv_x_of_bytes<true> rq_gemv_x_bytes_in_order;
 /* How a format reads x; another one specializes this. More than 8 tokens have no quarter of a warp to save, and no register for the
  * question. */
 template <class F, int HALVES> struct rq_gemv_x_of {
@@ -227,11 +236,35 @@ static __device__ __forceinline__ void rq_gemv_stage_x_bytes(const rq_gemv_job &
     }
 }
 
+/* For rq_gemv_x_bytes_in_order: words c and c + 4 of each 8 become neighbours. The upper half of a warp stores its two words the other way
+ * round, so that no two lanes meet in a bank. */
+static __device__ __forceinline__ void rq_gemv_stage_x_bytes_in_order(const rq_gemv_job &job, uint8_t *to, int kb0,
+                                                                      int kb1) {
+    const int n_col = (kb1 - kb0) * RQ_TILE_COLS, col0 = kb0 * RQ_TILE_COLS;
+    const uint8_t *x = static_cast<const uint8_t *>(job.x);
+    const bool whole = job.perm == nullptr && job.n_in % 8 == 0 && reinterpret_cast<uintptr_t>(x) % 8 == 0;
+    const bool other = threadIdx.x & 16;
+#pragma unroll 1
+    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += job.n_in)
+#pragma unroll 1
+        for (int i = threadIdx.x * 8; i < n_col; i += RQ_GEMV_THREADS * 8) {
+            uint2 eight = make_uint2(0, 0);
+            if (whole && col0 + i < job.n_in) eight = *reinterpret_cast<const uint2 *>(x + col0 + i);
+            for (int k = 0; !whole && k < 8 && col0 + i + k < job.n_in; ++k)
+                (k < 4 ? eight.x : eight.y) |= (uint32_t)x[job.perm ? job.perm[col0 + i + k] : col0 + i + k]
+                                               << 8 * (k % 4);
+            uint8_t *first = to + (i & ~31) + (i & 8) * 2 + (i & 16) / 4;
+            *reinterpret_cast<uint32_t *>(first + (other ? 8 : 0)) = other ? eight.y : eight.x;
+            *reinterpret_cast<uint32_t *>(first + (other ? 0 : 8)) = other ? eight.x : eight.y;
+        }
+}
+
 /* The sum of all parts of these 16 outputs, in their order, in the warp that comes last: there true is returned. `sum` is that of
  * row lane % 16. */
-static __device__ __forceinline__ bool rq_gemv_add_parts(const rq_gemv_job &job, float &sum, int output, int part,
+template <class SUM>
+static __device__ __forceinline__ bool rq_gemv_add_parts(const rq_gemv_job &job, SUM &sum, int output, int part,
                                                          int lane) {
-    float *parts = job.parts + (size_t)output * job.split * RQ_TILE_ROWS + lane;
+    SUM *parts = reinterpret_cast<SUM *>(job.parts) + (size_t)output * job.split * RQ_TILE_ROWS + lane;
     const bool writes = lane < RQ_TILE_ROWS;
     if (writes) __stcg(parts + part * RQ_TILE_ROWS, sum);
     __threadfence();
@@ -241,10 +274,10 @@ static __device__ __forceinline__ bool rq_gemv_add_parts(const rq_gemv_job &job,
     before = __shfl_sync(0xffffffffu, before, 0);
     if (before != (unsigned)job.split - 1u) return false;
     __threadfence();
-    sum = 0.0f;
+    sum = 0;
     for (int p = 0; writes && p < job.split; ++p) {
         sum += __ldcg(parts + p * RQ_TILE_ROWS);
-        __stcg(parts + p * RQ_TILE_ROWS, 0.0f);
+        __stcg(parts + p * RQ_TILE_ROWS, (SUM)0);
     }
     if (lane == 0) __stcg(job.counters + output, 0u);
     return true;
@@ -283,14 +316,16 @@ __device__ __forceinline__ void rq_gemv_finish(F &format, const rq_gemv_job &job
         const int r = F::ROWS == 1 ? 0 : which / job.n_tok, token = which - r * job.n_tok, row = lane % RQ_TILE_ROWS;
         const int rb = my_rb + (item_slot - (warp >> job.log_warps)) * F::ROWS + r, out = rb * RQ_TILE_ROWS + row;
         if (rb >= job.n_rb) continue;
-        const float *from = all + which * sides::SUM_PITCH + item_slot * warps * RQ_TILE_ROWS + row;
-        float sum = 0.0f;
-        for (int w = lane / RQ_TILE_ROWS; w < warps; w += 2) sum += from[w * RQ_TILE_ROWS];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 16);
-        if (job.split > 1 && !rq_gemv_add_parts(job, sum, rb * job.n_tok + token, blockIdx.x % job.split, lane))
+        typedef typename rq_gemv_sum<F>::type sum_type;
+        const sum_type *from =
+            reinterpret_cast<const sum_type *>(all) + which * sides::SUM_PITCH + item_slot * warps * RQ_TILE_ROWS + row;
+        sum_type of_warps = 0;
+        for (int w = lane / RQ_TILE_ROWS; w < warps; w += 2) of_warps += from[w * RQ_TILE_ROWS];
+        of_warps += __shfl_xor_sync(0xffffffffu, of_warps, 16);
+        if (job.split > 1 && !rq_gemv_add_parts(job, of_warps, rb * job.n_tok + token, blockIdx.x % job.split, lane))
             continue;
         if (lane >= RQ_TILE_ROWS || out >= job.n_out) continue;
-        sum = format.correct(sum, job, rb, row, token);
+        float sum = format.correct(of_warps, job, rb, row, token);
         const size_t at = (size_t)token * job.n_out + out;
         if (job.bias) sum += rq_gemv_get<F::ACT>(job, job.bias, out);
         if (job.residual) sum += rq_gemv_get<F::ACT>(job, job.residual, at);
@@ -327,6 +362,8 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
     typedef typename rq_gemv_x_of<F, HALVES>::type x_type;
     if (std::is_same<x_type, rq_gemv_x_bytes>::value)
         rq_gemv_stage_x_bytes(job, shared_x, kb0, kb1);
+    else if (std::is_same<x_type, rq_gemv_x_bytes_in_order>::value)
+        rq_gemv_stage_x_bytes_in_order(job, shared_x, kb0, kb1);
     else
         rq_gemv_stage_x<rq_gemv_sides<F>::X_IS_A>(job, shared_x, kb0, kb1);
     __syncthreads();

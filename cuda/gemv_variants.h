@@ -35,11 +35,12 @@ typedef struct rq_gemv_job {
     int part_kb;    /* tile columns of a part */
     int log_warps; /* 2^log_warps warps share the tiles of a row block; a block has 16 / 2^log_warps row blocks at once */
     int rb_step;   /* from a block's group of row blocks to its next */
-    int batch_step;    /* from a warp's batch of tiles to its next in the row block */
-    int rounds;        /* batches of a warp in a row block */
-    int x_pitch;       /* bytes of a token in shared memory */
-    int shared_format; /* bytes of shared memory before x: the format's, then the sums of x where it wants them */
-    rq_act act;        /* of x and y, for kernels that do both */
+    int batch_step;       /* from a warp's batch of tiles to its next in the row block */
+    int rounds;           /* batches of a warp in a row block */
+    int x_pitch;          /* bytes of a token in shared memory */
+    int shared_format;    /* bytes of shared memory before x: the format's, then the sums of x where it wants them */
+    rq_act act;           /* of x and y, for kernels that do both */
+    const int32_t *x_sum; /* W4A8 */
 } rq_gemv_job;
 
 /* One compiled kernel. */
@@ -63,14 +64,21 @@ typedef struct rq_gemv_format {
     void (*fill)(void *args, const rq_cuda_gemv_desc *d, const void *weights);
 } rq_gemv_format;
 
-extern const rq_gemv_format rq_gemv_grid, rq_gemv_ssvq, rq_gemv_vq;
+extern const rq_gemv_format rq_gemv_grid, rq_gemv_ssvq, rq_gemv_vq, rq_gemv_w4a8;
 
 /* Of gemv_launch.cu, for what else runs on these formats: the format (NULL: there is none), the sentence of what cannot be done on any
  * device (or NULL), and rq_cuda_last_error's sentence. */
 const rq_gemv_format *rq_gemv_format_of(rq_tile_kind kind);
 const char *rq_gemv_refuse(const rq_cuda_gemv_desc *d);
 const char *rq_gemv_refuse_sizes(const rq_cuda_gemv_desc *d); /* the same, without what only the format knows */
+const char *rq_gemv_refuse_args(const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a, size_t workspace_bytes);
 rq_status rq_gemv_fail(rq_status status, const char *text);
 rq_status rq_gemv_fail_cuda(const char *what, cudaError_t e);
+
+/* What a plan needs to know of the current device. */
+typedef struct rq_gemv_device {
+    int capability, multiprocessors, shared_of_block, shared_of_multiprocessor;
+} rq_gemv_device;
+cudaError_t rq_gemv_look(rq_gemv_device *info);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* rq_cuda_linear_*: y = W x for any number of tokens. Few go to the GEMV, in chunks of up to 16; for many the weights are made dense in scratch
- * memory and cuBLAS multiplies. Which one, says a model of their cost (rq_cuda_rates): what each moves, over the rate of copying, and the
+ * memory and cuBLAS multiplies; or, of W4A8, to the GEMM. Which one, says a model of their cost (rq_cuda_rates): what each moves, over the rate of copying, and the
  * operations of cuBLAS over the rate of the tensor cores. Targets: sm_80 sm_90a. */
 #include "blas.h"
 #include "gemv_tile.cuh"
@@ -55,8 +55,9 @@ static size_t round_up(size_t bytes) { return (bytes + RQ_TILE_ALIGN - 1) / RQ_T
 static const char *refuse(const rq_cuda_linear_desc *d) {
     if (!d || d->struct_size != sizeof *d) return "a description begins with rq_cuda_linear_desc_default()";
     if (d->weights.n_tok < 1 || d->weights.n_tok > 1 << 24) return "n_tok is 1 to 2^24";
-    if (d->path != RQ_LINEAR_AUTO && d->path != RQ_LINEAR_GEMV && d->path != RQ_LINEAR_DEQUANTIZE)
-        return "the path is automatic, GEMV or dequantize";
+    if (d->path != RQ_LINEAR_AUTO && d->path != RQ_LINEAR_GEMV && d->path != RQ_LINEAR_DEQUANTIZE &&
+        d->path != RQ_LINEAR_GEMM)
+        return "the path is automatic, GEMV, dequantize or GEMM";
     const rq_cuda_rates *r = &d->rates;
     if (!(r->copy_gbs > 0 && r->matrix_tflops > 0 && r->gemv_of_copy > 0 && r->launch_us >= 0))
         return "rates are positive numbers";
@@ -112,13 +113,24 @@ static rq_status plan_dequantize(rq_cuda_linear_plan *p, const rq_cuda_linear_de
     return s;
 }
 
+static rq_status plan_gemm(rq_cuda_linear_plan *p, const rq_cuda_linear_desc *d) {
+    const rq_status s = rq_cuda_gemm_make_plan(&p->gemm, &d->weights, NULL);
+    p->launches = 1, p->workspace_bytes = p->gemm.workspace_bytes, p->kernel = p->gemm.kernel, p->bytes = p->gemm.bytes;
+    return s;
+}
+
 rq_status rq_cuda_linear_make_plan(rq_cuda_linear_plan *plan, const rq_cuda_linear_desc *d) {
     const char *text = plan ? refuse(d) : "there is no plan to fill";
     if (text) return rq_gemv_fail(plan ? RQ_ERR_UNSUPPORTED : RQ_ERR_ARG, text);
     memset(plan, 0, sizeof *plan);
+    if (d->path == RQ_LINEAR_GEMM ||
+        (d->path == RQ_LINEAR_AUTO && d->weights.n_tok > CHUNK && rq_cuda_gemm_supports(&d->weights, NULL) == RQ_OK)) {
+        plan->path = RQ_LINEAR_GEMM;
+        return plan_gemm(plan, d);
+    }
     const rq_cuda_gemv_desc one = with_tokens(d, 1);
     const char *no_gemv = rq_gemv_refuse(&one), *no_dense = rq_unpack_refuse(&one);
-    if (one.x_s8) no_dense = "int8 activations go with the GEMV, not with dense fp16 or bf16 weights";
+    if (one.x_s8) no_dense = "int8 activations go with GEMV and GEMM, not with dense fp16 or bf16 weights";
     if (no_gemv && (no_dense || d->path == RQ_LINEAR_GEMV)) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, no_gemv);
     if (no_dense && d->path == RQ_LINEAR_DEQUANTIZE) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, no_dense);
     costs(plan, d, rq_gemv_format_of(one.kind)->layout(&one).bytes);
@@ -150,6 +162,7 @@ static rq_status run_gemv(const rq_cuda_linear_plan *p, const rq_cuda_linear_des
         rq_cuda_gemv_args g = a->gemv;
         g.x = static_cast<const uint8_t *>(g.x) + t * n_in * (d->weights.x_s8 ? 1 : 2);
         if (g.x_scale) g.x_scale += t;
+        if (g.x_sum) g.x_sum += t;
         g.y = static_cast<uint16_t *>(g.y) + t * n_out;
         if (g.residual) g.residual = static_cast<const uint16_t *>(g.residual) + t * n_out;
         const rq_status s = rq_cuda_gemv_run(left > p->chunk ? &p->most : &p->last, &part, &g, stream);
@@ -209,6 +222,7 @@ rq_status rq_cuda_linear_run(const rq_cuda_linear_plan *plan, const rq_cuda_line
     if (text) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, text);
     if (!plan || plan->launches < 1 || !a) return rq_gemv_fail(RQ_ERR_ARG, "a run needs a plan and arguments");
     if (plan->path == RQ_LINEAR_GEMV) return run_gemv(plan, d, a, stream);
+    if (plan->path == RQ_LINEAR_GEMM) return rq_cuda_gemm_run(&plan->gemm, &d->weights, &a->gemv, stream);
     const rq_cuda_gemv_args *g = &a->gemv;
     if (!g->y || !g->x || !a->scratch || reinterpret_cast<uintptr_t>(a->scratch) % RQ_TILE_ALIGN)
         return rq_gemv_fail(RQ_ERR_ARG,

@@ -26,7 +26,7 @@ typedef struct rq_cuda_gemv_desc {
     int64_t n_out, n_in, n_tok;
     rq_act act;
     int bits;          /* RQ_TILE_GRID: 2, 3, 4 or 8 */
-    int64_t group;     /* columns that share a scale; n_in: one a row */
+    int64_t group;     /* columns that share a scale; n_in: one a row. RQ_TILE_W4A8: a step and a base; 0: one level */
     int zeros;         /* RQ_TILE_GRID: 1 when there are zero points */
     int vec_len;       /* RQ_TILE_SSVQ, RQ_TILE_VQ, as the five below: 4 or 8 */
     int64_t n_book;    /* codebooks, each for book_cols columns */
@@ -34,7 +34,7 @@ typedef struct rq_cuda_gemv_desc {
     int code_bits;     /* RQ_TILE_SSVQ, 9 to 12: codebooks of 2^code_bits entries; up to 8: of up to 256 */
     int book_u8;       /* RQ_TILE_SSVQ, 1: magnitudes are bytes, 0: fp16 */
     int n_outlier;     /* columns that are int8 */
-    int x_s8; /* RQ_TILE_SSVQ with bytes as magnitudes: x is int8 with a scale a token, and act is what the rest has */
+    int x_s8; /* RQ_TILE_SSVQ with bytes as magnitudes, and always RQ_TILE_W4A8: x is int8 with a scale a token, and act is what the rest has */
     int vec_out;        /* RQ_TILE_VQ, as the four below: vectors run down the rows */
     int n_stage;        /* 1 or 2 */
     int64_t n_codes[2]; /* entries of a codebook of each stage */
@@ -48,7 +48,8 @@ typedef struct rq_cuda_gemv_args {
     void *y;              /* [n_tok][n_out] of act */
     const void *x;        /* [n_tok][n_in] of act, or int8 */
     const float *x_scale; /* [n_tok], of int8 x: x_scale[t] x[t][j] is what is multiplied; otherwise NULL */
-    const void *weights;  /* rq_tile_bytes() bytes, 256-byte aligned */
+    const int32_t *x_sum; /* [n_tok], for W4A8: the sums of x[t]; otherwise NULL */
+    const void *weights;  /* rq_tile_layout.bytes bytes, 256-byte aligned */
     const void *bias;     /* [n_out] of act, or NULL */
     const void *residual; /* [n_tok][n_out] of act, or NULL; may be y */
     const int32_t *perm;  /* NULL, or [n_in]: stored column j multiplies x[perm[j]] */
@@ -73,17 +74,78 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
 rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a,
                            rq_cuda_stream stream);
 
-/* Rows of x as int8, for x_s8:  q[t][j] = rint(x[t][j] / scale[t]), at most 127 in size, ties to even; NaN becomes 0.
- * scale[t] = max_j |x[t][j]| / 127, or, when fixed is not 0, what is there already (positive). A row of zeros has scale 0. */
+/* ---- W4A8 for many tokens: y of rq_cuda_gemv_run to the last bit, by tiles of tokens on the tensor cores. Description and arguments are those of a
+ * GEMV of kind RQ_TILE_W4A8 with n_tok from 1 to 2^20; n_in is a multiple of 16, x begins at one of 16 bytes, and there is no perm. */
+
+typedef struct rq_cuda_gemm_plan { /* filled by rq_cuda_gemm_make_plan */
+    size_t workspace_bytes;
+    int capability;                             /* of the kernel: 80 (mma), 90 (wgmma) */
+    int tile_rows, tile_tok;                    /* outputs of a block */
+    int blocks_out, blocks_tok, split, part_kb; /* the grid; columns / 128 of a part */
+    int threads;
+    size_t shared_bytes;
+    double bytes, operations; /* moved by one run, each once; 2 n_out n_in n_tok */
+    const char *kernel;
+} rq_cuda_gemm_plan;
+
+/* What a plan is to be, for tuning and tests; 0: as the library chooses. */
+typedef struct rq_cuda_gemm_wish {
+    int capability;          /* 80: no kernel that needs more */
+    int tile_rows, tile_tok; /* 128, or 256 with 128 tokens on 9.0; 32, 64 or 128 */
+    int split;               /* parts of the columns, at most */
+} rq_cuda_gemm_wish;
+
+rq_status rq_cuda_gemm_supports(const rq_cuda_gemv_desc *d, const char **why);
+/* wish may be NULL. */
+rq_status rq_cuda_gemm_make_plan(rq_cuda_gemm_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemm_wish *wish);
+rq_status rq_cuda_gemm_run(const rq_cuda_gemm_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a,
+                           rq_cuda_stream stream);
+
+/* ---- Activations as int8, for x_s8 and W4A8: q, a scale and, where sum is not NULL, the sum of q for each row. host/fmt_act.h is their
+ * definition, to the last bit:  q[t][j] = rint(h[t][j] / scale[t]), at most 127 in size, ties to even; NaN becomes 0.
+ * scale[t] = max_j |h[t][j]| / 127. A row of zeros has scale 0. early_launch as of a gemv. */
+
+/* h = x. fixed: scale[t] is there already (positive). */
 typedef struct rq_cuda_quantize_args {
     int8_t *q;     /* [n_tok][n_in] */
     float *scale;  /* [n_tok] */
+    int32_t *sum;  /* [n_tok], or NULL */
     const void *x; /* [n_tok][n_in] of act */
     rq_act act;
     int64_t n_tok, n_in;
-    int fixed, early_launch; /* early_launch as of a gemv */
+    int fixed, early_launch;
 } rq_cuda_quantize_args;
 rq_status rq_cuda_quantize_rows(const rq_cuda_quantize_args *a, rq_cuda_stream stream);
+
+/* stream = x + residual, rounded to act;  h = stream / sqrt(mean of stream^2 + eps) * weight. Without a residual x is the stream. */
+typedef struct rq_cuda_rmsnorm_args {
+    int8_t *q;
+    float *scale;
+    int32_t *sum;
+    void *stream;         /* [n_tok][n_in] of act, if and only if there is a residual; may be x or residual */
+    const void *x;        /* [n_tok][n_in] of act */
+    const void *residual; /* likewise, or NULL */
+    const void *weight;   /* [n_in] of act, or NULL: folded into the matrices */
+    float eps;
+    rq_act act;
+    int64_t n_tok, n_in;
+    int early_launch;
+} rq_cuda_rmsnorm_args;
+rq_status rq_cuda_rmsnorm_quantize(const rq_cuda_rmsnorm_args *a, rq_cuda_stream stream);
+
+/* h = gate / (1 + e^-gate) * up */
+typedef struct rq_cuda_silu_args {
+    int8_t *q; /* [n_tok][n_in] */
+    float *scale;
+    int32_t *sum;
+    const void *gate,
+        *up; /* rows of n_in of act, pitch elements apart: halves of one row, where both matrices are stacked */
+    int64_t pitch;
+    rq_act act;
+    int64_t n_tok, n_in;
+    int early_launch;
+} rq_cuda_silu_args;
+rq_status rq_cuda_silu_quantize(const rq_cuda_silu_args *a, rq_cuda_stream stream);
 
 /* W as a dense matrix to[n_out][ld] of d->act, in stored column order: each weight is the number of the format's definition in fp32, rounded once.
  * What lies between n_in and ld is not written. n_tok, bias, residual and early_launch of d do not count. A run only launches. */
@@ -91,11 +153,12 @@ rq_status rq_cuda_unpack_supports(const rq_cuda_gemv_desc *d, const char **why);
 rq_status rq_cuda_unpack_run(const rq_cuda_gemv_desc *d, void *to, int64_t ld, const void *weights,
                              rq_cuda_stream stream);
 
-/* ---- y = W x for any number of tokens: the GEMV in chunks of up to 16, or dense weights and cuBLAS, whichever should be faster.
+/* ---- y = W x for any number of tokens: the GEMV in chunks of up to 16, or dense weights and cuBLAS, whichever should be faster; of W4A8, which
+ * has no dense way, the GEMM from 17 tokens on.
  * The second rounds each weight to act before it multiplies, so its results differ by up to 2^-11 (bfloat16: 2^-8) of the terms' sizes. cuBLAS is
  * loaded when a plan first needs it; without it such a plan is refused with a sentence, and RQ_LINEAR_GEMV still runs. */
 
-typedef enum rq_linear_path { RQ_LINEAR_AUTO, RQ_LINEAR_GEMV, RQ_LINEAR_DEQUANTIZE } rq_linear_path;
+typedef enum rq_linear_path { RQ_LINEAR_AUTO, RQ_LINEAR_GEMV, RQ_LINEAR_DEQUANTIZE, RQ_LINEAR_GEMM } rq_linear_path;
 
 /* What the choice reckons with. The defaults stand for an H200: what such a GPU is reported to copy (read + written) and to multiply in fp16, and
  * estimates of the share of the former that a GEMV reaches and of a launch. None is measured here yet; bench_gemv shows both ways.
@@ -108,7 +171,7 @@ typedef struct rq_cuda_rates {
 typedef struct rq_cuda_linear_desc {
     size_t struct_size;
     rq_cuda_gemv_desc weights; /* n_tok: from 1 */
-    rq_linear_path path;       /* RQ_LINEAR_AUTO by default; int8 x goes with the GEMV only */
+    rq_linear_path path;       /* RQ_LINEAR_AUTO by default; int8 x goes with GEMV and GEMM only */
     rq_cuda_rates rates;
     size_t blas_workspace; /* bytes of scratch for cuBLAS, 32 MiB */
     void *blas; /* a cublasHandle_t of this device, whose stream and workspace a run sets; NULL: one of ours */
@@ -120,7 +183,7 @@ typedef struct rq_cuda_linear_args {
 } rq_cuda_linear_args;
 
 typedef struct rq_cuda_linear_plan { /* filled by rq_cuda_linear_make_plan */
-    rq_linear_path path;             /* GEMV or DEQUANTIZE */
+    rq_linear_path path;             /* GEMV, DEQUANTIZE or GEMM */
     size_t workspace_bytes, scratch_bytes;
     double gemv_us, dequantize_us; /* what the choice was made by */
     double bytes;                  /* moved by one run, x and y among them */
@@ -128,7 +191,8 @@ typedef struct rq_cuda_linear_plan { /* filled by rq_cuda_linear_make_plan */
     int launches;
     int64_t chunk;                /* tokens of a GEMV; the last one has what is left */
     rq_cuda_gemv_plan most, last; /* of the chunks */
-    int64_t ld;                   /* of dense weights and x in scratch */
+    rq_cuda_gemm_plan gemm;
+    int64_t ld; /* of dense weights and x in scratch */
     size_t x_at, sums_at, blas_at;
 } rq_cuda_linear_plan;
 

@@ -18,7 +18,7 @@ static const cmd_flag flags[] = {
     {"batch", 0, "N", "windows per step (2)"},
     {"lr-scale", 0, "X", "rate of the scales, relative to each (3e-4); 0 leaves them"},
     {"lr-gain", 0, "X", "rate of the norm gains, relative to their size (3e-4); 0 leaves them"},
-    {"lr-book", 0, "X", "rate of the codebooks' entries, relative to their size (0: they stay)"},
+    {"lr-book", 0, "X", "rate of the codebooks' entries, relative to their size (3e-4); 0 leaves them"},
     {"seed", 0, "N", "of the choice and order of the windows (0)"},
     {"device", 0, "DEV", "cpu"},
 };

@@ -221,9 +221,10 @@ rq_status rq_order_falling(int32_t *order, const double *value, int64_t n);
 
 /* QuantEase coordinate descent and scale refit on the objective tr((Q - W*) Hd (Q - W*)^T), all in stored order: target
  * [n_out][n], codes [n_out][n], scale and zero [n_out][n_group], and for a rounder with find_row() step, NULL for the grid: then all
- * groups of a row have one scale. Each step never raises the objective (fp32 rounding aside). */
-rq_status rq_refine_grid(uint8_t *codes, float *scale, const float *zero, const float *step, const float *target,
-                         const float *hd, int64_t n_out, int64_t n, int64_t group, const rq_quant_opt *o);
+ * groups of a row have one scale, and step and zero are fitted too where there are groups. Nothing raises the objective (fp32 rounding
+ * aside). */
+rq_status rq_refine_grid(uint8_t *codes, float *scale, float *zero, float *step, const float *target, const float *hd,
+                         int64_t n_out, int64_t n, int64_t group, const rq_quant_opt *o);
 
 /* loss_sym = tr(E H E^T), loss_asym = loss_sym + 2 tr(W D E^T) (0 without d), wHw = tr(W H W^T), E = W - Q; H, D undamped. */
 rq_status rq_layer_loss(const float *w, const float *q, int64_t n_out, int64_t n, const double *h, const double *d,

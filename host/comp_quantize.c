@@ -72,8 +72,8 @@ static void to_stored_order(float *dst, const float *src, int64_t n_out, const r
     }
 }
 
-static rq_status refine(rq_quant_result *r, const float *zero, const float *step, const float *start, int64_t n_out,
-                        int64_t group, const rq_prep *p, const rq_quant_opt *o, bool sweep_order) {
+static rq_status refine(rq_quant_result *r, float *zero, float *step, const float *start, int64_t n_out, int64_t group,
+                        const rq_prep *p, const rq_quant_opt *o, bool sweep_order) {
     rq_status status = RQ_OK;
     float *target = NULL, *moved = NULL;
     const float *goal = start; /* the exact target when rho moved it */

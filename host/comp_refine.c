@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Refinement of grid codes after the sweep: coordinate descent over codes (QuantEase, arXiv:2309.01885) and least-squares refit
- * of the group scales, both on tr((Q - W*) H (Q - W*)^T) with H damped. Rows are independent; a task is a tile of rows.
+/* Refinement of grid codes after the sweep: coordinate descent over codes (QuantEase, arXiv:2309.01885), least-squares refit of
+ * the scales, and in two levels of format w4a8 a search of steps and bases, all on tr((Q - W*) H (Q - W*)^T) with H damped. Rows are
+ * independent; a task is a tile of rows.
  *
  * With G = (Q - W*) H, the best value of column j given all others is q_j - G_j / H_jj; on a grid the nearest code to it is the
  * exact minimum along that coordinate, so no step raises the loss. G is kept up to date inside a block of columns and by one
@@ -16,7 +17,8 @@ enum { LANES = 32, TILE = 96, BLOCK = 128 };
 typedef struct refine_shared {
     uint8_t *codes;
     float *scale;
-    const float *zero, *step, *target, *hd; /* step: NULL but for rounders with find_row() */
+    float *zero, *step; /* step: NULL but for rounders with find_row() */
+    const float *target, *hd;
     int64_t n_out, n, group, n_group;
     int64_t span; /* columns that share a scale: a group, or with steps the row */
     const rq_quant_opt *opt;
@@ -25,6 +27,7 @@ typedef struct refine_shared {
 
 typedef struct refine_scratch {
     float *q, *g, *e;                /* [TILE][n] */
+    float *hu;                       /* [TILE][group], with steps */
     float *delta;                    /* [TILE][BLOCK] */
     float *gt, *qt;                  /* [BLOCK][LANES] transposed block */
     double *normal, *rhs, *solution; /* [n_group][n_group], [n_group] */
@@ -230,6 +233,69 @@ static void refit_scales(const refine_shared *s, refine_scratch *b, int64_t row0
     }
 }
 
+/* What step and base of one group of one row become, u its codes: the loss changes by 2 s (d gu + e g1) + s^2 (d^2 uu + 2 d e u1 + e^2 h11)
+ * when the step grows by d and the base by e. */
+typedef struct level_loss {
+    double scale, g1, gu, uu, u1, h11;
+} level_loss;
+
+static bool best_move(const level_loss *l, float step, float base, float *d_best, float *e_best) {
+    double best = 0;
+    if (!(l->h11 > 0)) return false;
+    for (float d = -2; d <= 2; ++d) {
+        if (step + d < 1 || step + d > RQ_W4A8_MAX_STEP) continue;
+        float to = base + (float)rint(-(l->g1 / l->scale + (double)d * l->u1) / l->h11), most = 127 - 15 * (step + d);
+        to = to < -128 ? -128 : to > most ? most : to;
+        double e = (double)to - (double)base, dd = (double)d;
+        double change = 2 * l->scale * (dd * l->gu + e * l->g1) +
+                        l->scale * l->scale * (dd * dd * l->uu + 2 * dd * e * l->u1 + e * e * l->h11);
+        if (change < best) {
+            best = change;
+            *d_best = d;
+            *e_best = (float)e;
+        }
+    }
+    return best < 0;
+}
+
+/* Steps and bases of two levels, codes and scales fixed: group by group the best of a few whole numbers, with G kept up to date. b->q and b->g
+ * are those of the codes; b->e and b->hu are scratch. */
+static void refit_levels(const refine_shared *s, refine_scratch *b, int64_t row0, int64_t n_rows) {
+    int64_t n = s->n;
+    for (int64_t c0 = 0; c0 < n; c0 += s->group) {
+        int64_t len = rq_min_i64(s->group, n - c0);
+        double h11 = 0;
+        for (int64_t j = c0; j < c0 + len; ++j) {
+            for (int64_t k = c0; k < c0 + len; ++k) h11 += (double)s->hd[j * n + k];
+        }
+        for (int64_t r = 0; r < n_rows; ++r) {
+            for (int64_t j = 0; j < len; ++j) b->e[r * len + j] = (float)s->codes[(row0 + r) * n + c0 + j];
+        }
+        rq_sgemm_tile(RQ_N, RQ_N, n_rows, len, len, 1, b->e, len, s->hd + c0 * n + c0, n, 0, b->hu, len);
+        for (int64_t r = 0; r < n_rows; ++r) {
+            int64_t k = (row0 + r) * s->n_group + c0 / s->group;
+            level_loss l = {.scale = (double)s->scale[k], .h11 = h11};
+            float *u = b->e + r * len, *q = b->q + r * n + c0, d = 0, e = 0;
+            for (int64_t j = 0; j < len; ++j) {
+                double g = (double)b->g[r * n + c0 + j];
+                l.g1 += g;
+                l.gu += g * (double)u[j];
+                l.uu += (double)u[j] * (double)b->hu[r * len + j];
+                l.u1 += (double)b->hu[r * len + j];
+            }
+            bool moves = best_move(&l, s->step[k], -s->zero[k], &d, &e);
+            s->step[k] += d;
+            s->zero[k] -= e;
+            for (int64_t j = 0; j < len; ++j) { /* from here on e holds what q changed by */
+                float now = moves ? s->scale[k] * (u[j] * s->step[k] - s->zero[k]) : q[j];
+                u[j] = now - q[j];
+                q[j] = now;
+            }
+        }
+        rq_sgemm_tile(RQ_N, RQ_N, n_rows, n, len, 1, b->e, len, s->hd + c0 * n, n, 1, b->g, n);
+    }
+}
+
 static void refine_tile(void *arg, int64_t tile) {
     refine_shared *s = arg;
     int64_t row0 = tile * TILE, n_rows = rq_min_i64(TILE, s->n_out - row0), n = s->n, ng = s->n_group;
@@ -238,19 +304,25 @@ static void refine_tile(void *arg, int64_t tile) {
               RQ_NEW(b.delta, TILE * BLOCK) == RQ_OK && RQ_NEW(b.gt, BLOCK * LANES) == RQ_OK &&
               RQ_NEW(b.qt, BLOCK * LANES) == RQ_OK && RQ_NEW(b.normal, TILE * ng * ng) == RQ_OK &&
               RQ_NEW(b.rhs, TILE * ng) == RQ_OK && RQ_NEW(b.solution, 2 * ng + 2 * ng * ng) == RQ_OK;
-    if (!ok) {
+    bool levels = s->step && s->opt->group; /* with one level steps are 1, and zero points stay */
+    if (!ok || (levels && RQ_NEW(b.hu, TILE * s->group) != RQ_OK)) {
         s->failed = 1;
         goto done;
     }
     for (int round = 0; round <= s->opt->refit; ++round) {
         if (round > 0) refit_scales(s, &b, row0, n_rows);
         dequantize(s, &b, row0, n_rows);
+        if (round > 0 && levels) {
+            residual_gradient(s, &b, row0, n_rows);
+            refit_levels(s, &b, row0, n_rows);
+        }
         for (int i = 0; i < s->opt->cd_sweeps; ++i) sweep_codes(s, &b, row0, n_rows);
     }
 done:
     free(b.q);
     free(b.g);
     free(b.e);
+    free(b.hu);
     free(b.delta);
     free(b.gt);
     free(b.qt);
@@ -259,8 +331,8 @@ done:
     free(b.solution);
 }
 
-rq_status rq_refine_grid(uint8_t *codes, float *scale, const float *zero, const float *step, const float *target,
-                         const float *hd, int64_t n_out, int64_t n, int64_t group, const rq_quant_opt *o) {
+rq_status rq_refine_grid(uint8_t *codes, float *scale, float *zero, float *step, const float *target, const float *hd,
+                         int64_t n_out, int64_t n, int64_t group, const rq_quant_opt *o) {
     refine_shared s = {codes, scale, zero, step, target, hd, n_out, n, group, rq_ceil_div(n, group), step ? n : group,
                        o,     0};
     rq_parallel_for(rq_ceil_div(n_out, TILE), refine_tile, &s);

@@ -51,8 +51,8 @@ static void rows_of(const rq_signs *s, int64_t part, int64_t *row0, int64_t *row
     *row1 = s->t->n_out * (part + 1) / RQ_SIGN_PARTS;
 }
 
-/* What rows of a part add to the diagonal of J's second derivative by the entries. */
-static void curve_part(void *arg, int64_t part) {
+/* What rows of a part add to J's gradient by the entries, or to the diagonal of its second derivative. */
+static void scatter_part(void *arg, int64_t part) {
     const rq_signs *s = arg;
     const rq_book_task *t = s->t;
     double *sum = s->sum + part * s->n_entry;
@@ -62,13 +62,18 @@ static void curve_part(void *arg, int64_t part) {
     for (int64_t row = row0; row < row1; ++row) {
         for (int64_t i = 0; i < t->n_vec; ++i) {
             double scale = (double)rq_book_factor(t, row, i), *to = sum + entry_of(s, row, i);
-            for (int64_t j = i * t->d; j < rq_min_i64(n, (i + 1) * t->d); ++j)
-                to[j - i * t->d] += s->kept[j] ? 0 : 2 * scale * scale * (double)t->prep->hd[j * (n + 1)];
+            for (int64_t j = i * t->d; j < rq_min_i64(n, (i + 1) * t->d); ++j) {
+                if (s->kept[j]) continue;
+                double g = s->curves ? scale * (double)t->prep->hd[j * (n + 1)] : (double)s->g[row * n + j];
+                to[j - i * t->d] += 2 * scale * (!s->curves && s->sign[row * n + j].latent < 0 ? -g : g);
+            }
         }
     }
 }
 
-static void add_parts(const rq_signs *s, double *out) {
+static void scatter(rq_signs *s, double *out, bool curves) {
+    s->curves = curves;
+    rq_parallel_for(RQ_SIGN_PARTS, scatter_part, s);
     for (int64_t i = 0; i < s->n_entry; ++i) {
         out[i] = 0;
         for (int64_t part = 0; part < RQ_SIGN_PARTS; ++part) out[i] += s->sum[part * s->n_entry + i];
@@ -95,8 +100,7 @@ rq_status rq_signs_new(rq_signs *s, rq_book_task *t) {
         float size = fmaxf(fabsf(t->goal[at]), LEAST_LATENT);
         s->sign[at].latent = negative ? -size : size;
     }
-    rq_parallel_for(RQ_SIGN_PARTS, curve_part, s);
-    add_parts(s, s->curve);
+    scatter(s, s->curve, true);
 done:
     if (status != RQ_OK) rq_signs_free(s);
     return status;
@@ -141,32 +145,12 @@ static void forward_part(void *arg, int64_t part) {
     }
 }
 
-static void slope_part(void *arg, int64_t part) {
-    const rq_signs *s = arg;
-    const rq_book_task *t = s->t;
-    double *sum = s->sum + part * s->n_entry;
-    int64_t row0, row1, n = t->n;
-    rows_of(s, part, &row0, &row1);
-    memset(sum, 0, (size_t)s->n_entry * sizeof *sum);
-    for (int64_t row = row0; row < row1; ++row) {
-        const rq_sign *sign = s->sign + row * n;
-        const float *g = s->g + row * n;
-        for (int64_t i = 0; i < t->n_vec; ++i) {
-            double scale = 2 * (double)rq_book_factor(t, row, i), *to = sum + entry_of(s, row, i);
-            for (int64_t j = i * t->d; j < rq_min_i64(n, (i + 1) * t->d); ++j) {
-                if (!s->kept[j]) to[j - i * t->d] += scale * (double)(sign[j].latent < 0 ? -g[j] : g[j]);
-            }
-        }
-    }
-}
-
 double rq_signs_gradient(rq_signs *s) {
     const rq_book_task *t = s->t;
     double sum = 0;
     rq_parallel_for(RQ_SIGN_PARTS, forward_part, s);
     rq_sgemm(RQ_N, RQ_N, t->n_out, t->n, t->n, 1, s->e, t->n, t->prep->hd, t->n, 0, s->g, t->n);
-    rq_parallel_for(RQ_SIGN_PARTS, slope_part, s);
-    add_parts(s, s->slope);
+    scatter(s, s->slope, false);
     for (int64_t i = 0; i < t->n_out * t->n; ++i) sum += (double)s->e[i] * (double)s->g[i];
     return sum;
 }

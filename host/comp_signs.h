@@ -28,6 +28,7 @@ typedef struct rq_signs {
     float *e, *g;    /* [n_out][n]: Q - goal, (Q - goal) H */
     bool *kept;      /* [n]: outlier columns */
     double *sum;     /* [RQ_SIGN_PARTS][n_entry] */
+    bool curves;     /* which of the two is being summed */
     float rate, threshold;
 } rq_signs;
 enum { RQ_SIGN_PARTS = 8 };

@@ -35,6 +35,13 @@
  *                 vec_len 4: code 4 s + 2 r + h is that of columns 8 q + 4 h .. 8 q + 4 h + 3.
  *                 vec_out (vec_len 8): code 2 s + r is that of rows 8 r .. 8 r + 7 in column c(l) of step s: with l = 8 p + 2 q + e,
  *                 c = 8 q + 2 p + e. ldmatrix.trans then gives each lane its 8 columns of its row, as above.
+ *   W4A8          part p: words 2 i and 2 i + 1 are rows g and g + 8 of step 2 p + i; nibbles 2 c and 2 c + 1 of them columns 4 q + c and
+ *                 16 + 4 q + c of the step. So the even nibbles of both words are registers 0 and 1, the odd ones 2 and 3, of the A fragment
+ *                 of mma.m16n8k32, and of a warp's quarter of wgmma.m64nNk32, with columns in their order: x in shared memory may be a
+ *                 plain matrix.
+ *
+ * W4A8's tiles lie 8 row blocks (128 rows) at a time, which is what the GEMM copies at once: tile (rb, kb) begins at
+ * ((rb / 8 * n_kb + kb) * 8 + rb % 8) * 1024. Row blocks are padded to a multiple of 8.
  *
  * Side data, each array from the next multiple of 256 bytes (rq_tile_layout has the offsets):
  *   scales      GRID: [n_rb][n_group][8][2] fp16: rows 0, 8, 1, 9, ... 7, 15 (rq_tile_grid_place); SSVQ: [n_rb][n_group][16] fp16; VQ the
@@ -43,6 +50,9 @@
  *   book        SSVQ: [n_book][256, or 2^code_bits][vec_len] fp16 or uint8, then [n_rb][n_book] float scales
  *               VQ: [n_book][n_codes][vec_len] fp16 of the first stage, then (book_2) of the second
  *   columns     VQ, where there are any: [n_in] fp16 scales, then [n_in] fp16 biases
+ *   W4A8: scales are [rows] fp32, zero_points [rows] int32 (8 when symmetric, 128 in two levels), rows a multiple of 128;
+ *   levels      in two levels, [n_rb / 8][n_group][8][8][4] uint8: of row block 8 i + b and lanes 4 g ..: step and 128 + base of row g, then of
+ *               row g + 8. So u * step + 128 + base is a byte, 128 above the level.
  *   outliers    SSVQ, VQ: [n_rb][n_outlier][16] int8, then [n_outlier] int32 columns, [n_rb][n_outlier] float scales
  * Rows beyond n_out have scale 0. Several matrices with one x (q, k, v) are stacked to one, row block by row block: that is why
  * what is one number a matrix is here one a row block. */
@@ -51,9 +61,9 @@
 
 #include "rq_base.h"
 
-enum { RQ_TILE_ROWS = 16, RQ_TILE_COLS = 128, RQ_TILE_ALIGN = 256 };
+enum { RQ_TILE_ROWS = 16, RQ_TILE_COLS = 128, RQ_TILE_ALIGN = 256, RQ_TILE_W4A8_BLOCKS = 8 };
 
-typedef enum rq_tile_kind { RQ_TILE_GRID, RQ_TILE_SSVQ, RQ_TILE_VQ } rq_tile_kind;
+typedef enum rq_tile_kind { RQ_TILE_GRID, RQ_TILE_SSVQ, RQ_TILE_VQ, RQ_TILE_W4A8 } rq_tile_kind;
 
 typedef struct rq_tile_layout { /* offsets in bytes from the start of the repacked matrix; filled by rq_tile_plan */
     rq_tile_kind kind;
@@ -64,7 +74,7 @@ typedef struct rq_tile_layout { /* offsets in bytes from the start of the repack
     /* VQ: vectors down the rows; stages; entries of their codebooks; there are scales; there are column scales and biases. */
     int vec_out, n_stage, no_scales, columns;
     int64_t n_codes[2];
-    int64_t group, n_group;
+    int64_t group, n_group;    /* W4A8: both 0 with one level */
     int zeros;                 /* GRID */
     int64_t n_book, book_cols; /* SSVQ, VQ: book_cols a multiple of 128, or n_in */
     int book_u8;               /* magnitudes are uint8 with a scale, not fp16 */
@@ -72,7 +82,8 @@ typedef struct rq_tile_layout { /* offsets in bytes from the start of the repack
     int64_t tile_bytes;
     /* Offsets. VQ's book_2 is where SSVQ has book_scales. */
     int64_t tiles, scales, zero_points, book, book_scales, book_2, columns_at, outliers, outlier_cols, outlier_scales;
-    int64_t bytes; /* of all of it */
+    int64_t levels; /* W4A8 */
+    int64_t bytes;  /* of all of it */
 } rq_tile_layout;
 
 static inline int64_t rq_tile_round(int64_t bytes) {
@@ -92,6 +103,7 @@ static inline int rq_tile_code_bits(int64_t n_codes) { return n_codes <= 256 ? 8
 static inline int64_t rq_tile_bytes_of(const rq_tile_layout *t) {
     const int64_t weights = (int64_t)RQ_TILE_ROWS * RQ_TILE_COLS;
     if (t->kind == RQ_TILE_GRID) return weights * t->bits / 8;
+    if (t->kind == RQ_TILE_W4A8) return weights / 2;
     if (t->kind == RQ_TILE_SSVQ)
         return (weights * t->bits + weights / t->vec_len * rq_tile_high_bits(t->code_bits)) / 8;
     int bits = rq_tile_code_bits(t->n_codes[0]) + (t->n_stage > 1 ? rq_tile_code_bits(t->n_codes[1]) : 0);
@@ -103,12 +115,31 @@ static inline int64_t rq_tile_book_bytes(const rq_tile_layout *t, int stage) {
     return t->kind == RQ_TILE_VQ && stage < t->n_stage ? t->n_book * t->n_codes[stage] * t->vec_len * 2 : 0;
 }
 
+/* Where a tile of W4A8 is, in tiles (and likewise the levels of a group, in 32 bytes); and the rest of rq_tile_plan. */
+static inline int64_t rq_tile_w4a8_place(int64_t rb, int64_t kb, int64_t n_kb) {
+    return (rb / RQ_TILE_W4A8_BLOCKS * n_kb + kb) * RQ_TILE_W4A8_BLOCKS + rb % RQ_TILE_W4A8_BLOCKS;
+}
+static inline void rq_tile_plan_w4a8(rq_tile_layout *t) {
+    int64_t rb = (t->n_rb + RQ_TILE_W4A8_BLOCKS - 1) / RQ_TILE_W4A8_BLOCKS * RQ_TILE_W4A8_BLOCKS;
+    t->tiles = 0;
+    t->scales = rb * t->n_kb * t->tile_bytes;
+    t->zero_points = t->scales + rb * RQ_TILE_ROWS * 4;
+    t->levels = t->zero_points + rb * RQ_TILE_ROWS * 4;
+    t->bytes = t->levels + rb * t->n_group * RQ_TILE_ROWS * 2;
+    t->book = t->book_scales = t->book_2 = t->columns_at = t->bytes;
+    t->outliers = t->outlier_cols = t->outlier_scales = t->bytes;
+}
+
 /* Fills n_rb .. bytes from what is above them, and vec_out .. columns, group, zeros, n_book, book_cols, book_u8, n_outlier. */
 static inline void rq_tile_plan(rq_tile_layout *t) {
     t->n_rb = (t->n_out + RQ_TILE_ROWS - 1) / RQ_TILE_ROWS;
     t->n_kb = (t->n_in + RQ_TILE_COLS - 1) / RQ_TILE_COLS;
-    t->n_group = (t->n_in + t->group - 1) / t->group;
+    t->n_group = t->group ? (t->n_in + t->group - 1) / t->group : 0;
     t->tile_bytes = rq_tile_bytes_of(t);
+    if (t->kind == RQ_TILE_W4A8) {
+        rq_tile_plan_w4a8(t);
+        return;
+    }
     t->tiles = 0;
     t->scales = rq_tile_round(t->n_rb * t->n_kb * t->tile_bytes);
     int64_t per_row = t->n_rb * t->n_group * RQ_TILE_ROWS * 2;

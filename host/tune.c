@@ -15,7 +15,7 @@ void rq_tune_default(rq_tune_opt *o) {
     *o = (rq_tune_opt){.epochs = 2,
                        .lr_scale = 3e-4,
                        .lr_gain = 3e-4,
-                       .lr_book = 0,
+                       .lr_book = 3e-4,
                        .batch = 2,
                        .warmup_frac = 0.1,
                        .max_act_bytes = DEFAULT_ACT_BYTES};

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""test_bench.py BENCH_GEMV: bench_gemv on the CPU: its records, the comparison with an earlier run, exit codes."""
+"""test_bench.py BENCH_GEMV BENCH_GEMM: on the CPU, their records, the comparison with an earlier run, exit codes."""
 import csv
 import json
 import os
@@ -84,11 +84,30 @@ def usage(program, folder):
     expect("dry run", status == 0 and "14336   8192" in text and "8192   7168" in text, text)
 
 
+def gemm(program, folder):
+    out = os.path.join(folder, "gemm.json")
+    for group in ("0", "32"):
+        status, text = run(program, "--shapes", "33x200", "--tokens", "1,7", "--group", group, "--json", out)
+        expect("gemm", status == 0, text)
+        records = load(out)
+        expect("gemm kernels", {(r["kernel"], r["n_tok"]) for r in records} >= {("c", 1), ("c", 7), ("sgemm", 1), ("sgemm", 7)}, records)
+        for r in records:
+            expect("gemm rates", abs(r["gops"] * r["t_med_us"] / (2e-3 * 33 * 200 * r["n_tok"]) - 1) < 1e-4, r)
+            if r["vnni_peak_gops"] and r["kernel"] != "sgemm":
+                expect("share", abs(r["pct_vnni_peak"] * r["vnni_peak_gops"] / (100 * r["gops"]) - 1) < 1e-4, r)
+    for args in (["--tokens", "0"], ["--group", "-1"], ["--shapes", "no-such"], ["--clock", "sun"]):
+        status, text = run(program, *args)
+        expect(f"gemm usage {args}", status == 2 and text, text)
+    status, text = run(program, "--shapes", "8x64", "--group", "40")
+    expect("a group that the format lacks", status == 1 and "multiple of 32" in text, text)
+
+
 def main():
     with tempfile.TemporaryDirectory() as folder:
         records_and_comparison(sys.argv[1], folder)
         vector_codes(sys.argv[1], folder)
         usage(sys.argv[1], folder)
+        gemm(sys.argv[2], folder)
     for line in wrong: print(line)
     print(f"test_bench: {len(wrong)} wrong")
     sys.exit(1 if wrong else 0)

@@ -375,6 +375,7 @@ static void same_bytes_for_any_thread_count(void **state) {
     o.outliers = 2;
     o.cd_sweeps = 2;
     o.refit = 1;
+    o.sign_steps = 12;
     float *want = NULL;
     for (int threads = 1; threads <= 3; ++threads) {
         rq_prep prep;
@@ -583,6 +584,7 @@ static void hard_problems_stay_valid(void **state) {
         if (o.vec_out && bits & 512) o.book_cols = 1 + (int64_t)(bits >> 10 & 7), o.book_order = RQ_BOOK_HDIAG;
         if (round == RQ_ROUND_VQ && (bits >> 13 & 7) == 0) o.codes2 = 16, o.stage_fit = RQ_STAGE_SWEEP;
         o.kmeans_iters = 3;
+        if (round == RQ_ROUND_SSVQ && rq_comp_get(o.comp)->propagates && i % 4 == 0) o.sign_steps = 12;
         check_hard(&p, &o);
         problem_free(&p);
     }

@@ -154,6 +154,30 @@ static void gradients_match_differences(void **state) {
     tiny_free(&z);
 }
 
+/* Signs and codebook that were learned are those of the task; bits of outlier columns are left alone; some signs changed. */
+static void learned_signs_are_the_codes(void **state) {
+    (void)state;
+    enum { M = 5, N = 22 };
+    tiny z;
+    rq_signs s;
+    double was[M * N], sign[M * N], c[K * D];
+    int n_flipped = 0;
+    tiny_new(&z, M, N, 6, 4);
+    signs_and_entries(&z, was, c);
+    assert_int_equal(rq_signs_new(&s, &z.t), RQ_OK);
+    rq_signs_run(&s, 20, 0.4);
+    signs_and_entries(&z, sign, c);
+    for (int i = 0; i < M * N; ++i) {
+        assert_true(sign[i] == (i % N == 6 ? was[i] : s.sign[i].latent < 0 ? -1 : 1));
+        n_flipped += sign[i] != was[i];
+    }
+    assert_true(n_flipped > 5 && n_flipped < M * N / 2 + 20);
+    for (int i = 0; i < K * D; ++i)
+        assert_true(fabs(c[i] - (double)s.entry[i]) <= 0.501 * (double)z.t.book.book_scale[0]);
+    rq_signs_free(&s);
+    tiny_free(&z);
+}
+
 static void freezing_takes_the_majority(void **state) {
     (void)state;
     rq_sign calm = {.latent = 1}, busy = {.latent = 1}, even = {.latent = -1};
@@ -244,7 +268,7 @@ static void learning_never_raises_the_loss(void **state) {
         for (int learns = 0; learns < 2; ++learns) {
             tiny z;
             tiny_new(&z, MAX_M, 19 + trial % 5, trial % 2 ? 3 : -1, (uint64_t)trial);
-            z.opt.refit = 0;
+            z.opt.refit = 6; /* what the rounds after learning bring is brought without it too */
             z.opt.sign_steps = learns ? 25 : 0;
             z.opt.sign_rate = trial % 4 == 3 ? 20 : 0.4;
             assert_int_equal(rq_refine_book(&z.t), RQ_OK);
@@ -259,7 +283,7 @@ static void learning_never_raises_the_loss(void **state) {
         assert_true(loss[1] <= loss[0] * (1 + 1e-6));
         lower += loss[1] < loss[0];
     }
-    assert_true(lower > 30);
+    assert_true(lower > 20);
 }
 
 static void same_bytes_for_any_thread_count(void **state) {
@@ -310,9 +334,10 @@ static int start(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gradients_match_differences),         cmocka_unit_test(freezing_takes_the_majority),
-        cmocka_unit_test(tiny_problems_come_near_the_optimum), cmocka_unit_test(learning_never_raises_the_loss),
-        cmocka_unit_test(same_bytes_for_any_thread_count),     cmocka_unit_test(bad_options_are_refused),
+        cmocka_unit_test(gradients_match_differences),    cmocka_unit_test(learned_signs_are_the_codes),
+        cmocka_unit_test(freezing_takes_the_majority),    cmocka_unit_test(tiny_problems_come_near_the_optimum),
+        cmocka_unit_test(learning_never_raises_the_loss), cmocka_unit_test(same_bytes_for_any_thread_count),
+        cmocka_unit_test(bad_options_are_refused),
     };
     return cmocka_run_group_tests(tests, start, NULL);
 }

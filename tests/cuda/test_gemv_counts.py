@@ -4,7 +4,7 @@ weights with groups of 128, one token: 32-byte sectors of global memory, less wh
 first), at most 1.05 of the bytes of the format; no bank conflict, in these and in all other launches; a tensor-core instruction per 256
 weights, no more. Of SSVQ: no bank conflict when the table of magnitudes, x and sums are read, whatever the codes; the sectors less those of x,
 and of what a block reads once more (the table, x and numbers of outlier columns), at most 1.05. Of VQ the same, and no bank conflict as
-long as a codebook has at most 1024 entries. The standard library only."""
+long as a codebook has at most 1024 entries. Of W4A8 the same as of grid codes, with an instruction per 512 weights. The standard library only."""
 import json
 import os
 import re
@@ -87,9 +87,46 @@ def check_vq():
     expect("vq kinds", seen == set(VQ_LAYERS), seen)
 
 
+def check_w4a8():
+    seen = set()
+    for c in launches_of("gemv_w4a8"):
+        for kind in ("ld", "st"):
+            expect("w4a8: bank conflicts", c[f"shared_{kind}_waves"] == c[f"shared_{kind}_ideal"], c)
+        if c["mma"] != N * N // 512: continue
+        steps, blocks = int(re.search(r"w4a8_tilesILi(\d)E", c["kernel"]).group(1)), c["grid"][0]
+        moved = 32 * (c["ld_sectors"] + c["st_sectors"]) - blocks * N  # a block reads x
+        of_format = N * N // 2 + (N * N // 128 * 2 if steps else 0) + N * 8 + 2 * N + N
+        print(f"w4a8 with {'two levels' if steps else 'one level'}: {moved} bytes moved, {moved / of_format:.4f} of the format's")
+        expect("w4a8: bytes moved", N * N // 2 < moved <= 1.05 * of_format, f"{moved} of {of_format}")
+        seen.add(steps)
+    expect("w4a8 kinds", seen == {0, 4}, seen)
+
+
+def check_w4a8_gemm():
+    """No bank conflict; and of the wgmma kernels in table.json: instructions that can be decoding, per weight, in the main loop."""
+    for c in launches_of("gemm_w4a8"):
+        for kind in ("ld", "st"):
+            expect("w4a8 gemm: bank conflicts", c[f"shared_{kind}_waves"] == c[f"shared_{kind}_ideal"], c)
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "table.json"), encoding="utf-8") as f: table = json.load(f)
+    seen = set()
+    for name, row in table["kernels"].items():
+        found = re.match(r"gemm_w4a8 rq_gemm_w4a8_wgmma<(\d), (\d+), (\d)>", name)
+        if not found: continue
+        loop, steps = row["sm_90a"]["loop"], int(found.group(3))
+        expect(f"{name}: spills", row["sm_90a"]["spill"] == 0, row)
+        per_weight = sum(loop.get(op, 0) for op in ("LOP3", "SHF", "PRMT", "IMAD")) / (16 * max(loop.get("IGMMA", 0), 1))
+        print(f"{name}: {loop.get('IGMMA', 0)} wgmma, {per_weight:.2f} instructions a weight")
+        expect(f"{name}: wgmma", loop.get("IGMMA", 0) >= 4, loop)
+        expect(f"{name}: decoding", per_weight <= {0: 0.5, 4: 1.0, 1: 1.3}[steps], per_weight)
+        seen.add(found.groups())
+    expect("w4a8 gemm kernels", len(seen) == 12, seen)
+
+
 def main():
     seen = set()
     check_vq()
+    check_w4a8()
+    check_w4a8_gemm()
     check_ssvq("gemv_ssvq", 2)
     check_ssvq("gemv_ssvq_s8", 1)
     for c in launches_of("gemv_grid"):

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the SIMD twins of gemm_w4a8.c share; included by them alone. ROWS rows are decoded to bytes for PANEL columns at a time, which stay in
+ * L1 while all tokens pass over them, TILE_TOK at once. The including file has defined, for BLOCK columns at a time:
+ *
+ *   TILE_TOK, BLOCK
+ *   ZERO_ROW(w, row)   what the bytes of a row are above its levels
+ *   unpack_row(to, w, row, j, n_block)   n_block blocks of bytes of a row from column j on; past n_in they may be anything, since
+ *                      activations are 0 there
+ *   tile(sum, bytes, x, pitch, n_block, n)   sum[t * ROWS + r] += the products of ROWS rows of PANEL bytes with n tokens */
+
+/* x->pitch is a multiple of both blocks, so that the last block of a row needs no care. */
+enum { ROWS = 4, PANEL = 4096, TOKENS = 256 };
+RQ_STATIC_ASSERT(PANEL % BLOCK == 0 && RQ_ACT8_ALIGN % BLOCK == 0,
+                 "blocks do not straddle panels, nor leave rows of x");
+
+/* y of ROWS rows (or the first n_rows of them) and one token. */
+INLINE void finish_token(float *y, const int32_t *sum, __m128i zero, __m128 scale, float x_scale, int32_t x_sum,
+                         int64_t n_rows) {
+    const __m128i acc =
+        _mm_sub_epi32(_mm_loadu_si128((const __m128i *)sum), _mm_mullo_epi32(zero, _mm_set1_epi32(x_sum)));
+    const __m128 v = _mm_mul_ps(_mm_mul_ps(_mm_cvtepi32_ps(acc), scale), _mm_set1_ps(x_scale));
+    if (n_rows >= ROWS) {
+        _mm_storeu_ps(y, v);
+    } else {
+        float all[ROWS];
+        _mm_storeu_ps(all, v);
+        memcpy(y, all, (size_t)n_rows * sizeof *y);
+    }
+}
+
+/* Rows row .. row + ROWS - 1 of the call's; beyond its last row the last one again, whose result is not stored. */
+static void some_rows(float *y, const rq_w4a8 *w, const rq_act8 *x, int64_t tok0, int64_t n_tok, int64_t row,
+                      int64_t last) {
+    _Alignas(64) uint8_t bytes[ROWS * PANEL];
+    int32_t sum[TOKENS * ROWS];
+    int64_t rows[ROWS];
+    int32_t zero[ROWS];
+    float scale[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+        rows[r] = row + r < last ? row + r : last;
+        zero[r] = ZERO_ROW(w, rows[r]);
+        scale[r] = w->scale[rows[r]];
+    }
+    memset(sum, 0, (size_t)(n_tok * ROWS) * sizeof *sum);
+    for (int64_t p = 0; p < w->n_in; p += PANEL) {
+        const int64_t left = w->n_in - p, n_block = ((left < PANEL ? left : PANEL) + BLOCK - 1) / BLOCK;
+        for (int r = 0; r < ROWS; ++r) unpack_row(bytes + r * PANEL, w, rows[r], p, n_block);
+        for (int64_t t = 0; t < n_tok; t += TILE_TOK) {
+            const int8_t *from = x->q + (tok0 + t) * x->pitch + p;
+            tile(sum + t * ROWS, bytes, from, x->pitch, n_block, n_tok - t < TILE_TOK ? (int)(n_tok - t) : TILE_TOK);
+        }
+    }
+    const __m128i zeros = _mm_loadu_si128((const __m128i *)zero);
+    const __m128 scales = _mm_loadu_ps(scale);
+    for (int64_t t = 0; t < n_tok; ++t) {
+        finish_token(y + (tok0 + t) * w->n_out + row, sum + t * ROWS, zeros, scales, x->scale[tok0 + t],
+                     x->sum[tok0 + t], last - row + 1);
+    }
+}
+
+INLINE void gemm_rows(float *y, const rq_w4a8 *w, const rq_act8 *x, int64_t tok0, int64_t n_tok, int64_t row0,
+                      int64_t n_rows) {
+    for (int64_t t = tok0; t < tok0 + n_tok; t += TOKENS) {
+        const int64_t left = tok0 + n_tok - t;
+        for (int64_t r = row0; r < row0 + n_rows; r += ROWS)
+            some_rows(y, w, x, t, left < TOKENS ? left : TOKENS, r, row0 + n_rows - 1);
+    }
+}
+
+/* u * step for the 16 codes of a group, by step. */
+#define STEP(s)                                                                                                        \
+    { 0, s, 2 * s, 3 * s, 4 * s, 5 * s, 6 * s, 7 * s, 8 * s, 9 * s, 10 * s, 11 * s, 12 * s, 13 * s, 14 * s, 15 * s }
+static const uint8_t multiples[RQ_W4A8_MAX_STEP + 1][16] = {STEP(0),  STEP(1),  STEP(2),  STEP(3),  STEP(4),  STEP(5),
+                                                            STEP(6),  STEP(7),  STEP(8),  STEP(9),  STEP(10), STEP(11),
+                                                            STEP(12), STEP(13), STEP(14), STEP(15), STEP(16), STEP(17)};
+#undef STEP
+
+/* The tables of a row's groups, one after the other: bytes of the 16 codes of the group that column j is in. Asked for ascending j, at most
+ * one group further each time. */
+typedef struct tables {
+    const uint8_t *step;
+    const int8_t *base;
+    int64_t group, next; /* next: the column where the group after this one begins */
+    __m128i now;
+    char offset;
+} tables;
+
+INLINE __m128i table_of(const tables *t) {
+    return _mm_add_epi8(_mm_loadu_si128((const __m128i *)multiples[*t->step]),
+                        _mm_set1_epi8((char)(*t->base + t->offset)));
+}
+
+INLINE tables tables_at(const rq_w4a8 *w, int64_t row, int64_t j, char offset) {
+    const int64_t k = j / w->group, at = row * w->n_group + k;
+    tables t = {w->step + at, w->base + at, w->group, (k + 1) * w->group, _mm_setzero_si128(), offset};
+    t.now = table_of(&t);
+    return t;
+}
+
+INLINE __m128i tables_next(tables *t, int64_t j) {
+    if (j >= t->next) {
+        ++t->step, ++t->base;
+        t->next += t->group;
+        t->now = table_of(t);
+    }
+    return t->now;
+}
