@@ -216,6 +216,9 @@ rq_status rq_quantize_matrix(rq_quant_result *r, const float *w, int64_t n_out, 
 
 /* ---- pieces, for quantize_matrix and tests ---- */
 
+/* order[n]: indices by falling value, equal ones as they come. */
+rq_status rq_order_falling(int32_t *order, const double *value, int64_t n);
+
 /* QuantEase coordinate descent and scale refit on the objective tr((Q - W*) Hd (Q - W*)^T), all in stored order: target
  * [n_out][n], codes [n_out][n], scale and zero [n_out][n_group], and for a rounder with find_row() step, NULL for the grid: then all
  * groups of a row have one scale, and step and zero are fitted too where there are groups. Nothing raises the objective (fp32 rounding

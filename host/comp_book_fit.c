@@ -21,33 +21,25 @@ void rq_book_free(rq_book *b) {
     *b = (rq_book){0};
 }
 
-typedef struct sort_key {
-    float value;
-    int32_t index;
-} sort_key;
-
-static int by_value_descending(const void *a, const void *b) {
-    const sort_key *x = a, *y = b;
-    if (x->value != y->value) return x->value > y->value ? -1 : 1;
-    return x->index < y->index ? -1 : 1;
-}
-
 /* Equal groups of columns by falling H_jj (VPTQ): a codebook of its own for the columns whose errors cost most. Outlier columns need
  * none. */
 static rq_status order_books(rq_book_task *t) {
     rq_status status = RQ_OK;
     rq_book *b = &t->book;
     const rq_prep *p = t->prep;
-    sort_key *key = NULL;
+    double *value = NULL;
+    int32_t *order = NULL;
     RQ_TRY(RQ_NEW_ZERO(b->book_of, t->n));
-    RQ_TRY(RQ_NEW(key, t->n));
-    for (int64_t j = 0; j < t->n; ++j) key[j] = (sort_key){p->hdiag[j], (int32_t)j};
-    for (int o = 0; o < p->n_outlier; ++o) key[p->outlier_col[o]].value = INFINITY;
-    qsort(key, (size_t)t->n, sizeof *key, by_value_descending);
+    RQ_TRY(RQ_NEW(value, t->n));
+    RQ_TRY(RQ_NEW(order, t->n));
+    for (int64_t j = 0; j < t->n; ++j) value[j] = (double)p->hdiag[j];
+    for (int o = 0; o < p->n_outlier; ++o) value[p->outlier_col[o]] = INFINITY;
+    RQ_TRY(rq_order_falling(order, value, t->n));
     for (int64_t i = p->n_outlier; i < t->n; ++i)
-        b->book_of[key[i].index] = (uint8_t)((i - p->n_outlier) * b->n_book / (t->n - p->n_outlier));
+        b->book_of[order[i]] = (uint8_t)((i - p->n_outlier) * b->n_book / (t->n - p->n_outlier));
 done:
-    free(key);
+    free(value);
+    free(order);
     return status;
 }
 

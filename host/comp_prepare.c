@@ -62,18 +62,25 @@ static int by_value_descending(const void *a, const void *b) {
     return x->index < y->index ? -1 : 1;
 }
 
+rq_status rq_order_falling(int32_t *order, const double *value, int64_t n) {
+    sort_key *key;
+    rq_status status = RQ_NEW(key, n);
+    if (status != RQ_OK) return status;
+    for (int64_t i = 0; i < n; ++i) key[i] = (sort_key){value[i], (int32_t)i};
+    qsort(key, (size_t)n, sizeof *key, by_value_descending);
+    for (int64_t i = 0; i < n; ++i) order[i] = key[i].index;
+    free(key);
+    return RQ_OK;
+}
+
 static rq_status sweep_order(rq_prep *p, const double *h, bool act_order) {
     rq_status status = RQ_OK;
-    sort_key *key = NULL;
-    RQ_TRY(RQ_NEW(key, p->n));
-    for (int64_t j = 0; j < p->n; ++j) {
-        key[j].value = act_order ? (p->dead[j] ? 1.0 : h[j * p->n + j]) : 0;
-        key[j].index = (int32_t)j;
-    }
-    if (act_order) qsort(key, (size_t)p->n, sizeof *key, by_value_descending);
-    for (int64_t j = 0; j < p->n; ++j) p->perm[j] = key[j].index;
+    double *value = NULL;
+    RQ_TRY(RQ_NEW_ZERO(value, p->n));
+    for (int64_t j = 0; j < p->n && act_order; ++j) value[j] = p->dead[j] ? 1.0 : h[j * p->n + j];
+    RQ_TRY(rq_order_falling(p->perm, value, p->n));
 done:
-    free(key);
+    free(value);
     return status;
 }
 
