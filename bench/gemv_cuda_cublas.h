@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The baseline: the same shape in fp16 through cuBLAS, cold: cublasGemmEx as it comes, and the fastest of the first 8 algorithms
- * that cuBLASLt suggests for this shape and number of tokens. The better of the two counts. One result is checked. */
+/* The baselines: the same shape in fp16, or in int8 with int32 results, through cuBLAS, cold: cublasGemmEx as it comes, and the fastest of the
+ * first 8 algorithms that cuBLASLt suggests for this shape and number of tokens. The better of the two counts. One result is checked. */
 #ifndef BENCH_GEMV_CUDA_CUBLAS_H
 #define BENCH_GEMV_CUDA_CUBLAS_H
 #include <cublasLt.h>
@@ -20,13 +20,14 @@
 class gemv_cublas {
   public:
     /* y (n_out x tokens, by columns) = W^T x, W being n_in x n_out by columns: the rows of the layer. */
-    gemv_cublas(int64_t n_out, int64_t n_in, int most_tok, size_t copies, size_t most, cudaStream_t stream)
-        : n_out_(n_out), n_in_(n_in), stream_(stream) {
-        bytes_ = ((size_t)(n_out * n_in) * 2 + 255) / 256 * 256;
+    gemv_cublas(int64_t n_out, int64_t n_in, int most_tok, size_t copies, size_t most, cudaStream_t stream,
+                bool s8 = false)
+        : n_out_(n_out), n_in_(n_in), s8_(s8), stream_(stream) {
+        bytes_ = ((size_t)(n_out * n_in) * in_bytes() + 255) / 256 * 256;
         n_copies_ = (int)std::max<size_t>(1, std::min<size_t>({copies / bytes_ + 1, most / bytes_, 4096}));
         w_ = random(bytes_ * n_copies_, 11);
-        x_ = random((size_t)n_in * most_tok * 2 + 256, 12);
-        BENCH_CUDA(cudaMalloc(&y_, (size_t)n_out * most_tok * 2));
+        x_ = random((size_t)n_in * most_tok * in_bytes() + 256, 12);
+        BENCH_CUDA(cudaMalloc(&y_, (size_t)n_out * most_tok * out_bytes()));
         BENCH_CUDA(cudaMalloc(&workspace_, WORKSPACE));
         BENCH_CUBLAS(cublasCreate(&blas_));
         BENCH_CUBLAS(cublasSetStream(blas_, stream));
@@ -48,13 +49,13 @@ class gemv_cublas {
     /* seconds 0: a rehearsal. */
     answer run(int n_tok, double seconds) {
         answer a;
-        matmul m(n_out_, n_in_, n_tok);
-        BENCH_CUDA(cudaMemsetAsync(y_, 0xff, (size_t)(n_out_ * n_tok) * 2, stream_));
+        matmul m(n_out_, n_in_, n_tok, s8_);
+        BENCH_CUDA(cudaMemsetAsync(y_, 0xff, (size_t)(n_out_ * n_tok) * out_bytes(), stream_));
         gemm(n_tok, 0);
         a.ok = right(n_tok);
         const std::vector<cublasLtMatmulHeuristicResult_t> algos = suggestions(m);
         if (!algos.empty()) {
-            BENCH_CUDA(cudaMemsetAsync(y_, 0xff, (size_t)(n_out_ * n_tok) * 2, stream_));
+            BENCH_CUDA(cudaMemsetAsync(y_, 0xff, (size_t)(n_out_ * n_tok) * out_bytes(), stream_));
             lt(m, algos[0], 0);
             a.ok = a.ok && right(n_tok);
         }
@@ -74,13 +75,15 @@ class gemv_cublas {
     struct matmul { /* what cuBLASLt wants to know of a product */
         cublasLtMatmulDesc_t op = nullptr;
         cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;
-        matmul(int64_t n_out, int64_t n_in, int n_tok) {
+        matmul(int64_t n_out, int64_t n_in, int n_tok, bool s8) {
             const cublasOperation_t turned = CUBLAS_OP_T;
-            BENCH_CUBLAS(cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+            const cudaDataType_t in = s8 ? CUDA_R_8I : CUDA_R_16F, out = s8 ? CUDA_R_32I : CUDA_R_16F;
+            BENCH_CUBLAS(cublasLtMatmulDescCreate(&op, s8 ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F,
+                                                  s8 ? CUDA_R_32I : CUDA_R_32F));
             BENCH_CUBLAS(cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &turned, sizeof turned));
-            BENCH_CUBLAS(cublasLtMatrixLayoutCreate(&w, CUDA_R_16F, n_in, n_out, n_in));
-            BENCH_CUBLAS(cublasLtMatrixLayoutCreate(&x, CUDA_R_16F, n_in, n_tok, n_in));
-            BENCH_CUBLAS(cublasLtMatrixLayoutCreate(&y, CUDA_R_16F, n_out, n_tok, n_out));
+            BENCH_CUBLAS(cublasLtMatrixLayoutCreate(&w, in, n_in, n_out, n_in));
+            BENCH_CUBLAS(cublasLtMatrixLayoutCreate(&x, in, n_in, n_tok, n_in));
+            BENCH_CUBLAS(cublasLtMatrixLayoutCreate(&y, out, n_out, n_tok, n_out));
         }
         ~matmul() {
             cublasLtMatrixLayoutDestroy(w);
@@ -92,6 +95,7 @@ class gemv_cublas {
         matmul &operator=(const matmul &) = delete;
     };
     int64_t n_out_, n_in_;
+    bool s8_;
     cudaStream_t stream_;
     size_t bytes_ = 0;
     int n_copies_ = 1;
@@ -99,26 +103,34 @@ class gemv_cublas {
     cublasHandle_t blas_ = nullptr;
     cublasLtHandle_t lt_ = nullptr;
 
+    size_t in_bytes() const { return s8_ ? 1 : 2; }
+    size_t out_bytes() const { return s8_ ? 4 : 2; }
+    /* 1 and 0, as the type of the sums wants them. */
+    const void *factor(bool one) const {
+        static const float f[2] = {0, 1};
+        static const int32_t i[2] = {0, 1};
+        return s8_ ? (const void *)&i[one] : (const void *)&f[one];
+    }
     void *random(size_t bytes, uint32_t seed) const {
         void *p = nullptr;
         BENCH_CUDA(cudaMalloc(&p, bytes));
         const size_t words = bytes / 4;
         fill<<<(unsigned)std::min<size_t>(4096, words / 256 + 1), STREAM_THREADS, 0, stream_>>>((uint32_t *)p, words,
-                                                                                                seed, true);
+                                                                                                seed, !s8_);
         BENCH_CUDA(cudaGetLastError());
         return p;
     }
     const void *copy(int i) const { return (const char *)w_ + (size_t)(i % n_copies_) * bytes_; }
     void gemm(int n_tok, int i) {
-        const float one = 1, zero = 0;
         const int m = (int)n_out_, k = (int)n_in_;
-        BENCH_CUBLAS(cublasGemmEx(blas_, CUBLAS_OP_T, CUBLAS_OP_N, m, n_tok, k, &one, copy(i), CUDA_R_16F, k, x_,
-                                  CUDA_R_16F, k, &zero, y_, CUDA_R_16F, m, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+        const cudaDataType_t in = s8_ ? CUDA_R_8I : CUDA_R_16F, out = s8_ ? CUDA_R_32I : CUDA_R_16F;
+        BENCH_CUBLAS(cublasGemmEx(blas_, CUBLAS_OP_T, CUBLAS_OP_N, m, n_tok, k, factor(true), copy(i), in, k, x_, in, k,
+                                  factor(false), y_, out, m, s8_ ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F,
+                                  CUBLAS_GEMM_DEFAULT));
     }
     void lt(const matmul &m, const cublasLtMatmulHeuristicResult_t &algo, int i) {
-        const float one = 1, zero = 0;
-        BENCH_CUBLAS(cublasLtMatmul(lt_, m.op, &one, copy(i), m.w, x_, m.x, &zero, y_, m.y, y_, m.y, &algo.algo,
-                                    workspace_, WORKSPACE, stream_));
+        BENCH_CUBLAS(cublasLtMatmul(lt_, m.op, factor(true), copy(i), m.w, x_, m.x, factor(false), y_, m.y, y_, m.y,
+                                    &algo.algo, workspace_, WORKSPACE, stream_));
     }
     /* Empty where it has none, as for odd numbers of inputs. */
     std::vector<cublasLtMatmulHeuristicResult_t> suggestions(const matmul &m) const {
@@ -136,7 +148,19 @@ class gemv_cublas {
         return found;
     }
     /* The last output of the last token. */
-    bool right(int n_tok) const {
+    bool right(int n_tok) const { return s8_ ? right_s8(n_tok) : right_f16(n_tok); }
+    bool right_s8(int n_tok) const {
+        std::vector<int8_t> w((size_t)n_in_), x((size_t)n_in_);
+        int32_t got = 0;
+        BENCH_CUDA(cudaStreamSynchronize(stream_));
+        BENCH_CUDA(cudaMemcpy(w.data(), (const int8_t *)w_ + (n_out_ - 1) * n_in_, w.size(), cudaMemcpyDeviceToHost));
+        BENCH_CUDA(cudaMemcpy(x.data(), (const int8_t *)x_ + (n_tok - 1) * n_in_, x.size(), cudaMemcpyDeviceToHost));
+        BENCH_CUDA(cudaMemcpy(&got, (const int32_t *)y_ + n_tok * n_out_ - 1, 4, cudaMemcpyDeviceToHost));
+        int64_t sum = 0;
+        for (size_t j = 0; j < w.size(); ++j) sum += w[j] * x[j];
+        return got == sum;
+    }
+    bool right_f16(int n_tok) const {
         std::vector<uint16_t> w((size_t)n_in_), x((size_t)n_in_);
         rq_f16 got = {0};
         BENCH_CUDA(cudaStreamSynchronize(stream_));

@@ -240,7 +240,7 @@ static void test_refusals(void) {
     d = good, d.book_u8 = 0, expect_refused(d, "byte magnitudes");
     d = good, d.code_bits = 9, expect_refused(d, "at most 256 entries");
     d = good, d.n_in = d.group = d.book_cols = 65537, expect_refused(d, "65536");
-    d = good, d.kind = RQ_TILE_GRID, expect_refused(d, "SSVQ weights only");
+    d = good, d.kind = RQ_TILE_GRID, expect_refused(d, "SSVQ and W4A8 weights only");
     rq_cuda_gemv_plan plan;
     rq_cuda_gemv_args a = {};
     EXPECT_EQ(rq_cuda_gemv_make_plan(&plan, &good), RQ_OK);

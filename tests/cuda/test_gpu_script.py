@@ -130,7 +130,7 @@ def real(build):
     status, text, r = run(build, "--sim", "--only", "test,compare,bench", "--tests", "^(gemm_s8|mixed)$", "--seconds", "150",
                           env={"RQ_SMALL": "1"})
     expect("two tests", status == 0 and r["comparison"]["ok"] and r["comparison"]["files"] == 2, text)
-    expect("benches", all(r["benches"][b]["status"] == 0 for b in ("bench_ceilings", "bench_gemv")), text)
+    expect("benches", all(r["benches"][b]["status"] == 0 for b in ("bench_ceilings", "bench_gemv", "bench_gemm")), text)
 
 
 def main():
