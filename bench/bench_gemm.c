@@ -101,7 +101,7 @@ static rq_status check(job *j) {
     for (int64_t r = 0; r < w->n_out; r += stride) {
         rq_gemm_w4a8_c(j->want, w, &j->x, 0, j->n_tok, r, 1);
         for (int64_t t = 0; t < j->n_tok; ++t) {
-            if (memcmp(&j->want[t * w->n_out + r], &j->y[t * w->n_out + r], sizeof *j->y) != 0) {
+            if (rq_f32_bits(j->want[t * w->n_out + r]) != rq_f32_bits(j->y[t * w->n_out + r])) {
                 return rq_fail(RQ_ERR_NUMERIC, "%s: token %lld, row %lld is %g instead of %g", j->kernel->impl,
                                (long long)t, (long long)r, (double)j->y[t * w->n_out + r],
                                (double)j->want[t * w->n_out + r]);

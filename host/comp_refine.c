@@ -242,7 +242,8 @@ typedef struct level_loss {
 static bool best_move(const level_loss *l, float step, float base, float *d_best, float *e_best) {
     double best = 0;
     if (!(l->h11 > 0)) return false;
-    for (float d = -2; d <= 2; ++d) {
+    for (int i = -2; i <= 2; ++i) {
+        const float d = (float)i;
         if (step + d < 1 || step + d > RQ_W4A8_MAX_STEP) continue;
         float to = base + (float)rint(-(l->g1 / l->scale + (double)d * l->u1) / l->h11), most = 127 - 15 * (step + d);
         to = to < -128 ? -128 : to > most ? most : to;

@@ -29,8 +29,15 @@ INLINE void unpack_row(uint8_t *to, const rq_w4a8 *w, int64_t row, int64_t j, in
         return;
     }
     tables t = tables_at(w, row, j, -128);
-    for (int64_t b = 0; b < n_block;
-         ++b, j += BLOCK, from += BLOCK / 2, n -= BLOCK / 2) { /* groups are multiples of 32 */
+    if (w->group % BLOCK == 0) {
+        __m512i table = _mm512_broadcast_i32x4(t.now);
+        for (int64_t b = 0; b < n_block; ++b, j += BLOCK, from += BLOCK / 2, n -= BLOCK / 2) {
+            if (j >= t.next) table = _mm512_broadcast_i32x4(tables_next(&t, j));
+            _mm512_store_si512(to + b * BLOCK, _mm512_shuffle_epi8(table, codes_of(from, n)));
+        }
+        return;
+    }
+    for (int64_t b = 0; b < n_block; ++b, j += BLOCK, from += BLOCK / 2, n -= BLOCK / 2) { /* multiples of 32: halves */
         const __m256i low = _mm256_broadcastsi128_si256(tables_next(&t, j));
         const __m256i high = j + 32 < w->n_in ? _mm256_broadcastsi128_si256(tables_next(&t, j + 32)) : low;
         const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);

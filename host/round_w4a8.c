@@ -87,7 +87,8 @@ static void two_levels(const rq_quant_opt *o, const float *x, const float *wt, i
                        float *zero, float *step) {
     const bool search = o->clip == RQ_CLIP_MSE;
     const int steps = !search ? 1 : o->clip_steps < 16 ? o->clip_steps : 16;
-    float v[RQ_W4A8_MAX_GROUP], most = 0, best_scale = 1.0f, best_error = INFINITY;
+    float v[RQ_W4A8_MAX_GROUP], most = 0, best_scale = 1.0f;
+    double best_error = INFINITY;
     for (int64_t j = 0; j < n; ++j) most = fabsf(x[j]) > most ? fabsf(x[j]) : most;
     if (!(most >= 1e-30f)) most = 1.0f; /* a row of zeros: any scale, base 0 of step 1 is among the bases */
     for (int pass = 0; pass <= steps;
@@ -95,13 +96,13 @@ static void two_levels(const rq_quant_opt *o, const float *x, const float *wt, i
         const bool last = pass == steps;
         const float s = last ? best_scale : (float)((1.0 - 0.5 * pass / steps) * (double)most / PROTECTED);
         const float inv = 1.0f / s;
-        float error = 0;
+        double error = 0;
         for (int64_t g = 0, c = 0; c < n; ++g, c += group) {
             const int64_t len = rq_min_i64(group, n - c);
             for (int64_t j = 0; j < len; ++j) v[j] = x[c + j] * inv;
             group_grid grid = find_group(v, wt + c, len, !search ? 0 : last ? RQ_W4A8_MAX_STEP : NEAR);
             if (last && search) climb(&grid, v, wt + c, len);
-            error += grid.error * (s * s);
+            error += (double)grid.error * (double)s * (double)s;
             if (!last) continue;
             scale[g] = s;
             step[g] = grid.step;

@@ -38,7 +38,7 @@ static rq_status change_tensor(changes *c, const rq_model *m, const char *name, 
 static rq_status change_scales(changes *c, const rq_model *m, const rq_linear *l) {
     char name[NAME_BYTES];
     const rq_packed *p = l->packed;
-    if (!p) return RQ_OK;
+    if (!p || p->format == RQ_FORMAT_W4A8) return RQ_OK; /* those scales are not trained */
     const rq_grid *g = p->format == RQ_FORMAT_GRID ? &p->u.grid : NULL;
     const void *now = g ? (g->scale_f16 ? (const void *)g->scale_f16 : (const void *)g->scale_f32)
                       : p->format == RQ_FORMAT_SSVQ ? p->u.ssvq.scale

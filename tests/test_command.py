@@ -261,6 +261,11 @@ def test_w4a8():
     formats = [t["format"] for t in run_json("inspect", path("w4-mixed"))["tensors"] if "format" in t]
     assert sorted(formats) == ["grid"] * 2 + ["w4a8"] * 12
     run_json("eval", path("w4-mixed"), "--text", text)
+    run("tune", path("w4-mixed"), path("w4-tuned"), "--ref", tiny(), "--calib", calib, "--epochs", 1, "--holdout", 0, "--progress", "none")
+    before, after = (load(os.path.join(path(o), "model.safetensors"))[0] for o in ("w4-mixed", "w4-tuned"))
+    changed = {k.split(".")[-2] for k in before if after[k] != before[k] and "proj" in k}
+    assert changed == {"k_proj"}, changed  # tune leaves these scales alone
+    assert "scales" in sentence(run("tune", path("w4-two"), path("w4-no"), "--ref", tiny(), "--calib", calib, "--epochs", 1, "--holdout", 0, code=2))
     assert "multiple" in sentence(run("quantize", tiny(), path("w4-bad"), "--round", "w4a8", "--group", 20, "--calib", calib, code=2))
     return ", ".join(f"{k} {v:.4f}" for k, v in kld.items())
 

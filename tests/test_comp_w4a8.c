@@ -132,7 +132,10 @@ static void odd_rows(void **state) {
             for (int64_t i = 0; i < l.m * l.n; ++i) assert_true(isfinite(r.q[i]));
             for (int64_t j = 0; j < l.n; ++j) {
                 assert_true(r.q[j] == 0 || comp == RQ_COMP_QEP);
-                if (comp == RQ_COMP_RTN && group) assert_true(fabsf(r.q[l.n + j] - 0.25f) < 0.002f);
+                if (comp != RQ_COMP_RTN || !group) continue;
+                assert_true(fabsf(r.q[l.n + j] - 0.25f) < 0.002f);
+                assert_true(fabsf(r.q[2 * l.n + j] - l.w[2 * l.n + j]) < 0.01e30f);
+                assert_true(fabsf(r.q[3 * l.n + j] - l.w[3 * l.n + j]) < 0.01e-25f);
             }
             rq_quant_result_free(&r);
         }
