@@ -426,15 +426,15 @@ static rq_status check_options(const rq_tune_opt *o, int64_t n_windows) {
 }
 
 rq_status rq_tune(rq_model *m, const rq_model *ref, const int32_t *ids, int64_t n_windows, int64_t seq_len,
-                  const rq_tune_opt *given, rq_tune_result *r) {
+                  const rq_tune_opt *opt, rq_tune_result *r) {
     rq_status status = RQ_OK;
-    rq_tune_opt filled = *given;
-    const rq_tune_opt *opt = &filled;
+    rq_tune_opt filled = *opt;
     tune_run run = {.opt = opt, .r = r, .n_train = n_windows - opt->n_holdout};
     double started = rq_seconds();
     memset(r, 0, sizeof *r);
     r->train_before = r->train_after = r->holdout_before = r->holdout_after = NAN;
     rq_tune_rates(&filled, m);
+    opt = run.opt = &filled;
     RQ_TRY(check_options(opt, n_windows));
     RQ_TRY(rq_tuner_new(&run.t, m, ref, ids, n_windows, seq_len, opt->batch, opt->max_act_bytes));
     run.t->train_books = opt->lr_book > 0;

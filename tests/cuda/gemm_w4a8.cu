@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CUDA GEMM on W4A8 (cuda/gemm_w4a8*.cu), both kernels: the bits of the definition, whatever the shape, the groups and the cut of
- * the columns. Every combination of step, base and code, and the dispatcher's choice. Libraries: requite. Targets: sm_80 sm_90a. In
- * table.json. */
+ * the columns. Every combination of step, base and code, and the dispatcher's choice. Libraries: requite. Targets: sm_80 sm_90a.
+ * In table.json. */
 #include "w4a8_case.h"
 
 static void test(const w4a8_problem *p, rq_cuda_gemm_wish wish) {
