@@ -8,7 +8,7 @@ usage: plot_quality.py [--record bench/results/smollm2-135m-codebooks-2026-11-22
 A run's name says where it goes: `size.NAME` is a point of NAME's curve, `comp.ROUNDER.COMPENSATOR` a cell of the table of compensators,
 `without.REFINEMENT` a row of what one refinement is worth (beside `without.nothing`), `best.NAME` a row of the best. The plot needs
 matplotlib (PyPI); the table nothing."""
-import argparse, json, os
+import argparse, io, json, os
 
 TEXTS = [("wiki16x512", "wiki"), ("jargon8x512", "jargon")]
 COMPENSATORS = ["rtn", "gptq", "gptaq", "rescomp", "qep"]
@@ -123,7 +123,10 @@ def plot(record, llama, path):
         axis.grid(True, which="both", linewidth=0.3)
         axis.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    with open(path, "w") as f:
+        f.write("".join(line.rstrip() + "\n" for line in drawn.getvalue().splitlines()))
 
 
 def main():
