@@ -3,15 +3,15 @@
 """llama.cpp's own quantization types on the same model, calibration windows and evaluation texts as ours.
 
 usage: llama_points.py --model MODEL.gguf --llama FOLDER --calib IDS.safetensors --text NAME=FILE [--text ...] --out RESULTS.json
-                       [--types Q2_K,Q3_K_S,...] [--requite build/cpu/bin/requite] [--work FOLDER]
+                       --tokenizer tokenizer.json [--types Q2_K,Q3_K_S,...] [--requite build/cpu/bin/requite] [--work FOLDER]
 
 FOLDER holds llama-imatrix and llama-quantize (built from the sources in the package llama-cpp-python). The calibration ids are
 written out as text, an importance matrix is made from them, and the model is quantized to each type with it. Every file is then
 dequantized to F32 by llama-quantize, and that is what `requite eval` measures: so all figures come from one evaluation. Embedding and
-head are kept in F16. What the work folder and RESULTS.json hold already is kept. Bits per weight are of the block matrices alone, from their sizes in the quantized file. Needs: numpy, gguf,
-tokenizers (PyPI)."""
+head are kept in F16. What the work folder and RESULTS.json hold already is kept. Bits per weight are of the block matrices alone, from their sizes in the quantized file. Needs: gguf, numpy,
+safetensors, tokenizers (PyPI)."""
 import argparse, json, os, subprocess
-import gguf, numpy, tokenizers
+import gguf, safetensors.numpy, tokenizers
 
 TYPES = "IQ1_M,IQ2_XXS,IQ2_S,Q2_K,IQ3_XXS,Q3_K_S,IQ3_M,Q3_K_M,IQ4_XS,Q4_K_S,Q4_K_M"
 
@@ -24,10 +24,7 @@ def shell(*words, **more):
 
 
 def window_text(path, tokenizer):
-    with open(path, "rb") as f:
-        size = int.from_bytes(f.read(8), "little")
-        (entry,) = [v for k, v in json.loads(f.read(size)).items() if k != "__metadata__"]
-        ids = numpy.frombuffer(f.read(), dtype="<i4" if entry["dtype"] == "I32" else "<i8").reshape(entry["shape"])
+    (ids,) = safetensors.numpy.load_file(path).values()
     return "".join(tokenizer.decode(row.tolist(), skip_special_tokens=False) for row in ids)
 
 

@@ -41,6 +41,19 @@ static rq_tune_opt small_options(watch *w) {
 
 enum { WINDOWS = 10, SEQ = 24 };
 
+/* Rates that were not given go by what the weights are; those that were stay, 0 among them. */
+static void check_rates(const rq_model *m, double scale_and_gain) {
+    rq_tune_opt o;
+    rq_tune_default(&o);
+    rq_tune_rates(&o, m);
+    assert_true(o.lr_scale == scale_and_gain && o.lr_gain == scale_and_gain && o.lr_book == 3e-3);
+    o.lr_scale = 0;
+    o.lr_gain = 0.5;
+    o.lr_book = 0.25;
+    rq_tune_rates(&o, m);
+    assert_true(o.lr_scale == 0 && o.lr_gain == 0.5 && o.lr_book == 0.25);
+}
+
 static double eval_kl(const fixture *f, const int32_t *ids, int64_t n) {
     rq_eval_result e;
     assert_ok(rq_eval(f->m, f->ref, ids, n, SEQ, NULL, &e));
@@ -71,6 +84,7 @@ static void test_run(void **state) {
         fixture_open(&f, "tied", rotated ? "hadamard" : NULL);
         fill_ids(ids, WINDOWS * SEQ, 8);
         rq_tune_opt o = small_options(&w);
+        check_rates(f.m, 3e-4);
         double before = eval_kl(&f, ids, 7), held_before = eval_kl(&f, ids + 7 * SEQ, 3);
         assert_ok(rq_tune(f.m, f.ref, ids, WINDOWS, SEQ, &o, &r));
         assert_int_equal(r.n_train, 7);
@@ -388,6 +402,7 @@ static void test_books(void **state) {
         assert_ok(rq_model_open(&ref, model));
         assert_ok(rq_model_open(&m, in));
         rq_tune_opt o = small_options(&w);
+        check_rates(m, 2e-3);
         o.lr_scale = o.lr_gain = 0;
         o.lr_book = 0.01;
         w.stop_at = 14;
