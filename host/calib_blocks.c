@@ -62,8 +62,8 @@ static void calib_free(calib *c) {
         free(s->in);
     }
     for (int m = 0; m < RQ_N_LINEARS; ++m) free(c->bias[m]);
-    void *all[] = {c->norm1, c->norm2, c->x,   c->a, c->q,     c->k,     c->v,
-                   c->g,     c->u,     c->act, c->h, c->cross, c->token, c->residual, c->most};
+    void *all[] = {c->norm1, c->norm2, c->x, c->a,     c->q,     c->k,        c->v,   c->g,
+                   c->u,     c->act,   c->h, c->cross, c->token, c->residual, c->most};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
 }
 

@@ -54,10 +54,10 @@ typedef struct rq_quantize_job {
     rq_samples samples;
     int64_t skip_tokens; /* first tokens of each sample left out of the statistics */
     rq_token_weights token_weights;
-    double token_min;        /* the least a token counts, in (0, 1] */
-    const char *rotate;      /* "none", "residual" or "full" */
-    int hadamard[2];         /* full: order of the Hadamard matrix at the inputs of o and of down; 0: chosen, -1: none */
-    rq_factors factors;      /* of the columns of inputs (docs/methods.md, "Column factors") */
+    double token_min;   /* the least a token counts, in (0, 1] */
+    const char *rotate; /* "none", "residual" or "full" */
+    int hadamard[2];    /* full: order of the Hadamard matrix at the inputs of o and of down; 0: chosen, -1: none */
+    rq_factors factors; /* of the columns of inputs (docs/methods.md, "Column factors") */
     double factor_a, factor_b;
     double bpw;              /* above 0: one of the bank's settings for each matrix, so many bits a weight in all */
     const char *const *bank; /* "key=value,key=value" each; without one: that of the rounder */

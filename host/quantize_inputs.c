@@ -46,7 +46,8 @@ static rq_status choose_order(const rq_quantizer *z, int at, int64_t n, int64_t 
                LEAST_ORDER, (long long)n, what);
     }
     if (!at && *order && *order <= z->model->cfg.head_dim) {
-        rq_log(RQ_LOG_INFO, "--rotate full: heads of %lld are rotated as they are; o gets no Hadamard matrix of order %lld",
+        rq_log(RQ_LOG_INFO,
+               "--rotate full: heads of %lld are rotated as they are; o gets no Hadamard matrix of order %lld",
                (long long)z->model->cfg.head_dim, (long long)*order);
         *order = 0;
     }
@@ -69,7 +70,8 @@ static rq_status plan_hadamard(rq_quantizer *z) {
             if (!p->quantized) continue;
             if (p->opt.round != RQ_ROUND_W4A8) {
                 RQ_FAIL(RQ_ERR_ARG,
-                        "--rotate full: %s is quantized by %s, and only --round w4a8 multiplies inputs by a Hadamard matrix; "
+                        "--rotate full: %s is quantized by %s, and only --round w4a8 multiplies inputs by a Hadamard "
+                        "matrix; "
                         "use --rotate residual",
                         p->name, round_of(p));
             }
@@ -197,8 +199,8 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const rq_gat
         const double c = (double)of->max[j], most = (double)g->weight[j];
         g->log_f[j] = NAN;
         if (!isfinite(c)) {
-            return rq_fail(RQ_ERR_NUMERIC, "block %lld: column %lld of the inputs of %s is not finite", (long long)layer,
-                           (long long)j, rq_linear_suffix[rq_stage_first[stage]]);
+            return rq_fail(RQ_ERR_NUMERIC, "block %lld: column %lld of the inputs of %s is not finite",
+                           (long long)layer, (long long)j, rq_linear_suffix[rq_stage_first[stage]]);
         }
         if (!(c > 0) || !(most > 0)) continue;
         g->log_f[j] = job->factors == RQ_FACTORS_SMOOTH ? job->factor_b * log(most) - job->factor_a * log(c)
@@ -243,7 +245,8 @@ rq_status rq_plan_factors(rq_quantizer *z) {
         RQ_TRY(load_factors(z, g.factors, path));
     } else {
         RQ_TRY(rq_calibrate_stages(z, RQ_GATHER_MAX, measure_stage, &g));
-        rq_out_tensor t = {.name = "factors", .dtype = RQ_F32, .rank = 2, .fill = rq_fill_from_memory, .arg = g.factors};
+        rq_out_tensor t = {
+            .name = "factors", .dtype = RQ_F32, .rank = 2, .fill = rq_fill_from_memory, .arg = g.factors};
         t.shape[0] = c->n_layer;
         t.shape[1] = layer_width(c);
         RQ_TRY(rq_safetensors_write(path, &t, 1, NULL, 0));

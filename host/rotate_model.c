@@ -44,7 +44,8 @@ static const rq_rotation *output_rotation(const rq_quantizer *z, int64_t layer, 
 static void change_inputs(const rq_quantizer *z, int64_t layer, int which, double *w, int64_t n_out, int64_t n_in) {
     const float *f = rq_stage_factors(z, layer, which <= RQ_V ? 0 : which == RQ_O ? 1 : which <= RQ_UP ? 2 : 3);
     const rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS + which];
-    const bool down = which == RQ_DOWN, own = which == RQ_O || down; /* factors of its own, that only quantized matrices have */
+    const bool down = which == RQ_DOWN,
+               own = which == RQ_O || down; /* factors of its own, that only quantized matrices have */
     if (p->hadamard) {
         for (int64_t i = 0; i < n_out * n_in; ++i) w[i] *= rq_input_sign(z, layer, which, i % n_in);
         /* x R of a rotation is R^T times a column x: rows become H w by the inverse */
