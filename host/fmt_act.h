@@ -7,7 +7,11 @@
  *   rmsnorm     h_j = (x_j * r) * w_j,  r = 1 / sqrt(S / n_in + eps)                  each operation rounded to fp32
  *               S = sum_j x_j^2 in the order of rq_act_sum. With a residual, x_j is x_j + residual_j in fp32, rounded to the type of both
  *               (which is what goes on to be the residual stream): a square of such a number is exact in fp32.
- *   silu        h_j = rq_act_silu(gate_j) * up_j */
+ *   silu        h_j = rq_act_silu(gate_j) * up_j
+ *   hadamard    each `size` columns in turn, as v[core][size / core], become norm * H v (struct rq_hadamard): butterflies a + b, a - b along the
+ *               second index, of neighbours, then of those 2 apart, 4 apart ...; then, if core > 1, for each second index i
+ *               out[r][i] = (+-v[0][i]) +- v[1][i] +- ... in that order, with the signs of row r; then one product with norm
+ *   factors     h_j * factor_j, after RMSNorm's gain, and after a Hadamard matrix where both are there */
 #ifndef RQ_FMT_ACT_H
 #define RQ_FMT_ACT_H
 
@@ -20,6 +24,15 @@
 #else
 #define RQ_ACT_FUNCTION static inline
 #endif
+
+/* A Hadamard matrix of order size = core * 2^p, the one of order core times Sylvester's of order 2^p: made by rq_hadamard_make
+ * (act_hadamard.h), and small enough to be a parameter of a kernel. */
+enum { RQ_ACT_MAX_CORE = 64 };
+typedef struct rq_hadamard {
+    int size, core;
+    float norm;                    /* fp32 of 1 / sqrt(size) */
+    uint64_t row[RQ_ACT_MAX_CORE]; /* bit c of row r: the sign of entry (r, c) of the core, 1 for minus */
+} rq_hadamard;
 
 /* The order of a sum of terms v_0 .. v_(n-1): partial sum p adds the terms p, p + 2048, p + 4096, ... from 0, in that order; then
  * partial sum p takes that of p + 1024, for p < 1024, then p + 512 for p < 512, and so on to p + 1. Vectors of any width and threads

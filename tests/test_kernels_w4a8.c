@@ -179,7 +179,8 @@ typedef struct gemm_case {
     float *want; /* [n_tok][n_out] */
 } gemm_case;
 
-static void make_weights(rq_packed *p, int64_t n_out, int64_t n_in, int64_t group, bool sym, bool extreme) {
+static void make_weights(rq_packed *p, int64_t n_out, int64_t n_in, int64_t group, bool sym, bool extreme,
+                         const float *in_scale, int hadamard) {
     int64_t n = group ? n_out * rq_ceil_div(n_in, group) : 0;
     uint8_t *codes = must_alloc(n_out * n_in, 1), *zero = must_alloc(n_out, 1), *step = must_alloc(n, 1);
     int8_t *base = must_alloc(n, 1);
@@ -197,7 +198,9 @@ static void make_weights(rq_packed *p, int64_t n_out, int64_t n_in, int64_t grou
                              .scale = scale,
                              .zero = group || sym ? NULL : zero,
                              .step = group ? step : NULL,
-                             .base = group ? base : NULL};
+                             .base = group ? base : NULL,
+                             .in_scale = in_scale,
+                             .hadamard = hadamard};
     assert_int_equal(rq_w4a8_pack(p, &q), RQ_OK);
     free(codes), free(zero), free(step), free(base), free(scale);
 }
@@ -254,7 +257,7 @@ static void check_gemm(int64_t n_out, int64_t n_in, int64_t group, bool sym, boo
             sum[t] += q[t * pitch + j];
         }
     }
-    make_weights(&c.p, n_out, n_in, group, sym, extreme);
+    make_weights(&c.p, n_out, n_in, group, sym, extreme, NULL, 0);
     c.x = (rq_act8){q, pitch, scale, sum};
     c.want = must_alloc(n_tok * n_out, sizeof *c.want);
     define(c.want, &c.p.u.w4a8, &c.x, n_tok);
@@ -319,11 +322,14 @@ static void check_linear(const rq_packed *p, const float *bias) {
 
 static void test_linear(void **state) {
     (void)state;
-    for (int kind = 0; kind < 4; ++kind) {
+    for (int kind = 0; kind < 8; ++kind) {
         rq_packed p;
         float *bias = random_f32(290), *in_scale = random_f32(192);
-        make_weights(&p, 290, 192, kind % 2 ? 64 : 0, false, false);
-        if (kind >= 2) p.u.w4a8.in_scale = in_scale, p.u.w4a8.hadamard = 64;
+        make_weights(&p, 290, 192, kind % 2 ? 64 : 0, false, false, kind & 2 ? in_scale : NULL,
+                     kind < 2   ? 0
+                     : kind < 4 ? 64
+                     : kind < 6 ? 192
+                                : 48);
         check_linear(&p, kind % 2 ? bias : NULL);
         rq_packed_free(&p);
         free(bias), free(in_scale);
