@@ -121,7 +121,8 @@ static double *input_matrix(const rq_matrix_plan *p) {
             double v = i == j;
             if (size) {
                 const int64_t a = i % size, b = j % size;
-                v = i / size != j / size ? 0 : entry[a / width * core + b / width] / sqrt((double)size);
+                const int sign = entry[a / width * core + b / width];
+                v = i / size != j / size ? 0 : sign / sqrt((double)size);
                 if (__builtin_parityll((unsigned long long)(a % width & b % width))) v = -v;
             }
             m[i * n + j] = v * (p->in_scale ? (double)p->in_scale[i] : 1.0);
