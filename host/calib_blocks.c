@@ -434,7 +434,7 @@ static rq_status quantize_stage(calib *c, int64_t layer, int st, bool forward) {
             RQ_TRY(quantize_set(c, layer, m, &prep));
         }
         snprintf(text, sizeof text, "%s", p->name);
-        stop |= rq_quantizer_progress(c->z, 4.0 * (double)p->n_out * (double)p->n_in * (double)p->n_in, text);
+        stop |= rq_quantizer_progress(c->z, rq_plan_flops(p), text);
         if (stop) {
             RQ_FAIL(RQ_ERR_CANCELLED, "stopped after %s; finished matrices are kept in %s, --resume goes on from there",
                     p->name, c->z->work_dir);
