@@ -7,11 +7,12 @@
  * Trained are s and, where a matrix has it, D. Codes, zero points, steps and bases stay. The gradient goes through R as if it were not
  * there; nothing is clipped, since the largest of a token's inputs sets the step. With dy of the output and du = (s dy) Q
  *
- *   dL/ds_i = sum over tokens of dy_i (Q u)_i      dL/dD_j = sum over tokens of du_j (H x)_j      dx = H (D du)
+ *   dL/ds_i = sum over tokens of dy_i (Q u)_i      dL/dD_j = sum over tokens of du_j (H x)_j      dx = H^T (D du)
  *
  * Q u is the model's own product, of integers; Q is made from the codes a matrix at a time. */
 #include <math.h>
 
+#include "act_hadamard.h"
 #include "backend.h"
 #include "tune.h"
 
@@ -47,6 +48,7 @@ rq_status rq_tune_w4a8_apply(const rq_tuner *t, const rq_tune_matrix *x, float *
 
 typedef struct job {
     const rq_w4a8 *w;
+    const rq_hadamard *h;
     float *to;
     const float *from;
     int64_t n_tok;
@@ -70,31 +72,31 @@ static void levels_item(void *arg, int64_t item) {
     }
 }
 
-/* to = H from, token by token; H is symmetric. */
+/* to = H from, token by token. */
 static void hadamard_item(void *arg, int64_t item) {
     const job *j = arg;
-    rq_w4a8 w = *j->w;
-    w.in_scale = NULL;
-    const int64_t first = item * TOKENS, n = rq_min_i64(TOKENS, j->n_tok - first), at = first * w.n_in;
-    if (j->to != j->from) memcpy(j->to + at, j->from + at, (size_t)(n * w.n_in) * sizeof *j->to);
-    rq_w4a8_input(&w, j->to + at, n);
+    const int64_t first = item * TOKENS, n = rq_min_i64(TOKENS, j->n_tok - first) * j->w->n_in;
+    float *to = j->to + first * j->w->n_in;
+    if (j->to != j->from) memcpy(to, j->from + first * j->w->n_in, (size_t)n * sizeof *to);
+    if (j->h) rq_hadamard_apply(j->h, to, n);
 }
 
-static void hadamard(const rq_w4a8 *w, float *to, const float *from, int64_t n_tok) {
-    job j = {w, to, from, n_tok};
+/* which 0: H of w, 1: its transpose */
+static void hadamard(const rq_w4a8 *w, int which, float *to, const float *from, int64_t n_tok) {
+    job j = {w, w->hadamard ? &w->online[which] : NULL, to, from, n_tok};
     rq_parallel_for(rq_ceil_div(n_tok, TOKENS), hadamard_item, &j);
 }
 
-/* dx += H (D du), and the gradient of D. du is spent, hx is scratch. */
+/* dx += H^T (D du), and the gradient of D. du is spent, hx is scratch. */
 static void back_input(rq_tuner *t, const rq_tune_matrix *x, const rq_w4a8 *w, float *dx, float beta, float *du,
                        float *hx, const float *in, int64_t n_tok) {
     const int64_t n = n_tok * w->n_in;
     if (w->in_scale) {
-        hadamard(w, hx, in, n_tok);
+        hadamard(w, 0, hx, in, n_tok);
         rq_tune_gain_grad(t->grad + x->in_param, du, hx, w->in_scale, t->unit + x->in_param, n_tok, w->n_in,
                           t->partial);
     }
-    hadamard(w, du, du, n_tok);
+    hadamard(w, 1, du, du, n_tok);
     if (beta == 0) {
         memcpy(dx, du, (size_t)n * sizeof *dx);
     } else {

@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "act_hadamard.h"
 #include "random.h"
 #include "tune.h"
 
@@ -158,10 +159,12 @@ static void fixture_w4a8(fixture *f) {
         }
         for (int64_t j = 0; j < n; ++j) in_scale[j] = 0.5f + (float)(j * 37 % 64) / 64;
         if (i % 4 >= 2) c.in_scale = in_scale;
-        if (i % 4 == 1 || i % 4 == 2) c.hadamard = 16;
+        if (i % 4 == 1 || i % 4 == 2) c.hadamard = n % 24 == 0 ? 24 : 16;
+        rq_hadamard h[2];
+        if (c.hadamard) assert_ok(rq_hadamard_make(h, c.hadamard));
         for (int64_t row = 0; row < l->n_out; ++row) {
             assert_ok(rq_linear_rows(&f->ref->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS], row, 1, w));
-            if (c.hadamard) rq_w4a8_hadamard(w, n, c.hadamard);
+            if (c.hadamard) rq_hadamard_apply(&h[0], w, n);
             for (int64_t j = 0; c.in_scale && j < n; ++j) w[j] /= in_scale[j];
             round_w4a8(&c, row, w, scale, zero, step, base);
         }

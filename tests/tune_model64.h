@@ -89,6 +89,16 @@ static void linear64(double *y, const double *x, const double *w, const float *b
     }
 }
 
+/* Element of H: that of the core times Sylvester's. */
+static double hadamard64(const rq_w4a8 *w, int64_t row, int64_t column) {
+    if (!w->hadamard) return 1;
+    const rq_hadamard *h = &w->online[0];
+    int64_t width = h->size / h->core;
+    int negative = (int)(h->row[row / width] >> column / width & 1) +
+                   __builtin_popcountll((unsigned long long)(row % width & column % width));
+    return (negative % 2 ? -1 : 1) / sqrt((double)h->size);
+}
+
 /* u = D H x + step */
 static void input64(const model64 *x, int i, double *u, const double *in, int64_t tok) {
     const rq_tune_matrix *m = &x->t->matrix[i];
@@ -96,9 +106,7 @@ static void input64(const model64 *x, int i, double *u, const double *in, int64_
     for (int64_t j = 0; j < w->n_in; ++j) {
         int64_t size = w->hadamard ? w->hadamard : 1, block = j / size * size;
         u[j] = 0;
-        for (int64_t k = 0; k < size; ++k)
-            u[j] += __builtin_popcountll((unsigned long long)((j - block) & k)) % 2 ? -in[block + k] : in[block + k];
-        u[j] /= sqrt((double)size);
+        for (int64_t k = 0; k < size; ++k) u[j] += hadamard64(w, j - block, k) * in[block + k];
         if (w->in_scale) u[j] *= x->param[m->in_param + j];
         u[j] += x->step[i][tok * w->n_in + j];
     }
