@@ -261,7 +261,10 @@ int cmd_quantize(int argc, char **argv) {
     options = json_dumps(j, JSON_COMPACT);
     json_decref(j);
     job.options_json = options;
+    job.ranks = cmd_ranks();
+    if (job.ranks && !cmd_has(&a, "threads")) rq_set_threads(cmd_ranks_threads());
     RQ_TRY(cmd_progress_new(&progress, &a, "quantize"));
+    if (rq_rank(job.ranks) > 0) progress.mode = 0;
     job.progress = cmd_progress_show;
     job.user = &progress;
     status = load_samples(&job.samples, &a, &job);
@@ -273,7 +276,7 @@ int cmd_quantize(int argc, char **argv) {
     status = rq_quantize_model(&job, &report);
     cmd_progress_end(&progress);
     RQ_TRY(status);
-    print_report(&a, &job, &report);
+    if (rq_rank(job.ranks) == 0) print_report(&a, &job, &report);
 done:
     code = cmd_fail(status);
 out:

@@ -272,13 +272,12 @@ static bool folder_is_used(const char *path) {
     return used;
 }
 
-static rq_status open_work_dir(rq_quantizer *z) {
+static rq_status open_first_work_dir(rq_quantizer *z, const char *now) {
     rq_status status = RQ_OK;
     const rq_quantize_job *job = z->job;
-    char now[40], *path = rq_path_join(z->work_dir, "fingerprint"), *before = NULL;
+    char *path = rq_path_join(z->work_dir, "fingerprint"), *before = NULL;
     int64_t n;
     if (!path) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
-    RQ_TRY(fingerprint(z, now));
     bool there = access(path, F_OK) == 0;
     if (there && job->resume) {
         RQ_TRY(rq_read_file(path, 4096, &before, &n));
@@ -304,6 +303,32 @@ static rq_status open_work_dir(rq_quantizer *z) {
 done:
     free(before);
     free(path);
+    return status;
+}
+
+/* That of rank 0 first; the others put their activations beside it, or where it would be. All must have the same work. */
+static rq_status open_work_dir(rq_quantizer *z) {
+    rq_status status = RQ_OK;
+    const rq_ranks *ranks = z->job->ranks;
+    char own[40] = {0}, first[40];
+    RQ_TRY(fingerprint(z, own));
+    memcpy(first, own, sizeof first);
+    if (rq_rank(ranks) == 0) RQ_TRY(open_first_work_dir(z, own));
+    RQ_TRY(rq_ranks_bcast(ranks, first, sizeof first, 0));
+    if (strcmp(own, first) != 0)
+        RQ_FAIL(RQ_ERR_ARG, "rank %d has other weights, calibration or options than rank 0", rq_rank(ranks));
+    if (rq_rank(ranks) > 0 && mkdir(z->work_dir, 0777) != 0 && errno != EEXIST)
+        RQ_FAIL(RQ_ERR_IO, "cannot make the folder %s: %s", z->work_dir, strerror(errno));
+done:
+    return status;
+}
+
+/* Rank 0 writes; nobody goes on before it has. */
+static rq_status write_output(const rq_quantizer *z, rq_quantize_report *report) {
+    rq_status status = RQ_OK;
+    if (rq_rank(z->job->ranks) == 0) RQ_TRY(rq_write_output(z, report));
+    RQ_TRY(rq_ranks_bcast(z->job->ranks, report, sizeof *report, 0));
+done:
     return status;
 }
 
@@ -345,7 +370,7 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
         RQ_FAIL(RQ_ERR_ARG, "token-min is %g: above 0 and at most 1 is wanted", job->token_min);
     }
     RQ_TRY(rq_backend_init());
-    if (!job->dry_run) RQ_TRY(check_out(job));
+    if (!job->dry_run && rq_rank(job->ranks) == 0) RQ_TRY(check_out(job));
     RQ_TRY(rq_model_open(&z.model, job->model_path));
     own = z.model->rotation;
     if (own) RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s is a rotated model: quantize starts from the original", job->model_path);
@@ -378,7 +403,7 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
     if (job->bpw > 0) RQ_TRY(rq_plan_allocate(&z));
     RQ_TRY(rq_plan_factors(&z));
     RQ_TRY(rq_quantize_blocks(&z));
-    RQ_TRY(rq_write_output(&z, report));
+    RQ_TRY(write_output(&z, report));
     remove_folder(z.work_dir);
     report->n_resumed = z.n_resumed;
     report->seconds = rq_seconds() - started;

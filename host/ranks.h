@@ -24,6 +24,8 @@ rq_status rq_ranks_bcast(const rq_ranks *r, void *data, int64_t n_bytes, int roo
 rq_status rq_ranks_sum(const rq_ranks *r, double *x, int64_t n);
 /* *flag on any rank becomes *flag on all. */
 rq_status rq_ranks_any(const rq_ranks *r, bool *flag);
+/* Whether rank 0 has the file `path`; if so the others have it too afterwards, at the same path. */
+rq_status rq_ranks_file_from_first(const rq_ranks *r, const char *path, bool *found);
 /* The file `path` of rank `from` to rank 0, at the same path, unless it is there already (a file system that both see). */
 rq_status rq_ranks_file_to_first(const rq_ranks *r, const char *path, int from);
 
