@@ -43,9 +43,9 @@ typedef struct calib {
     double *h, *cross;
     const rq_ranks *ranks;
     float *peer_q, *peer_d; /* [chunk][widest] inputs of another rank's chunk; NULL with one rank */
-    float *most;     /* the largest sizes in the columns of a stage's input; NULL: not wanted */
-    int64_t layer;   /* the block at hand */
-    float *token;    /* [n_samples * seq_len] what each token counts in this block; NULL: 1 */
+    float *most;            /* the largest sizes in the columns of a stage's input; NULL: not wanted */
+    int64_t layer;          /* the block at hand */
+    float *token;           /* [n_samples * seq_len] what each token counts in this block; NULL: 1 */
     float *residual; /* [chunk] norms of the residual stream, when inputs of o and down are taken relative to it */
     bool need_h, need_cross; /* of the stage at hand */
     bool act8[RQ_N_LINEARS]; /* matrices of the block whose inputs are in 8 bits in the quantized stream */
@@ -68,8 +68,8 @@ static void calib_free(calib *c) {
         free(s->in);
     }
     for (int m = 0; m < RQ_N_LINEARS; ++m) free(c->bias[m]);
-    void *all[] = {c->norm1, c->norm2, c->x, c->a,     c->q,     c->k,        c->v,   c->g,
-                   c->u,     c->act,   c->h, c->cross, c->token, c->residual, c->most, c->peer_q, c->peer_d};
+    void *all[] = {c->norm1, c->norm2, c->x,     c->a,     c->q,        c->k,    c->v,      c->g,     c->u,
+                   c->act,   c->h,     c->cross, c->token, c->residual, c->most, c->peer_q, c->peer_d};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
 }
 

@@ -76,7 +76,7 @@ void cmd_ranks_end(int code) {
     int on = 0;
     MPI_Initialized(&on);
     if (!on) return;
-    fflush(NULL);
+    (void)fflush(NULL);
     if (code != EXIT_OK && code != EXIT_RESUMABLE && ranks.n_ranks > 1) MPI_Abort(MPI_COMM_WORLD, code);
     MPI_Finalize();
 }

@@ -140,6 +140,33 @@ double rq_plan_bits(const rq_matrix_plan *p, int n_set) {
     return bits + book / n_set + (double)o->outliers * (8.0 * (double)p->n_out + 64);
 }
 
+/* Work on the matrices of all blocks by the rank that has most of it, sets being dealt out as quantize_sets does. */
+static double busiest_flops(const rq_quantizer *z, int n_ranks) {
+    double total = 0;
+    for (int64_t layer = 0; layer < z->model->cfg.n_layer; ++layer) {
+        for (int st = 0; st < RQ_N_STAGES; ++st) {
+            double round = 0;
+            int n_sets = 0;
+            for (int lead = rq_stage_first[st]; lead < rq_stage_first[st + 1]; ++lead) {
+                const rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS];
+                double set = 0;
+                for (int m = lead; m < rq_stage_first[st + 1]; ++m) {
+                    if (p[m].quantized && p[m].lead == lead)
+                        set += 4.0 * (double)(p[m].n_out * p[m].n_in) * (double)p[m].n_in;
+                }
+                if (set == 0) continue;
+                if (n_sets++ % n_ranks == 0) { /* a round ends when its longest set does */
+                    total += round;
+                    round = 0;
+                }
+                round = set > round ? set : round;
+            }
+            total += round;
+        }
+    }
+    return total;
+}
+
 static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
     const rq_config *c = &z->model->cfg;
     const rq_quantize_job *job = z->job;
@@ -147,6 +174,7 @@ static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
     int64_t widest = rq_max_i64(rq_max_i64(c->d_model, c->d_ff), qd), block_weights = 0, tallest = 0;
     double tokens = (double)(job->samples.n_samples * job->samples.seq_len), bits = 0;
     bool cross = false, refine = false;
+    r->n_ranks = job->dry_run && job->dry_ranks ? job->dry_ranks : rq_n_ranks(job->ranks);
     for (int64_t i = 0; i < c->n_layer * RQ_N_LINEARS; ++i) {
         const rq_matrix_plan *p = &z->plan[i];
         int64_t n = p->n_out * p->n_in;
@@ -165,15 +193,19 @@ static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
         int n_bank = 0;
         while (rq_bank_setting(job, n_bank)) ++n_bank;
         r->flops *= 1 + n_bank;
+        r->flops_rank = (double)n_bank * r->flops / (1 + n_bank); /* every rank measures all settings */
         r->bpw = job->bpw;
     }
+    r->flops_rank += busiest_flops(z, r->n_ranks);
     bool forward = rq_plan_needs_calibration(z);
     for (int stage = 0; (forward || job->factors != RQ_FACTORS_NONE) && stage <= 4; ++stage) {
         double width = stage == 1 ? (double)qd : stage == 3 ? (double)c->d_ff : (double)c->d_model;
         const int passes = (!forward ? 0 : cross ? 2 : 1) + (job->factors != RQ_FACTORS_NONE);
         double per_token = rq_stage_flops(c, stage, job->samples.seq_len) * passes;
         if (forward && stage < 4) per_token += width * width * (cross ? 3 : 1);
-        r->flops += per_token * tokens * (double)(stage == 4 ? c->n_layer - 1 : c->n_layer);
+        double stage_flops = per_token * tokens * (double)(stage == 4 ? c->n_layer - 1 : c->n_layer);
+        r->flops += stage_flops;
+        r->flops_rank += stage_flops / r->n_ranks;
     }
     /* Two streams of one block in fp32, Gram matrices in fp64, factors and terms in fp32 (and one fp64 scratch), one chunk of
      * activations, the sweep's copies of the largest matrix. */

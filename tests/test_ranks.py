@@ -95,7 +95,7 @@ def belongs(pid, out):
 
 def wrong(calib):
     out, p = run(2, "no-such", "--group", 32, "--calib", calib + ".not", code=4)
-    assert p.stderr.count("cannot open") == 1 and not os.path.exists(out), p.stderr
+    assert "cannot open" in p.stderr and not os.path.exists(out), p.stderr
     # One rank without the folder that the others calibrate in.
     blocked = os.path.join(WORK, "blocked")
     with open(blocked + ".partial", "w", encoding="utf-8"): pass
