@@ -13,7 +13,7 @@
  * spill files; memory holds one chunk of samples. Chunks are cut by sample, never by memory, so results do not depend on it. */
 #include <math.h>
 
-#include "backend.h"
+#include "device.h"
 #include "quantize.h"
 
 enum { N_STREAMS = 2, FP = 0, QS = 1, CHUNK_TOKENS = 2048 };
@@ -250,12 +250,12 @@ static rq_status accumulate(calib *c, int stage, int64_t row0, int64_t n_tok) {
         if (c->need_cross) scale_rows(fp, c->token + row0, n_tok, width);
     }
     int64_t kept = without_first_tokens(c, q, n_tok, width);
-    RQ_TRY(rq_gram_add(c->h, q, kept, width));
     if (c->need_cross) {
         without_first_tokens(c, fp, n_tok, width);
         for (int64_t i = 0; i < kept * width; ++i) fp[i] -= q[i];
-        RQ_TRY(rq_cross_add(c->cross, fp, q, kept, width));
     }
+    const rq_device *dev = c->z->device;
+    RQ_TRY(rq_device_row(dev)->gram_add(rq_device_own(dev), c->h, c->need_cross ? c->cross : NULL, q, fp, kept, width));
 done:
     return status;
 }
@@ -263,8 +263,10 @@ done:
 static rq_status run_stage(calib *c, int stage, const char *text) {
     rq_status status = RQ_OK;
     int64_t width = stage_width(c, stage), n_chunks = rq_ceil_div(c->n_samples, c->chunk);
-    memset(c->h, 0, (size_t)(width * width) * sizeof *c->h);
-    if (c->need_cross) memset(c->cross, 0, (size_t)(width * width) * sizeof *c->cross);
+    const rq_device_ops *row = rq_device_row(c->z->device);
+    void *own = rq_device_own(c->z->device);
+    double *cross = c->need_cross ? c->cross : NULL;
+    if (c->need_h) RQ_TRY(row->gram_start(own, c->h, cross, width));
     for (int64_t i = 0; i < n_chunks; ++i) {
         int64_t first = i * c->chunk, n_tok = rq_min_i64(c->chunk, c->n_samples - first) * c->seq_len,
                 row0 = first * c->seq_len;
@@ -283,6 +285,7 @@ static rq_status run_stage(calib *c, int stage, const char *text) {
         rq_quantizer_progress(c->z, per_token * (double)n_tok,
                               text); /* an interrupt is seen again after the next matrix */
     }
+    if (c->need_h) RQ_TRY(row->gram_finish(own, c->h, cross, width));
 done:
     return status;
 }
@@ -438,8 +441,8 @@ static rq_status quantize_stage(calib *c, int64_t layer, int st, bool forward) {
         } else if (p->lead == m) {
             if (!prepared || !same_preparation(prepared, &p->opt)) {
                 rq_prep_free(&prep);
-                RQ_TRY(rq_prepare(&prep, c->need_h ? c->h : NULL, c->need_cross ? c->cross : NULL, p->n_in, &p->opt,
-                                  p->name));
+                RQ_TRY(rq_prepare_on(&prep, c->z->device, c->need_h ? c->h : NULL, c->need_cross ? c->cross : NULL,
+                                     p->n_in, &p->opt, p->name));
                 prepared = &p->opt;
             }
             RQ_TRY(quantize_set(c, layer, m, &prep));

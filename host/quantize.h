@@ -53,6 +53,7 @@ typedef struct rq_quantize_job {
     rq_token_weights token_weights;
     double token_min;        /* the least a token counts, in (0, 1] */
     const char *rotate;      /* "none" or "residual" */
+    const char *device;      /* "cpu" (as NULL), "cuda" or "cuda:N" */
     double bpw;              /* above 0: one of the bank's settings for each matrix, so many bits a weight in all */
     const char *const *bank; /* "key=value,key=value" each; without one: that of the rounder */
     int n_bank;
@@ -94,6 +95,7 @@ extern const int rq_stage_first[RQ_N_STAGES + 1];
 
 typedef struct rq_quantizer {
     const rq_quantize_job *job;
+    rq_device *device; /* NULL: the CPU */
     rq_model *model;
     rq_rotation *rotation, *head_rotation; /* NULL unless rotated; the model's own pointer is set to the first */
     rq_matrix_plan *plan;                  /* [n_layer][RQ_N_LINEARS] */
