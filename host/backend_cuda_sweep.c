@@ -114,11 +114,11 @@ static rq_status static_groups(sweep_job *j) {
     rq_status status = RQ_OK;
     const rq_sweep *s = j->s;
     int64_t bytes = s->n_out * s->n_group * (int64_t)sizeof(float);
-    if (!s->step) return find_scales(j, 0, s->n_group);
-    RQ_TRY(rq_sweep_find_groups(s));
+    if (!s->step && !s->found) return find_scales(j, 0, s->n_group);
+    if (!s->found) RQ_TRY(rq_sweep_find_groups(s));
     RQ_TRY(cuda_upload(j->dev, j->scale, s->scale, bytes, j->dev->compute));
     RQ_TRY(cuda_upload(j->dev, j->zero, s->zero, bytes, j->dev->compute));
-    RQ_TRY(cuda_upload(j->dev, j->step, s->step, bytes, j->dev->compute));
+    if (s->step) RQ_TRY(cuda_upload(j->dev, j->step, s->step, bytes, j->dev->compute));
 done:
     return status;
 }

@@ -337,36 +337,6 @@ done:
     return status;
 }
 
-static void log_line(char *out, size_t size, const rq_matrix_plan *p, const rq_prep *prep, double sym, double asym,
-                     double whw, double sqnr_db, double bpw, double seconds) {
-    char options[1024] = "";
-    size_t used = 0;
-    for (int i = 0; rq_quant_key_at(i) && used < sizeof options; ++i) {
-        const rq_quant_key *k = rq_quant_key_at(i);
-        char value[64];
-        rq_quant_get(&p->opt, k->key, value, sizeof value);
-        used += (size_t)snprintf(options + used, sizeof options - used, "%s\"%s\":%s%s%s", i ? "," : "", k->key,
-                                 k->kind == 'e' ? "\"" : "", value, k->kind == 'e' ? "\"" : "");
-    }
-    snprintf(out, size,
-             "{\"name\":\"%s\",\"n_out\":%lld,\"n_in\":%lld,\"loss_sym\":%.9g,\"loss_asym\":%.9g,\"rel_loss\":%.6g,"
-             "\"sqnr_db\":%.4f,"
-             "\"bpw\":%.6f,\"damp_used\":%.6g,\"damp_retries\":%d,\"diagonal_only\":%s,\"dead_columns\":%lld,"
-             "\"seconds\":%.3f,%s}",
-             p->name, (long long)p->n_out, (long long)p->n_in, sym, asym, whw > 0 ? sym / whw : 0.0, sqnr_db, bpw,
-             prep->damp_used, prep->n_retries, prep->diagonal_only ? "true" : "false", (long long)prep->n_dead, seconds,
-             options);
-}
-
-static double sqnr_db(const float *w, const float *q, int64_t n) {
-    double signal = 0, noise = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        signal += (double)w[i] * w[i];
-        noise += ((double)w[i] - q[i]) * ((double)w[i] - q[i]);
-    }
-    return noise > 0 ? 10 * log10(signal > 0 ? signal / noise : 1) : 999;
-}
-
 /* One matrix of a set, quantized: its losses, its line of the log, its values into the q stream. */
 static rq_status finish_matrix(calib *c, int64_t layer, int which, const rq_prep *prep, const rq_quant_result *r,
                                double seconds, char *line, size_t line_size) {
@@ -374,13 +344,14 @@ static rq_status finish_matrix(calib *c, int64_t layer, int which, const rq_prep
     rq_matrix_plan *p = plan_of(c, layer, which);
     rq_packed packed = {0};
     const float *w = c->s[FP].w[which];
-    double sym = 0, asym = 0, whw = 0;
+    rq_matrix_losses l = {.seconds = seconds};
     if (c->need_h) {
-        RQ_TRY(rq_layer_loss(w, r->q, p->n_out, p->n_in, c->h, c->need_cross ? c->cross : NULL, &sym, &asym, &whw));
+        RQ_TRY(
+            rq_layer_loss(w, r->q, p->n_out, p->n_in, c->h, c->need_cross ? c->cross : NULL, &l.sym, &l.asym, &l.whw));
     }
     RQ_TRY(rq_result_pack(&packed, r));
-    double bpw = (double)rq_packed_size_bits(&packed) / (double)(p->n_out * p->n_in);
-    log_line(line, line_size, p, prep, sym, asym, whw, sqnr_db(w, r->q, p->n_out * p->n_in), bpw, seconds);
+    l.bpw = (double)rq_packed_size_bits(&packed) / (double)(p->n_out * p->n_in);
+    rq_matrix_log(line, line_size, p, prep, &l, w, r->q);
     memcpy(c->s[QS].w[which], r->q, (size_t)(p->n_out * p->n_in) * sizeof(float));
 done:
     rq_packed_free(&packed);

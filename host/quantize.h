@@ -130,6 +130,14 @@ bool rq_plan_needs_calibration(const rq_quantizer *z);
 /* Forward work per token of what the pass of a stage applies (stage 4: the down projection), for one stream. */
 double rq_stage_flops(const rq_config *cfg, int stage, int64_t seq_len);
 
+/* The line of quantize_log.jsonl for a matrix that became q. whw 0: losses were not measured. */
+typedef struct rq_matrix_losses {
+    double sym, asym, whw; /* as rq_layer_loss gives them, in the basis that is quantized */
+    double bpw, seconds;
+} rq_matrix_losses;
+void rq_matrix_log(char *out, size_t size, const rq_matrix_plan *p, const rq_prep *prep, const rq_matrix_losses *l,
+                   const float *w, const float *q);
+
 /* Calibrate and quantize every block; each finished matrix is a file in work_dir. */
 rq_status rq_quantize_blocks(rq_quantizer *z);
 

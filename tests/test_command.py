@@ -264,8 +264,8 @@ def test_w4a8():
     run("tune", path("w4-mixed"), path("w4-tuned"), "--ref", tiny(), "--calib", calib, "--epochs", 1, "--holdout", 0, "--progress", "none")
     before, after = (load(os.path.join(path(o), "model.safetensors"))[0] for o in ("w4-mixed", "w4-tuned"))
     changed = {k.split(".")[-2] for k in before if after[k] != before[k] and "proj" in k}
-    assert changed == {"k_proj"}, changed  # tune leaves these scales alone
-    assert "scales" in sentence(run("tune", path("w4-two"), path("w4-no"), "--ref", tiny(), "--calib", calib, "--epochs", 1, "--holdout", 0, code=2))
+    assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}, changed
+    run_json("eval", path("w4-tuned"), "--text", text)
     assert "multiple" in sentence(run("quantize", tiny(), path("w4-bad"), "--round", "w4a8", "--group", 20, "--calib", calib, code=2))
     return ", ".join(f"{k} {v:.4f}" for k, v in kld.items())
 
@@ -284,6 +284,8 @@ def test_w4a8_inputs():
         i = {t["name"].split(".", 2)[2]: t for t in run_json("inspect", out)["tensors"] if "format" in t}
         assert (i["1.self_attn.o_proj"]["hadamard"], i["1.mlp.down_proj"]["hadamard"]) == orders and i["1.mlp.up_proj"]["hadamard"] == 0
         assert i["1.mlp.down_proj"]["in_scale"] == i["1.self_attn.o_proj"]["in_scale"] == (name != "full") and not i["1.mlp.up_proj"]["in_scale"]
+        log = {l["name"].split(".", 2)[2]: l for l in map(json.loads, open(os.path.join(out, "quantize_log.jsonl")))}
+        assert all((l["hadamard"], l["in_scale"]) == (i[k]["hadamard"], i[k]["in_scale"]) for k, l in log.items()) and len(log) == len(i)
         e = run_json("eval", out, "--text", text, "--ref", tiny("linear"), "--threads", 1)
         assert e["kld_mean"] < 2 and run_json("eval", out, "--text", text, "--threads", 3)["ppl"] == e["ppl"]
         report = json.load(open(os.path.join(out, "report.json")))
@@ -293,6 +295,11 @@ def test_w4a8_inputs():
         run("verify", out, "--ref", tiny("linear"))
         run("quantize", tiny("linear"), out + "2", *words, "--threads", 3, "--progress", "none")
         assert digest(out + "2") == digest(out)
+    loss = {}
+    for clip in ("mse", "output"):
+        run("quantize", tiny("linear"), path("in-clip-" + clip), *base, "--comp", "rtn", "--rotate", "none", "--clip", clip, "--progress", "none")
+        loss[clip] = [l["rel_loss"] for l in map(json.loads, open(path("in-clip-" + clip, "quantize_log.jsonl")))][:3]  # q k v of block 0: the same inputs
+    assert all(b <= a * 1.001 for a, b in zip(loss["mse"], loss["output"])) and loss["mse"] != loss["output"], loss
     words = [*base, "--rotate", "full", "--smooth", "0.5", "--comp", "rescomp"]
     p = subprocess.Popen([REQUITE, "quantize", tiny(), path("in-cut"), *map(str, words), "--progress", "none"], stderr=subprocess.PIPE, text=True, env=ENV)
     part = path("in-cut.partial", "00000.3.safetensors")

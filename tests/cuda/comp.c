@@ -231,6 +231,7 @@ static void test_all_codes(void) {
     test_codes(33, 129, false, "comp=rescomp,cd-sweeps=0,refit=0,group=64,static-groups=false,act-order=true");
     if (!rq_small()) test_codes(5, 24, false, "comp=gptaq,cd-sweeps=0,refit=0,group=16,block=7,update=allw");
     test_codes(3, 1, false, "comp=gptq,cd-sweeps=0,refit=0,group=0");
+    test_codes(20, 96, false, "comp=gptq,cd-sweeps=0,refit=0,group=0,clip=output");
     test_codes(20, 96, false, "comp=qep,group=32,bits=3"); /* with refinement */
     EXPECT(100 * rows_other <= rows_compared);
     printf("%lld of %lld rows have other codes than on the CPU\n", (long long)rows_other, (long long)rows_compared);
