@@ -28,6 +28,7 @@ static const cmd_flag flags[] = {
     {"max-ram", 0, "SIZE", "refuse to start when more memory is needed, e.g. 16G"},
     {"resume", 0, NULL, "go on from OUT.partial of an interrupted run"},
     {"dry-run", 0, NULL, "say what it would write and need, and stop"},
+    {"ranks", 0, "N", "--dry-run: as one of N processes (without it mpirun says how many there are)"},
     {"force", 0, NULL, "replace OUT when quantize wrote it"},
 };
 static const cmd_spec spec = {
@@ -113,13 +114,13 @@ done:
 
 static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq_quantize_report *r) {
     if (cmd_has(a, "json")) {
-        json_t *j =
-            json_pack("{s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:b, s:s}", "out", job->out_path,
-                      "n_matrices", (json_int_t)r->n_matrices, "n_weights", (json_int_t)r->n_weights, "bpw", r->bpw,
-                      "file_bytes", (json_int_t)r->out_bytes, "ram_bytes_estimate", (json_int_t)r->ram_bytes,
-                      "spill_bytes", (json_int_t)r->spill_bytes, "flops", r->flops, "seconds", r->seconds, "n_resumed",
-                      (json_int_t)r->n_resumed, "n_samples", (json_int_t)job->samples.n_samples, "seq_len",
-                      (json_int_t)job->samples.seq_len, "dry_run", job->dry_run, "rotate", job->rotate);
+        json_t *j = json_pack(
+            "{s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:b, s:s, s:i, s:f}", "out", job->out_path,
+            "n_matrices", (json_int_t)r->n_matrices, "n_weights", (json_int_t)r->n_weights, "bpw", r->bpw, "file_bytes",
+            (json_int_t)r->out_bytes, "ram_bytes_estimate", (json_int_t)r->ram_bytes, "spill_bytes",
+            (json_int_t)r->spill_bytes, "flops", r->flops, "seconds", r->seconds, "n_resumed", (json_int_t)r->n_resumed,
+            "n_samples", (json_int_t)job->samples.n_samples, "seq_len", (json_int_t)job->samples.seq_len, "dry_run",
+            job->dry_run, "rotate", job->rotate, "ranks", r->n_ranks, "flops_rank", r->flops_rank);
         json_object_set_new(j, "options", cmd_quant_json(&job->opt));
         cmd_print_json(j);
         return;
@@ -132,6 +133,7 @@ static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq
                (long long)r->n_matrices, (double)r->n_weights / 1e6, comp, r->bpw,
                r->bpw * (double)r->n_weights / 8 / 1048576, (double)r->ram_bytes / 1048576,
                (double)r->spill_bytes / 1048576, r->flops);
+        if (r->n_ranks > 1) printf("on %d ranks: %.3g operations each at most\n", r->n_ranks, r->flops_rank);
         return;
     }
     printf("%s: %lld matrices by %s, %.4f bits per weight, model.safetensors %.1f MiB, %.1f s\n", job->out_path,
@@ -249,6 +251,11 @@ int cmd_quantize(int argc, char **argv) {
     job.resume = cmd_has(&a, "resume");
     job.dry_run = cmd_has(&a, "dry-run");
     job.force = cmd_has(&a, "force");
+    int64_t ranks;
+    if (!cmd_int(&a, "ranks", 1, 1 << 20, 0, &ranks)) return EXIT_USAGE;
+    if (ranks && !job.dry_run)
+        RQ_FAIL(RQ_ERR_ARG, "--ranks is for --dry-run: mpirun -n %lld starts so many", (long long)ranks);
+    job.dry_ranks = (int)ranks;
     json_t *j = cmd_quant_json(&job.opt);
     if (job.token_weights != RQ_TOKENS_EVEN) {
         json_object_set_new(j, "token-weights", json_string(rq_token_weights_name(job.token_weights)));
@@ -259,7 +266,10 @@ int cmd_quantize(int argc, char **argv) {
     options = json_dumps(j, JSON_COMPACT);
     json_decref(j);
     job.options_json = options;
+    job.ranks = cmd_ranks();
+    if (job.ranks && !cmd_has(&a, "threads")) rq_set_threads(cmd_ranks_threads());
     RQ_TRY(cmd_progress_new(&progress, &a, "quantize"));
+    if (rq_rank(job.ranks) > 0) progress.mode = 0;
     job.progress = cmd_progress_show;
     job.user = &progress;
     status = load_samples(&job.samples, &a, &job);
@@ -271,7 +281,7 @@ int cmd_quantize(int argc, char **argv) {
     status = rq_quantize_model(&job, &report);
     cmd_progress_end(&progress);
     RQ_TRY(status);
-    print_report(&a, &job, &report);
+    if (rq_rank(job.ranks) == 0) print_report(&a, &job, &report);
 done:
     code = cmd_fail(status);
 out:

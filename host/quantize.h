@@ -7,6 +7,7 @@
 #include "calib_tokens.h"
 #include "comp.h"
 #include "llama.h"
+#include "ranks.h"
 
 /* Called often; true asks to stop: the matrix at hand is finished and kept, and the call returns RQ_ERR_CANCELLED. */
 typedef bool (*rq_progress_fn)(void *user, double done_frac, const char *text);
@@ -67,6 +68,9 @@ typedef struct rq_quantize_job {
     uint64_t seed;
     int64_t max_ram_bytes; /* 0: no limit */
     bool resume, force, dry_run;
+    int dry_ranks; /* dry_run: as if there were so many; 0: as many as there are */
+    const rq_ranks
+        *ranks; /* NULL: one process does it all. Of several, each needs model_path; out_path is rank 0's to write */
     const char *options_json; /* the command's resolved options, for report.json and the fingerprint */
     rq_progress_fn progress;
     void *user;
@@ -77,6 +81,8 @@ typedef struct rq_quantize_report {
     double bpw;
     int64_t out_bytes, ram_bytes, spill_bytes;
     double flops, seconds;
+    int n_ranks;
+    double flops_rank; /* of the rank that has most: a share of the tokens and of H, and whole sets of each stage */
     int64_t n_resumed; /* matrices taken from an interrupted run */
 } rq_quantize_report;
 

@@ -235,13 +235,15 @@ rq_status rq_plan_factors(rq_quantizer *z) {
     const rq_config *c = &z->model->cfg;
     const int64_t widest = rq_max_i64(rq_max_i64(c->d_ff, c->d_model), c->n_head * c->head_dim);
     measure g = {.z = z};
+    bool found;
     char *path = rq_path_join(z->work_dir, "factors.safetensors");
     if (z->job->factors == RQ_FACTORS_NONE) goto done;
     if (!path) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(RQ_NEW(g.factors, c->n_layer * layer_width(c)));
     RQ_TRY(RQ_NEW(g.log_f, widest));
     RQ_TRY(RQ_NEW(g.weight, widest));
-    if (access(path, F_OK) == 0) {
+    RQ_TRY(rq_ranks_file_from_first(z->job->ranks, path, &found));
+    if (found) {
         RQ_TRY(load_factors(z, g.factors, path));
     } else {
         RQ_TRY(rq_calibrate_stages(z, RQ_GATHER_MAX, measure_stage, &g));
@@ -249,7 +251,7 @@ rq_status rq_plan_factors(rq_quantizer *z) {
             .name = "factors", .dtype = RQ_F32, .rank = 2, .fill = rq_fill_from_memory, .arg = g.factors};
         t.shape[0] = c->n_layer;
         t.shape[1] = layer_width(c);
-        RQ_TRY(rq_safetensors_write(path, &t, 1, NULL, 0));
+        if (rq_rank(z->job->ranks) == 0) RQ_TRY(rq_safetensors_write(path, &t, 1, NULL, 0));
     }
     z->factors = g.factors;
     g.factors = NULL;
