@@ -510,7 +510,7 @@ static rq_status quantize_sets(calib *c, int64_t layer, const int *lead, int n) 
                 const rq_matrix_plan *p = plan_of(c, layer, m);
                 if (!p->quantized || p->lead != lead[i]) continue;
                 name = p->name;
-                stop |= rq_quantizer_progress(c->z, 4.0 * (double)(p->n_out * p->n_in) * (double)p->n_in, name);
+                stop |= rq_quantizer_progress(c->z, rq_plan_flops(p), name);
             }
         }
         RQ_TRY(rq_ranks_any(c->ranks, &stop));
