@@ -25,7 +25,7 @@ static const cmd_flag flags[] = {
     {"skip", 0, "REGEX", "leave matching matrices as they are; may be repeated"},
     {"override", 0, "RULE", "'REGEX:key=value,...' for matching matrices; may be repeated, the first match counts"},
     {"config", 0, "FILE", "options from a JSON object of the same keys; flags win"},
-    {"device", 0, "DEV", "cpu"},
+    {"device", 0, "DEV", "cpu (default), cuda or cuda:N: where matrices are quantized"},
     {"max-ram", 0, "SIZE", "refuse to start when more memory is needed, e.g. 16G"},
     {"resume", 0, NULL, "go on from OUT.partial of an interrupted run"},
     {"dry-run", 0, NULL, "say what it would write and need, and stop"},
@@ -253,10 +253,8 @@ int cmd_quantize(int argc, char **argv) {
         return EXIT_USAGE;
     }
     RQ_TRY(parse_weighing(&job, &a, bank));
-    const char *device = cmd_value(&a, "device"), *ram = cmd_value(&a, "max-ram");
-    if (device && strcmp(device, "cpu") != 0) {
-        RQ_FAIL(RQ_ERR_ARG, "--device %s: this build quantizes on the cpu; the CUDA backend is not part of it", device);
-    }
+    const char *ram = cmd_value(&a, "max-ram");
+    job.device = cmd_value(&a, "device");
     if (ram && !parse_size(ram, &job.max_ram_bytes))
         RQ_FAIL(RQ_ERR_ARG, "--max-ram %s: a size like 800M or 16G is wanted", ram);
     job.model_path = a.arg[0];

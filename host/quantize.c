@@ -9,6 +9,7 @@
 #include <xxhash.h>
 
 #include "backend.h"
+#include "device.h"
 #include "quantize.h"
 
 /* ---- plan ---- */
@@ -280,6 +281,9 @@ static rq_status fingerprint(const rq_quantizer *z, char text[40]) {
     for (int i = 0; job->bpw > 0 && rq_bank_setting(job, i); ++i) {
         XXH3_128bits_update(state, rq_bank_setting(job, i), strlen(rq_bank_setting(job, i)) + 1);
     }
+    /* Another device's codes may differ where a weight lies on an edge. */
+    if (z->device && z->device->ops != &rq_device_cpu)
+        XXH3_128bits_update(state, z->device->ops->name, strlen(z->device->ops->name));
     XXH128_hash_t h = XXH3_128bits_digest(state);
     snprintf(text, 40, "%016llx%016llx\n", (unsigned long long)h.high64, (unsigned long long)h.low64);
 done:
@@ -408,6 +412,11 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
         RQ_FAIL(RQ_ERR_ARG, "token-min is %g: above 0 and at most 1 is wanted", job->token_min);
     }
     RQ_TRY(rq_backend_init());
+    if (job->device) RQ_TRY(rq_device_check(job->device));
+    if (job->device && strcmp(job->device, "cpu") != 0 && rq_n_ranks(job->ranks) > 1) {
+        RQ_FAIL(RQ_ERR_UNSUPPORTED, "--device %s with %d ranks: several ranks quantize on the CPU", job->device,
+                rq_n_ranks(job->ranks));
+    }
     if (!job->dry_run && rq_rank(job->ranks) == 0) RQ_TRY(check_out(job));
     RQ_TRY(rq_model_open(&z.model, job->model_path));
     own = z.model->rotation;
@@ -436,6 +445,7 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
                 (double)report->ram_bytes / 1048576, (double)job->max_ram_bytes / 1048576);
     }
     if (job->dry_run) goto done;
+    if (job->device) RQ_TRY(rq_device_open(&z.device, job->device));
     if (asprintf(&z.work_dir, "%s.partial", job->out_path) < 0) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(open_work_dir(&z));
     if (job->bpw > 0) RQ_TRY(rq_plan_allocate(&z));
@@ -452,6 +462,7 @@ done:
     rq_rotation_free(z.head_rotation);
     rq_inputs_free(&z);
     rq_model_close(z.model);
+    rq_device_close(z.device);
     free(z.plan);
     free(z.allocation);
     free(z.work_dir);

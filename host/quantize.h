@@ -60,6 +60,7 @@ typedef struct rq_quantize_job {
     int hadamard[2];    /* full: order of the Hadamard matrix at the inputs of o and of down; 0: chosen, -1: none */
     rq_factors factors; /* of the columns of inputs (docs/methods.md, "Column factors") */
     double factor_a, factor_b;
+    const char *device;      /* "cpu" (as NULL), "cuda" or "cuda:N" */
     unsigned factor_stages;  /* bit s: stage s has them; 0: all have */
     double bpw;              /* above 0: one of the bank's settings for each matrix, so many bits a weight in all */
     const char *const *bank; /* "key=value,key=value" each; without one: that of the rounder */
@@ -110,6 +111,7 @@ extern const int rq_stage_first[RQ_N_STAGES + 1];
 
 typedef struct rq_quantizer {
     const rq_quantize_job *job;
+    rq_device *device; /* NULL: the CPU */
     rq_model *model;
     rq_rotation *rotation, *head_rotation; /* NULL unless rotated; the model's own pointer is set to the first */
     rq_rotation *online[2];                /* Hadamard matrices at the inputs of o and down, or NULL; for weights ... */

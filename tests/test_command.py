@@ -611,9 +611,11 @@ def test_bad_calibration():
         assert not os.path.exists(path("o")) and not os.path.exists(path("o.partial")), name
     sentence(quantize(model, path("o"), "--comp", "gptq", code=2))  # none given
     assert "larger than the row" in sentence(quantize(model, path("o"), "--calib", good, "--group", 4096, code=2))
-    for flags in (["--bits", "5"], ["--damp", "-1"], ["--comp", "magic"], ["--device", "cuda"], ["--rotate", "sideways"], ["--threads", "0"],
+    for flags in (["--bits", "5"], ["--damp", "-1"], ["--comp", "magic"], ["--device", "tpu"], ["--device", "cuda:x"], ["--rotate", "sideways"], ["--threads", "0"],
                   ["--preset", "worst"], ["--preset", "vptq", "--round", "ssvq"], ["--shrink", "2"], ["--bits", "three"]):
         sentence(quantize(model, path("o"), "--calib", good, *flags, code=2))
+    # No such backend in this program, or no such GPU in this machine.
+    assert "CUDA" in sentence(quantize(model, path("o"), "--calib", good, "--device", "cuda:99", code=1))
     assert not os.path.exists(path("o")) and not os.path.exists(path("o.partial"))
 
 
