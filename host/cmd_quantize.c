@@ -16,7 +16,11 @@ static const cmd_flag flags[] = {
     {"token-min", 0, "X", "the least a token counts, the most being 1 (0.005)"},
     {"seed", 0, "N", "of the rotation and of the choice of windows (0)"},
     {"preset", 0, "NAME", "best (default), reference: the settings of the papers' code, or vptq: VPTQ's"},
-    {"rotate", 0, "HOW", "none or residual (default: the preset's; codebooks: none)"},
+    {"rotate", 0, "HOW",
+     "none, residual, or full: and Hadamard matrices at run time (default: the preset's; codebooks: none)"},
+    {"hadamard", 0, "N", "order of those of full, N for o and down or N,M; 0: none (default: the largest)"},
+    {"smooth", 0, "A", "w4a8: column factors max|x|^A / max|w|^B from inputs into weights; A or A,B (B: 1 - A)"},
+    {"cross", 0, "A", "w4a8: steps t^A c^(1-A) of inputs, t the largest of a token and c of a column"},
     {"skip", 0, "REGEX", "leave matching matrices as they are; may be repeated"},
     {"override", 0, "RULE", "'REGEX:key=value,...' for matching matrices; may be repeated, the first match counts"},
     {"config", 0, "FILE", "options from a JSON object of the same keys; flags win"},
@@ -24,6 +28,7 @@ static const cmd_flag flags[] = {
     {"max-ram", 0, "SIZE", "refuse to start when more memory is needed, e.g. 16G"},
     {"resume", 0, NULL, "go on from OUT.partial of an interrupted run"},
     {"dry-run", 0, NULL, "say what it would write and need, and stop"},
+    {"ranks", 0, "N", "--dry-run: as one of N processes (without it mpirun says how many there are)"},
     {"force", 0, NULL, "replace OUT when quantize wrote it"},
 };
 static const cmd_spec spec = {
@@ -109,13 +114,13 @@ done:
 
 static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq_quantize_report *r) {
     if (cmd_has(a, "json")) {
-        json_t *j =
-            json_pack("{s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:b, s:s}", "out", job->out_path,
-                      "n_matrices", (json_int_t)r->n_matrices, "n_weights", (json_int_t)r->n_weights, "bpw", r->bpw,
-                      "file_bytes", (json_int_t)r->out_bytes, "ram_bytes_estimate", (json_int_t)r->ram_bytes,
-                      "spill_bytes", (json_int_t)r->spill_bytes, "flops", r->flops, "seconds", r->seconds, "n_resumed",
-                      (json_int_t)r->n_resumed, "n_samples", (json_int_t)job->samples.n_samples, "seq_len",
-                      (json_int_t)job->samples.seq_len, "dry_run", job->dry_run, "rotate", job->rotate);
+        json_t *j = json_pack(
+            "{s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:b, s:s, s:i, s:f}", "out", job->out_path,
+            "n_matrices", (json_int_t)r->n_matrices, "n_weights", (json_int_t)r->n_weights, "bpw", r->bpw, "file_bytes",
+            (json_int_t)r->out_bytes, "ram_bytes_estimate", (json_int_t)r->ram_bytes, "spill_bytes",
+            (json_int_t)r->spill_bytes, "flops", r->flops, "seconds", r->seconds, "n_resumed", (json_int_t)r->n_resumed,
+            "n_samples", (json_int_t)job->samples.n_samples, "seq_len", (json_int_t)job->samples.seq_len, "dry_run",
+            job->dry_run, "rotate", job->rotate, "ranks", r->n_ranks, "flops_rank", r->flops_rank);
         json_object_set_new(j, "options", cmd_quant_json(&job->opt));
         cmd_print_json(j);
         return;
@@ -128,10 +133,64 @@ static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq
                (long long)r->n_matrices, (double)r->n_weights / 1e6, comp, r->bpw,
                r->bpw * (double)r->n_weights / 8 / 1048576, (double)r->ram_bytes / 1048576,
                (double)r->spill_bytes / 1048576, r->flops);
+        if (r->n_ranks > 1) printf("on %d ranks: %.3g operations each at most\n", r->n_ranks, r->flops_rank);
         return;
     }
     printf("%s: %lld matrices by %s, %.4f bits per weight, model.safetensors %.1f MiB, %.1f s\n", job->out_path,
            (long long)r->n_matrices, comp, r->bpw, (double)r->out_bytes / 1048576, r->seconds);
+}
+
+/* "A" or "A,B"; *n says how many there were. */
+static bool parse_numbers(const char *text, double v[2], int *n) {
+    char *end;
+    v[0] = strtod(text, &end);
+    *n = 1;
+    if (end != text && *end == ',') {
+        text = end + 1;
+        v[1] = strtod(text, &end);
+        *n = 2;
+    }
+    return end != text && !*end;
+}
+
+/* What inputs go through: --rotate, --hadamard, --smooth, --cross. */
+static rq_status parse_inputs(rq_quantize_job *job, const cmd_args *a) {
+    const char *order = cmd_value(a, "hadamard"), *smooth = cmd_value(a, "smooth"), *cross = cmd_value(a, "cross");
+    double v[2];
+    int n;
+    job->rotate = cmd_value(a, "rotate");
+    if (order) {
+        bool good = parse_numbers(order, v, &n);
+        for (int i = 0; i < 2 && good; ++i) {
+            const double size = v[n == 1 ? 0 : i];
+            good = size >= 0 && size <= 1 << 20 && size == (double)(int)size;
+            job->hadamard[i] = !good ? 0 : size == 0 ? -1 : (int)size;
+        }
+        if (!good) return rq_fail(RQ_ERR_ARG, "--hadamard %s: an order, or two with a comma, are wanted", order);
+    }
+    if (smooth && cross)
+        return rq_fail(RQ_ERR_ARG, "--smooth and --cross both choose the factors of columns: give one of them");
+    if (smooth || cross) {
+        const char *text = smooth ? smooth : cross;
+        if (!parse_numbers(text, v, &n) || (cross && n != 1)) {
+            return rq_fail(RQ_ERR_ARG, smooth ? "--smooth %s: A or A,B is wanted" : "--cross %s: a number is wanted",
+                           text);
+        }
+        job->factors = smooth ? RQ_FACTORS_SMOOTH : RQ_FACTORS_CROSS;
+        job->factor_a = v[0];
+        job->factor_b = n == 2 ? v[1] : 1 - v[0];
+    }
+    return RQ_OK;
+}
+
+static void inputs_json(json_t *j, const rq_quantize_job *job) {
+    for (int i = 0; i < 2 && (job->hadamard[0] || job->hadamard[1]); ++i) {
+        json_object_set_new(j, i ? "hadamard-down" : "hadamard-o",
+                            json_integer(job->hadamard[i] < 0 ? 0 : job->hadamard[i]));
+    }
+    if (job->factors == RQ_FACTORS_SMOOTH)
+        json_object_set_new(j, "smooth", json_pack("[f, f]", job->factor_a, job->factor_b));
+    if (job->factors == RQ_FACTORS_CROSS) json_object_set_new(j, "cross", json_real(job->factor_a));
 }
 
 /* --token-weights, --bpw and what belongs to them. */
@@ -185,7 +244,7 @@ int cmd_quantize(int argc, char **argv) {
     job.model_path = a.arg[0];
     job.out_path = a.arg[1];
     job.seed = (uint64_t)seed;
-    job.rotate = cmd_value(&a, "rotate");
+    RQ_TRY(parse_inputs(&job, &a));
     if (!job.rotate) job.rotate = book || (preset && strcmp(preset, "reference") == 0) ? "none" : "residual";
     job.skip = skip;
     job.n_skip = collect(&a, "skip", skip);
@@ -194,16 +253,25 @@ int cmd_quantize(int argc, char **argv) {
     job.resume = cmd_has(&a, "resume");
     job.dry_run = cmd_has(&a, "dry-run");
     job.force = cmd_has(&a, "force");
+    int64_t ranks;
+    if (!cmd_int(&a, "ranks", 1, 1 << 20, 0, &ranks)) return EXIT_USAGE;
+    if (ranks && !job.dry_run)
+        RQ_FAIL(RQ_ERR_ARG, "--ranks is for --dry-run: mpirun -n %lld starts so many", (long long)ranks);
+    job.dry_ranks = (int)ranks;
     json_t *j = cmd_quant_json(&job.opt);
     if (job.token_weights != RQ_TOKENS_EVEN) {
         json_object_set_new(j, "token-weights", json_string(rq_token_weights_name(job.token_weights)));
         json_object_set_new(j, "token-min", json_real(job.token_min));
     }
     if (job.bpw > 0) json_object_set_new(j, "bpw", json_real(job.bpw));
+    inputs_json(j, &job);
     options = json_dumps(j, JSON_COMPACT);
     json_decref(j);
     job.options_json = options;
+    job.ranks = cmd_ranks();
+    if (job.ranks && !cmd_has(&a, "threads")) rq_set_threads(cmd_ranks_threads());
     RQ_TRY(cmd_progress_new(&progress, &a, "quantize"));
+    if (rq_rank(job.ranks) > 0) progress.mode = 0;
     job.progress = cmd_progress_show;
     job.user = &progress;
     status = load_samples(&job.samples, &a, &job);
@@ -215,7 +283,7 @@ int cmd_quantize(int argc, char **argv) {
     status = rq_quantize_model(&job, &report);
     cmd_progress_end(&progress);
     RQ_TRY(status);
-    print_report(&a, &job, &report);
+    if (rq_rank(job.ranks) == 0) print_report(&a, &job, &report);
 done:
     code = cmd_fail(status);
 out:

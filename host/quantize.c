@@ -114,6 +114,7 @@ double rq_plan_bits(const rq_matrix_plan *p, int n_set) {
     double scales = (double)(p->n_out * n_group) * (o->scale_dtype == RQ_F32 ? 32 : 16);
     if (o->round == RQ_ROUND_W4A8) {
         return 32.0 * (double)(p->n_out * (rq_w4a8_row_words(p->n_in) + 1)) + 128 +
+               (p->wants_in_scale ? 32.0 * (double)p->n_in : 0) +
                (o->group ? 16.0 * (double)(p->n_out * n_group)
                 : o->sym ? 0
                          : 8.0 * (double)p->n_out);
@@ -139,6 +140,33 @@ double rq_plan_bits(const rq_matrix_plan *p, int n_set) {
     return bits + book / n_set + (double)o->outliers * (8.0 * (double)p->n_out + 64);
 }
 
+/* Work on the matrices of all blocks by the rank that has most of it, sets being dealt out as quantize_sets does. */
+static double busiest_flops(const rq_quantizer *z, int n_ranks) {
+    double total = 0;
+    for (int64_t layer = 0; layer < z->model->cfg.n_layer; ++layer) {
+        for (int st = 0; st < RQ_N_STAGES; ++st) {
+            double round = 0;
+            int n_sets = 0;
+            for (int lead = rq_stage_first[st]; lead < rq_stage_first[st + 1]; ++lead) {
+                const rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS];
+                double set = 0;
+                for (int m = lead; m < rq_stage_first[st + 1]; ++m) {
+                    if (p[m].quantized && p[m].lead == lead)
+                        set += 4.0 * (double)(p[m].n_out * p[m].n_in) * (double)p[m].n_in;
+                }
+                if (set == 0) continue;
+                if (n_sets++ % n_ranks == 0) { /* a round ends when its longest set does */
+                    total += round;
+                    round = 0;
+                }
+                round = set > round ? set : round;
+            }
+            total += round;
+        }
+    }
+    return total;
+}
+
 static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
     const rq_config *c = &z->model->cfg;
     const rq_quantize_job *job = z->job;
@@ -146,6 +174,7 @@ static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
     int64_t widest = rq_max_i64(rq_max_i64(c->d_model, c->d_ff), qd), block_weights = 0, tallest = 0;
     double tokens = (double)(job->samples.n_samples * job->samples.seq_len), bits = 0;
     bool cross = false, refine = false;
+    r->n_ranks = job->dry_run && job->dry_ranks ? job->dry_ranks : rq_n_ranks(job->ranks);
     for (int64_t i = 0; i < c->n_layer * RQ_N_LINEARS; ++i) {
         const rq_matrix_plan *p = &z->plan[i];
         int64_t n = p->n_out * p->n_in;
@@ -164,14 +193,19 @@ static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
         int n_bank = 0;
         while (rq_bank_setting(job, n_bank)) ++n_bank;
         r->flops *= 1 + n_bank;
+        r->flops_rank = (double)n_bank * r->flops / (1 + n_bank); /* every rank measures all settings */
         r->bpw = job->bpw;
     }
+    r->flops_rank += busiest_flops(z, r->n_ranks);
     bool forward = rq_plan_needs_calibration(z);
-    for (int stage = 0; forward && stage <= 4; ++stage) {
+    for (int stage = 0; (forward || job->factors != RQ_FACTORS_NONE) && stage <= 4; ++stage) {
         double width = stage == 1 ? (double)qd : stage == 3 ? (double)c->d_ff : (double)c->d_model;
-        double per_token = rq_stage_flops(c, stage, job->samples.seq_len) * (cross ? 2 : 1);
-        if (stage < 4) per_token += width * width * (cross ? 3 : 1);
-        r->flops += per_token * tokens * (double)(stage == 4 ? c->n_layer - 1 : c->n_layer);
+        const int passes = (!forward ? 0 : cross ? 2 : 1) + (job->factors != RQ_FACTORS_NONE);
+        double per_token = rq_stage_flops(c, stage, job->samples.seq_len) * passes;
+        if (forward && stage < 4) per_token += width * width * (cross ? 3 : 1);
+        double stage_flops = per_token * tokens * (double)(stage == 4 ? c->n_layer - 1 : c->n_layer);
+        r->flops += stage_flops;
+        r->flops_rank += stage_flops / r->n_ranks;
     }
     /* Two streams of one block in fp32, Gram matrices in fp64, factors and terms in fp32 (and one fp64 scratch), one chunk of
      * activations, the sweep's copies of the largest matrix. */
@@ -234,7 +268,8 @@ static rq_status fingerprint(const rq_quantizer *z, char text[40]) {
                  (long long)job->samples.seq_len, (long long)job->skip_tokens, job->rotate ? job->rotate : "none",
                  (unsigned long long)job->seed, rq_token_weights_name(job->token_weights), job->token_min);
     XXH3_128bits_update(state, line, (size_t)used);
-    used = snprintf(line, sizeof line, "%.17g/%d", job->bpw, (int)job->bpw_loss);
+    used = snprintf(line, sizeof line, "%.17g/%d/%d/%d/%d/%.17g/%.17g", job->bpw, (int)job->bpw_loss, job->hadamard[0],
+                    job->hadamard[1], (int)job->factors, job->factor_a, job->factor_b);
     XXH3_128bits_update(state, line, (size_t)used);
     for (int i = 0; job->bpw > 0 && rq_bank_setting(job, i); ++i) {
         XXH3_128bits_update(state, rq_bank_setting(job, i), strlen(rq_bank_setting(job, i)) + 1);
@@ -269,13 +304,12 @@ static bool folder_is_used(const char *path) {
     return used;
 }
 
-static rq_status open_work_dir(rq_quantizer *z) {
+static rq_status open_first_work_dir(rq_quantizer *z, const char *now) {
     rq_status status = RQ_OK;
     const rq_quantize_job *job = z->job;
-    char now[40], *path = rq_path_join(z->work_dir, "fingerprint"), *before = NULL;
+    char *path = rq_path_join(z->work_dir, "fingerprint"), *before = NULL;
     int64_t n;
     if (!path) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
-    RQ_TRY(fingerprint(z, now));
     bool there = access(path, F_OK) == 0;
     if (there && job->resume) {
         RQ_TRY(rq_read_file(path, 4096, &before, &n));
@@ -304,19 +338,40 @@ done:
     return status;
 }
 
+/* That of rank 0 first; the others put their activations beside it, or where it would be. All must have the same work. */
+static rq_status open_work_dir(rq_quantizer *z) {
+    rq_status status = RQ_OK;
+    const rq_ranks *ranks = z->job->ranks;
+    char own[40] = {0}, first[40];
+    RQ_TRY(fingerprint(z, own));
+    memcpy(first, own, sizeof first);
+    if (rq_rank(ranks) == 0) RQ_TRY(open_first_work_dir(z, own));
+    RQ_TRY(rq_ranks_bcast(ranks, first, sizeof first, 0));
+    if (strcmp(own, first) != 0)
+        RQ_FAIL(RQ_ERR_ARG, "rank %d has other weights, calibration or options than rank 0", rq_rank(ranks));
+    if (rq_rank(ranks) > 0 && mkdir(z->work_dir, 0777) != 0 && errno != EEXIST)
+        RQ_FAIL(RQ_ERR_IO, "cannot make the folder %s: %s", z->work_dir, strerror(errno));
+done:
+    return status;
+}
+
+/* Rank 0 writes; nobody goes on before it has. */
+static rq_status write_output(const rq_quantizer *z, rq_quantize_report *report) {
+    rq_status status = RQ_OK;
+    if (rq_rank(z->job->ranks) == 0) RQ_TRY(rq_write_output(z, report));
+    RQ_TRY(rq_ranks_bcast(z->job->ranks, report, sizeof *report, 0));
+done:
+    return status;
+}
+
 /* ---- the whole ---- */
 
 static rq_status make_rotation(rq_quantizer *z) {
     const rq_quantize_job *job = z->job;
     const rq_config *c = &z->model->cfg;
     if (!job->rotate || strcmp(job->rotate, "none") == 0) return RQ_OK;
-    if (strcmp(job->rotate, "full") == 0) {
-        return rq_fail(
-            RQ_ERR_UNSUPPORTED,
-            "--rotate full needs Hadamard products inside the running model, which is not built yet; use residual");
-    }
-    if (strcmp(job->rotate, "residual") != 0)
-        return rq_fail(RQ_ERR_ARG, "--rotate %s: it is none or residual", job->rotate);
+    if (strcmp(job->rotate, "residual") != 0 && strcmp(job->rotate, "full") != 0)
+        return rq_fail(RQ_ERR_ARG, "--rotate %s: it is none, residual or full", job->rotate);
     rq_status status = rq_rotation_new(&z->rotation, c->d_model, job->seed, NULL);
     if (status == RQ_OK) status = rq_rotation_new(&z->head_rotation, c->head_dim, job->seed + 1, NULL);
     return status;
@@ -347,13 +402,14 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
         RQ_FAIL(RQ_ERR_ARG, "token-min is %g: above 0 and at most 1 is wanted", job->token_min);
     }
     RQ_TRY(rq_backend_init());
-    if (!job->dry_run) RQ_TRY(check_out(job));
+    if (!job->dry_run && rq_rank(job->ranks) == 0) RQ_TRY(check_out(job));
     RQ_TRY(rq_model_open(&z.model, job->model_path));
     own = z.model->rotation;
     if (own) RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s is a rotated model: quantize starts from the original", job->model_path);
     RQ_TRY(make_rotation(&z));
     z.model->rotation = z.rotation;
     RQ_TRY(make_plan(&z));
+    RQ_TRY(rq_plan_inputs(&z));
     if (job->bpw > 0 && job->samples.n_samples == 0) {
         RQ_FAIL(RQ_ERR_ARG, "--bpw measures losses, which needs calibration text: give --calib FILE");
     }
@@ -377,8 +433,9 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
     if (asprintf(&z.work_dir, "%s.partial", job->out_path) < 0) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(open_work_dir(&z));
     if (job->bpw > 0) RQ_TRY(rq_plan_allocate(&z));
+    RQ_TRY(rq_plan_factors(&z));
     RQ_TRY(rq_quantize_blocks(&z));
-    RQ_TRY(rq_write_output(&z, report));
+    RQ_TRY(write_output(&z, report));
     remove_folder(z.work_dir);
     report->n_resumed = z.n_resumed;
     report->seconds = rq_seconds() - started;
@@ -387,6 +444,7 @@ done:
     if (z.model) z.model->rotation = own;
     rq_rotation_free(z.rotation);
     rq_rotation_free(z.head_rotation);
+    rq_inputs_free(&z);
     rq_model_close(z.model);
     free(z.plan);
     free(z.allocation);

@@ -178,8 +178,9 @@ static void count_bits(measure *g, int64_t i, int s, const rq_quant_opt *o, cons
 }
 
 /* All units of a stage under all settings. */
-static rq_status measure_stage(void *arg, int64_t layer, int stage, const double *h, float *const *w) {
+static rq_status measure_stage(void *arg, int64_t layer, int stage, const rq_gathered *of, float *const *w) {
     measure *g = arg;
+    const double *h = of->h;
     rq_status status = RQ_OK;
     rq_prep prep = {0};
     int64_t first = g->next;
@@ -214,7 +215,9 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const double
             snprintf(text, sizeof text, "measuring %s: %s", g->setting[s], p->name);
             double n = (double)p->n_in, flops = 0;
             for (int k = 0; k < g->units[i].n; ++k) flops += 4.0 * (double)plan_of(g, &g->units[i], k)->n_out * n * n;
-            if (rq_quantizer_progress(g->z, flops, text)) {
+            bool stop = rq_quantizer_progress(g->z, flops, text);
+            RQ_TRY(rq_ranks_any(g->z->job->ranks, &stop));
+            if (stop) {
                 RQ_FAIL(RQ_ERR_CANCELLED, "stopped while measuring %s; nothing is kept of that", p->name);
             }
         }
@@ -261,7 +264,8 @@ static rq_status measure_and_choose(measure *g, const char *path) {
     for (int64_t i = 0; i < z->model->cfg.n_layer * RQ_N_LINEARS; ++i) {
         if (z->plan[i].quantized) weights += (double)z->plan[i].n_out * (double)z->plan[i].n_in;
     }
-    RQ_TRY(rq_calibrate_stages(z, z->job->bpw_loss == RQ_BPW_RESIDUAL, measure_stage, g));
+    const rq_gather what = z->job->bpw_loss == RQ_BPW_RESIDUAL ? RQ_GATHER_GRAM_PER_RESIDUAL : RQ_GATHER_GRAM;
+    RQ_TRY(rq_calibrate_stages(z, what, measure_stage, g));
     rq_bank bank = {
         .n_matrix = g->n_unit, .n_setting = g->n_setting, .bits = g->bits, .loss = g->loss, .weight = g->weight};
     status = rq_allocate(g->choice, &r, &bank, (int64_t)(z->job->bpw * weights), 0);
@@ -274,7 +278,7 @@ static rq_status measure_and_choose(measure *g, const char *path) {
     j = to_json(g, &r);
     z->allocation = j ? json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     if (!z->allocation) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
-    RQ_TRY(rq_write_file(path, z->allocation, (int64_t)strlen(z->allocation)));
+    if (rq_rank(z->job->ranks) == 0) RQ_TRY(rq_write_file(path, z->allocation, (int64_t)strlen(z->allocation)));
 done:
     json_decref(j);
     return status;
@@ -305,10 +309,12 @@ done:
 rq_status rq_plan_allocate(rq_quantizer *z) {
     rq_status status = RQ_OK;
     measure g = {.z = z};
+    bool found;
     char *path = rq_path_join(z->work_dir, "allocation.json");
     if (!path) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(make_units(&g));
-    if (access(path, F_OK) == 0) {
+    RQ_TRY(rq_ranks_file_from_first(z->job->ranks, path, &found));
+    if (found) {
         RQ_TRY(load_choice(&g, path));
     } else {
         RQ_TRY(measure_and_choose(&g, path));
