@@ -9,6 +9,7 @@
 #ifndef RQ_CUDA_H
 #define RQ_CUDA_H
 
+#include "fmt_act.h"
 #include "fmt_tile.h"
 
 #ifdef __cplusplus
@@ -103,7 +104,15 @@ rq_status rq_cuda_gemm_run(const rq_cuda_gemm_plan *plan, const rq_cuda_gemv_des
 
 /* ---- Activations as int8, for x_s8 and W4A8: q, a scale and, where sum is not NULL, the sum of q for each row. host/fmt_act.h is their
  * definition, to the last bit:  q[t][j] = rint(h[t][j] / scale[t]), at most 127 in size, ties to even; NaN becomes 0.
- * scale[t] = max_j |h[t][j]| / 127. A row of zeros has scale 0. early_launch as of a gemv. */
+ * scale[t] = max_j |h[t][j]| / 127. A row of zeros has scale 0. early_launch as of a gemv.
+ *
+ * What a W4A8 matrix wants of its input (in_scale and hadamard of fmt_w4a8.h) is no part of its tiles. It is done here, and the gemv or gemm gets
+ * q, scale and sum: `hadamard` is &w->online[0], `factor` is in_scale on the device. rq_repack_w4a8_plan has them in the layout, so that it is seen
+ * what the matrix was quantized for.
+ *   factor    float[n_in] on the device, or NULL: h[t][j] times factor[j], after RMSNorm's weight and after the Hadamard matrix
+ *   hadamard  on the host, copied into the launch; or NULL: each hadamard->size columns of h times that matrix. Up to 32,768 columns.
+ *   steps     steps.scale set: scale[t] is steps.scale[steps.step[t / rows_per_step]], from tables on the device: one captured graph serves all
+ *             steps of a process, and *step alone changes. A step outside of 0 .. n_step - 1 gives the scale NaN, codes and sum 0. */
 
 /* h = x. fixed: scale[t] is there already (positive). */
 typedef struct rq_cuda_quantize_args {
@@ -114,6 +123,9 @@ typedef struct rq_cuda_quantize_args {
     rq_act act;
     int64_t n_tok, n_in;
     int fixed, early_launch;
+    const float *factor;
+    const rq_hadamard *hadamard;
+    rq_act_steps steps; /* not with fixed */
 } rq_cuda_quantize_args;
 rq_status rq_cuda_quantize_rows(const rq_cuda_quantize_args *a, rq_cuda_stream stream);
 
@@ -130,6 +142,8 @@ typedef struct rq_cuda_rmsnorm_args {
     rq_act act;
     int64_t n_tok, n_in;
     int early_launch;
+    const float *factor;
+    rq_act_steps steps;
 } rq_cuda_rmsnorm_args;
 rq_status rq_cuda_rmsnorm_quantize(const rq_cuda_rmsnorm_args *a, rq_cuda_stream stream);
 
@@ -144,6 +158,9 @@ typedef struct rq_cuda_silu_args {
     rq_act act;
     int64_t n_tok, n_in;
     int early_launch;
+    const float *factor;
+    const rq_hadamard *hadamard;
+    rq_act_steps steps;
 } rq_cuda_silu_args;
 rq_status rq_cuda_silu_quantize(const rq_cuda_silu_args *a, rq_cuda_stream stream);
 
