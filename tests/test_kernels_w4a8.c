@@ -391,6 +391,8 @@ static void test_gemm(void **state) {
     check_gemm(5, 4096 + 40, 0, false, false, 3);
     check_gemm(6, 8192 + 96, 128, false, false, 21);
     check_gemm(9, 320, 64, false, false, 300);
+    check_gemm(131, 96, 32, false, false, 258);
+    check_gemm(71, 4096 + 64, 128, false, false, 160); /* more than the outer caches: rows take turns with the cuts */
     check_gemm(4, RQ_W4A8_MAX_COLS, 0, false, true, 2);
     check_gemm(4, RQ_W4A8_MAX_COLS, 128, false, true, 3);
     check_gemm(3, RQ_W4A8_MAX_COLS - 1, 32, false, true, 1);
