@@ -18,6 +18,7 @@
 #include <math.h>
 
 #include "backend.h"
+#include "device.h"
 #include "quantize.h"
 
 enum { N_STREAMS = 2, FP = 0, QS = 1, CHUNK_TOKENS = 2048 };
@@ -319,6 +320,12 @@ static rq_status add_chunks(calib *c, int stage, int64_t first) {
         if (c->need_cross) RQ_TRY(rq_ranks_bcast(c->ranks, d, bytes, r));
         if (c->most) column_max(c->most, q, kept, width);
         if (!c->need_h) continue;
+        if (n == 1) {
+            const rq_device *dev = c->z->device;
+            double *cross = c->need_cross ? c->cross : NULL;
+            RQ_TRY(rq_device_row(dev)->gram_add(rq_device_own(dev), c->h, cross, q, d, kept, width));
+            continue;
+        }
         RQ_TRY(rq_gram_add_part(c->h, q, kept, width, own, n));
         if (c->need_cross) RQ_TRY(rq_cross_add_part(c->cross, d, q, kept, width, own, n));
     }
@@ -330,9 +337,11 @@ static rq_status run_stage(calib *c, int stage, const char *text) {
     rq_status status = RQ_OK;
     int64_t width = stage_width(c, stage);
     int n = rq_n_ranks(c->ranks);
-    memset(c->h, 0, (size_t)(width * width) * sizeof *c->h);
+    const rq_device_ops *row = rq_device_row(c->z->device);
+    void *device = rq_device_own(c->z->device);
+    double *cross = c->need_cross ? c->cross : NULL;
+    if (c->need_h) RQ_TRY(row->gram_start(device, c->h, cross, width));
     if (c->most) memset(c->most, 0, (size_t)width * sizeof *c->most);
-    if (c->need_cross) memset(c->cross, 0, (size_t)(width * width) * sizeof *c->cross);
     for (int64_t first = 0; first < n_chunks(c); first += n) {
         int64_t chunk = first + rq_rank(c->ranks), all = 0;
         if (chunk < n_chunks(c)) RQ_TRY(chunk_inputs(c, stage, chunk));
@@ -343,6 +352,7 @@ static rq_status run_stage(calib *c, int stage, const char *text) {
         rq_quantizer_progress(c->z, per_token * (double)all,
                               text); /* an interrupt is seen again after the next matrix */
     }
+    if (c->need_h) RQ_TRY(row->gram_finish(device, c->h, cross, width));
     if (c->need_h) RQ_TRY(rq_ranks_sum(c->ranks, c->h, width * width));
     if (c->need_cross) RQ_TRY(rq_ranks_sum(c->ranks, c->cross, width * width));
 done:
@@ -487,8 +497,8 @@ static rq_status quantize_sets(calib *c, int64_t layer, const int *lead, int n) 
             const rq_matrix_plan *p = plan_of(c, layer, lead[first + own]);
             if (!prepared || !same_preparation(prepared, &p->opt)) {
                 rq_prep_free(&prep);
-                RQ_TRY(rq_prepare(&prep, c->need_h ? c->h : NULL, c->need_cross ? c->cross : NULL, p->n_in, &p->opt,
-                                  p->name));
+                RQ_TRY(rq_prepare_on(&prep, c->z->device, c->need_h ? c->h : NULL, c->need_cross ? c->cross : NULL,
+                                     p->n_in, &p->opt, p->name));
                 prepared = &p->opt;
             }
             RQ_TRY(quantize_set(c, layer, lead[first + own], &prep));
@@ -500,7 +510,7 @@ static rq_status quantize_sets(calib *c, int64_t layer, const int *lead, int n) 
                 const rq_matrix_plan *p = plan_of(c, layer, m);
                 if (!p->quantized || p->lead != lead[i]) continue;
                 name = p->name;
-                stop |= rq_quantizer_progress(c->z, 4.0 * (double)(p->n_out * p->n_in) * (double)p->n_in, name);
+                stop |= rq_quantizer_progress(c->z, rq_plan_flops(p), name);
             }
         }
         RQ_TRY(rq_ranks_any(c->ranks, &stop));

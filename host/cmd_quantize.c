@@ -20,11 +20,12 @@ static const cmd_flag flags[] = {
      "none, residual, or full: and Hadamard matrices at run time (default: the preset's; codebooks: none)"},
     {"hadamard", 0, "N", "order of those of full, N for o and down or N,M; 0: none (default: the largest)"},
     {"smooth", 0, "A", "w4a8: column factors max|x|^A / max|w|^B from inputs into weights; A or A,B (B: 1 - A)"},
+    {"factors-at", 0, "LIST", "inputs that --smooth or --cross is for: qkv, o, gateup, down, with commas (all)"},
     {"cross", 0, "A", "w4a8: steps t^A c^(1-A) of inputs, t the largest of a token and c of a column"},
     {"skip", 0, "REGEX", "leave matching matrices as they are; may be repeated"},
     {"override", 0, "RULE", "'REGEX:key=value,...' for matching matrices; may be repeated, the first match counts"},
     {"config", 0, "FILE", "options from a JSON object of the same keys; flags win"},
-    {"device", 0, "DEV", "cpu"},
+    {"device", 0, "DEV", "cpu (default), cuda or cuda:N: where matrices are quantized"},
     {"max-ram", 0, "SIZE", "refuse to start when more memory is needed, e.g. 16G"},
     {"resume", 0, NULL, "go on from OUT.partial of an interrupted run"},
     {"dry-run", 0, NULL, "say what it would write and need, and stop"},
@@ -153,6 +154,22 @@ static bool parse_numbers(const char *text, double v[2], int *n) {
     return end != text && !*end;
 }
 
+/* --factors-at: names of stages with commas. */
+static rq_status parse_stages(rq_quantize_job *job, const char *list) {
+    static const char *const name[RQ_N_STAGES] = {"qkv", "o", "gateup", "down"};
+    for (const char *at = list; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+        const size_t n = strcspn(at, ",");
+        int stage = 0;
+        while (stage < RQ_N_STAGES && (strlen(name[stage]) != n || strncmp(at, name[stage], n) != 0)) ++stage;
+        if (stage == RQ_N_STAGES)
+            return rq_fail(RQ_ERR_ARG, "--factors-at %s: qkv, o, gateup and down with commas are wanted", list);
+        job->factor_stages |= 1u << stage;
+    }
+    if (list && job->factors == RQ_FACTORS_NONE)
+        return rq_fail(RQ_ERR_ARG, "--factors-at says where --smooth or --cross is for: give one of them");
+    return RQ_OK;
+}
+
 /* What inputs go through: --rotate, --hadamard, --smooth, --cross. */
 static rq_status parse_inputs(rq_quantize_job *job, const cmd_args *a) {
     const char *order = cmd_value(a, "hadamard"), *smooth = cmd_value(a, "smooth"), *cross = cmd_value(a, "cross");
@@ -180,10 +197,11 @@ static rq_status parse_inputs(rq_quantize_job *job, const cmd_args *a) {
         job->factor_a = v[0];
         job->factor_b = n == 2 ? v[1] : 1 - v[0];
     }
-    return RQ_OK;
+    return parse_stages(job, cmd_value(a, "factors-at"));
 }
 
-static void inputs_json(json_t *j, const rq_quantize_job *job) {
+static void inputs_json(json_t *j, const rq_quantize_job *job, const char *stages) {
+    if (stages) json_object_set_new(j, "factors-at", json_string(stages));
     for (int i = 0; i < 2 && (job->hadamard[0] || job->hadamard[1]); ++i) {
         json_object_set_new(j, i ? "hadamard-down" : "hadamard-o",
                             json_integer(job->hadamard[i] < 0 ? 0 : job->hadamard[i]));
@@ -235,10 +253,8 @@ int cmd_quantize(int argc, char **argv) {
         return EXIT_USAGE;
     }
     RQ_TRY(parse_weighing(&job, &a, bank));
-    const char *device = cmd_value(&a, "device"), *ram = cmd_value(&a, "max-ram");
-    if (device && strcmp(device, "cpu") != 0) {
-        RQ_FAIL(RQ_ERR_ARG, "--device %s: this build quantizes on the cpu; the CUDA backend is not part of it", device);
-    }
+    const char *ram = cmd_value(&a, "max-ram");
+    job.device = cmd_value(&a, "device");
     if (ram && !parse_size(ram, &job.max_ram_bytes))
         RQ_FAIL(RQ_ERR_ARG, "--max-ram %s: a size like 800M or 16G is wanted", ram);
     job.model_path = a.arg[0];
@@ -264,7 +280,7 @@ int cmd_quantize(int argc, char **argv) {
         json_object_set_new(j, "token-min", json_real(job.token_min));
     }
     if (job.bpw > 0) json_object_set_new(j, "bpw", json_real(job.bpw));
-    inputs_json(j, &job);
+    inputs_json(j, &job, cmd_value(&a, "factors-at"));
     options = json_dumps(j, JSON_COMPACT);
     json_decref(j);
     job.options_json = options;

@@ -10,6 +10,7 @@ pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 file(GLOB RQ_HOST_SOURCES CONFIGURE_DEPENDS host/*.c)
 list(REMOVE_ITEM RQ_HOST_SOURCES ${CMAKE_SOURCE_DIR}/host/main.c)
 list(FILTER RQ_HOST_SOURCES EXCLUDE REGEX "/cmd_[a-z_0-9]*\\.c$") # the command's own files
+list(FILTER RQ_HOST_SOURCES EXCLUDE REGEX "/backend_cuda[a-z_]*\\.c$") # need the CUDA toolkit: tests/cuda/cuda_tests.cmake
 file(GLOB RQ_AVX2_SOURCES CONFIGURE_DEPENDS host/*_avx2.c)
 file(GLOB RQ_AVX512_SOURCES CONFIGURE_DEPENDS host/*_avx512.c)
 file(GLOB RQ_AVX512VNNI_SOURCES CONFIGURE_DEPENDS host/*_avx512vnni.c)

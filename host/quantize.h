@@ -60,6 +60,8 @@ typedef struct rq_quantize_job {
     int hadamard[2];    /* full: order of the Hadamard matrix at the inputs of o and of down; 0: chosen, -1: none */
     rq_factors factors; /* of the columns of inputs (docs/methods.md, "Column factors") */
     double factor_a, factor_b;
+    const char *device;      /* "cpu" (as NULL), "cuda" or "cuda:N" */
+    unsigned factor_stages;  /* bit s: stage s has them; 0: all have */
     double bpw;              /* above 0: one of the bank's settings for each matrix, so many bits a weight in all */
     const char *const *bank; /* "key=value,key=value" each; without one: that of the rounder */
     int n_bank;
@@ -109,6 +111,7 @@ extern const int rq_stage_first[RQ_N_STAGES + 1];
 
 typedef struct rq_quantizer {
     const rq_quantize_job *job;
+    rq_device *device; /* NULL: the CPU */
     rq_model *model;
     rq_rotation *rotation, *head_rotation; /* NULL unless rotated; the model's own pointer is set to the first */
     rq_rotation *online[2];                /* Hadamard matrices at the inputs of o and down, or NULL; for weights ... */
@@ -127,6 +130,9 @@ rq_status rq_rotated_matrix(const rq_quantizer *z, int64_t layer, int which, flo
 rq_status rq_rotated_bias(const rq_quantizer *z, int64_t layer, int which, float *bias);
 /* The gains of a block's norms in the basis that is quantized, with the column factors of the matrices behind them. Either may be NULL. */
 void rq_block_gains(const rq_quantizer *z, int64_t layer, float *norm1, float *norm2);
+
+/* Work for one matrix once its H is there. */
+double rq_plan_flops(const rq_matrix_plan *p);
 
 /* Whether anything in the plan needs calibration. */
 bool rq_plan_needs_calibration(const rq_quantizer *z);

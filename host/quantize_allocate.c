@@ -206,7 +206,7 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const rq_gat
             o.cd_sweeps = o.refit = o.sign_steps = 0;
             if (!prepared) {
                 rq_prep_free(&prep);
-                RQ_TRY(rq_prepare(&prep, h, NULL, p->n_in, &o, p->name));
+                RQ_TRY(rq_prepare_on(&prep, g->z->device, h, NULL, p->n_in, &o, p->name));
                 prepared = true;
             }
             count_bits(g, i, s, &o, &prep);

@@ -82,6 +82,10 @@ done:
     return status;
 }
 
+static bool has_factors(const rq_quantize_job *job, int stage) {
+    return job->factor_stages == 0 || job->factor_stages >> stage & 1;
+}
+
 rq_status rq_plan_inputs(rq_quantizer *z) {
     rq_status status = RQ_OK;
     const rq_quantize_job *job = z->job;
@@ -101,7 +105,8 @@ rq_status rq_plan_inputs(rq_quantizer *z) {
             RQ_FAIL(RQ_ERR_ARG, "--%s: %s is quantized by %s; column factors are for --round w4a8",
                     job->factors == RQ_FACTORS_SMOOTH ? "smooth" : "cross", p->name, round_of(p));
         }
-        p->wants_in_scale = p->quantized && (i % RQ_N_LINEARS == RQ_O || i % RQ_N_LINEARS == RQ_DOWN);
+        p->wants_in_scale = p->quantized && ((i % RQ_N_LINEARS == RQ_O && has_factors(job, 1)) ||
+                                             (i % RQ_N_LINEARS == RQ_DOWN && has_factors(job, 3)));
     }
     if (factors && job->samples.n_samples == 0)
         RQ_FAIL(RQ_ERR_ARG, "column factors are measured on calibration text: give --calib FILE");
@@ -195,7 +200,7 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const rq_gat
     double mean = 0;
     int64_t alive = 0;
     weight_max(g, layer, stage, w);
-    for (int64_t j = 0; j < n; ++j) {
+    for (int64_t j = 0; j < n && has_factors(job, stage); ++j) {
         const double c = (double)of->max[j], most = (double)g->weight[j];
         g->log_f[j] = NAN;
         if (!isfinite(c)) {
@@ -209,7 +214,7 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const rq_gat
         ++alive;
     }
     for (int64_t j = 0; j < n; ++j) {
-        const double v = alive ? g->log_f[j] - mean / (double)alive : 0, most = log(1e5);
+        const double v = alive ? g->log_f[j] - mean / (double)alive : NAN, most = log(1e5);
         f[j] = isnan(v) ? 1.0f : (float)exp(v < -most ? -most : v > most ? most : v);
     }
     return RQ_OK;
