@@ -71,6 +71,8 @@ def problem(n_out=24, n_in=64, seed=1):
 def test_same_as_command():
     for name, flags, options in (
             ("L5_q", [], {}),
+            ("L5_q", ["--no-act-order", "--no-static-groups", "--cd-sweeps", "0"],
+             {"act_order": False, "static_groups": False, "cd_sweeps": 0}),
             ("L5_gate", ["--comp", "gptq", "--bits", "2", "--group", "64", "--sym"],
              {"comp": "gptq", "bits": 2, "group": 64, "sym": True}),
             ("L11_down", ["--preset", "reference", "--comp", "rescomp", "--bits", "4", "--damp", "0.02"],
@@ -259,6 +261,7 @@ def test_model():
             refused(ValueError, "ids is empty", m.logits, [])
             refused(ValueError, "ids has shape (1, 2)", m.logits, [[1, 2]])
             refused(ValueError, "ids holds 4294967296", m.logits, [1, 2**32])
+            refused(ValueError, "ids holds -4294967295", m.logits, [-2**32 + 1])
         m.close()
         for use in (lambda: m.logits([1]), lambda: m.bpw, lambda: m.n_vocab): refused(ValueError, "the model is closed", use)
     assert refused(requite.Error, "no-such-folder", requite.Model, os.path.join(WORK.name, "no-such-folder")).status < 0
