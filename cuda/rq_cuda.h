@@ -34,7 +34,9 @@ typedef struct rq_cuda_gemv_desc {
     int code_bits;     /* RQ_TILE_SSVQ, 9 to 12: codebooks of 2^code_bits entries; up to 8: of up to 256 */
     int book_u8;       /* RQ_TILE_SSVQ, 1: magnitudes are bytes, 0: fp16 */
     int n_outlier;     /* columns that are int8 */
-    int x_s8; /* RQ_TILE_SSVQ with bytes as magnitudes, and always RQ_TILE_W4A8: x is int8 with a scale a token, and act is what the rest has */
+    int x_s8; /* RQ_TILE_SSVQ with bytes as magnitudes, and RQ_TILE_W4A8: x is int8 with a scale a token, and act is what the rest has */
+    int x_e4m3;         /* RQ_TILE_W4A8: x is e4m3 with a scale a token, and not int8 */
+    int64_t x_pitch;    /* of int8 and e4m3 x: bytes from a token to the next, at least n_in; 0: n_in */
     int vec_out;        /* RQ_TILE_VQ, as the four below: vectors run down the rows */
     int n_stage;        /* 1 or 2 */
     int64_t n_codes[2]; /* entries of a codebook of each stage */
@@ -46,13 +48,14 @@ typedef struct rq_cuda_gemv_desc {
 
 typedef struct rq_cuda_gemv_args {
     void *y;              /* [n_tok][n_out] of act */
-    const void *x;        /* [n_tok][n_in] of act, or int8 */
-    const float *x_scale; /* [n_tok], of int8 x: x_scale[t] x[t][j] is what is multiplied; otherwise NULL */
-    const int32_t *x_sum; /* [n_tok], for W4A8: the sums of x[t]; otherwise NULL */
-    const void *weights;  /* rq_tile_layout.bytes bytes, 256-byte aligned */
-    const void *bias;     /* [n_out] of act, or NULL */
-    const void *residual; /* [n_tok][n_out] of act, or NULL; may be y */
-    const int32_t *perm;  /* NULL, or [n_in]: stored column j multiplies x[perm[j]] */
+    const void *x;        /* [n_tok][n_in] of act, or [n_tok][x_pitch] int8 or e4m3 */
+    const float *x_scale; /* [n_tok], of int8 and e4m3 x: x_scale[t] x[t][j] is what is multiplied; otherwise NULL */
+    const int32_t *x_sum; /* [n_tok], for W4A8 with int8 x: the sums of x[t]; otherwise NULL */
+    const float *x_block_sum; /* rq_cuda_x8.block_sum, for W4A8 with e4m3 x: sums over 128 columns; otherwise NULL */
+    const void *weights;      /* rq_tile_layout.bytes bytes, 256-byte aligned */
+    const void *bias;         /* [n_out] of act, or NULL */
+    const void *residual;     /* [n_tok][n_out] of act, or NULL; may be y */
+    const int32_t *perm;      /* NULL, or [n_in]: stored column j multiplies x[perm[j]] */
     void *
         workspace; /* rq_cuda_gemv_plan.workspace_bytes, 256-byte aligned; zero before its first use, left zero after */
 } rq_cuda_gemv_args;
@@ -101,15 +104,21 @@ rq_status rq_cuda_gemm_make_plan(rq_cuda_gemm_plan *plan, const rq_cuda_gemv_des
 rq_status rq_cuda_gemm_run(const rq_cuda_gemm_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a,
                            rq_cuda_stream stream);
 
-/* ---- Activations as int8, for x_s8 and W4A8: q, a scale and, where sum is not NULL, the sum of q for each row. host/fmt_act.h is their
- * definition, to the last bit:  q[t][j] = rint(h[t][j] / scale[t]), at most 127 in size, ties to even; NaN becomes 0.
- * scale[t] = max_j |h[t][j]| / 127. A row of zeros has scale 0. early_launch as of a gemv. */
+/* ---- Activations as int8, for x_s8 and W4A8, or as e4m3, for W4A8: codes and a scale for each row. host/fmt_act.h is their definition, to the
+ * last bit:  q[t][j] = rint(h[t][j] / scale[t]), at most 127 in size, ties to even; e4m3 to the nearest number of that, at most 448; NaN becomes 0.
+ * scale[t] = max_j |h[t][j]| / 127, or / 448. A row of zeros has scale 0. early_launch as of a gemv. */
+
+typedef struct rq_cuda_x8 {
+    void *q;       /* [n_tok][pitch] int8, or, where there is a block_sum, e4m3; what lies past n_in is not written */
+    int64_t pitch; /* 0: n_in */
+    float *scale;  /* [n_tok] */
+    int32_t *sum;  /* [n_tok], of int8: the sums of the rows, or NULL */
+    float *block_sum; /* [ceil(n_in / 128)][n_tok up to a multiple of 4], of e4m3: the sums of 128 columns, or NULL */
+} rq_cuda_x8;
 
 /* h = x. fixed: scale[t] is there already (positive). */
 typedef struct rq_cuda_quantize_args {
-    int8_t *q;     /* [n_tok][n_in] */
-    float *scale;  /* [n_tok] */
-    int32_t *sum;  /* [n_tok], or NULL */
+    rq_cuda_x8 to;
     const void *x; /* [n_tok][n_in] of act */
     rq_act act;
     int64_t n_tok, n_in;
@@ -119,9 +128,7 @@ rq_status rq_cuda_quantize_rows(const rq_cuda_quantize_args *a, rq_cuda_stream s
 
 /* stream = x + residual, rounded to act;  h = stream / sqrt(mean of stream^2 + eps) * weight. Without a residual x is the stream. */
 typedef struct rq_cuda_rmsnorm_args {
-    int8_t *q;
-    float *scale;
-    int32_t *sum;
+    rq_cuda_x8 to;
     void *stream;         /* [n_tok][n_in] of act, if and only if there is a residual; may be x or residual */
     const void *x;        /* [n_tok][n_in] of act */
     const void *residual; /* likewise, or NULL */
@@ -135,9 +142,7 @@ rq_status rq_cuda_rmsnorm_quantize(const rq_cuda_rmsnorm_args *a, rq_cuda_stream
 
 /* h = gate / (1 + e^-gate) * up */
 typedef struct rq_cuda_silu_args {
-    int8_t *q; /* [n_tok][n_in] */
-    float *scale;
-    int32_t *sum;
+    rq_cuda_x8 to;
     const void *gate,
         *up; /* rows of n_in of act, pitch elements apart: halves of one row, where both matrices are stacked */
     int64_t pitch;
