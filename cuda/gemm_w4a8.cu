@@ -29,6 +29,10 @@ static rq_gemm_kernel kernel_of(const rq_cuda_gemm_plan *p, const rq_cuda_gemv_d
     if (p->capability >= 90) return rq_gemm_wgmma_kernel(p->tile_rows / RQ_GEMM_SLAB, p->tile_tok, steps_of(d));
     return rq_gemm_mma_kernel(p->tile_tok, steps_of(d));
 }
+/* e4m3 by mma on halves, whose tiles have up to 64 tokens. */
+static bool is_halves(const rq_cuda_gemm_plan *p, const rq_cuda_gemv_desc *d) {
+    return d->x_e4m3 && p->capability < 90;
+}
 static size_t counter_bytes(const rq_cuda_gemm_plan *p) {
     return ((size_t)p->blocks_out * p->blocks_tok * 4 + RQ_TILE_ALIGN - 1) / RQ_TILE_ALIGN * RQ_TILE_ALIGN;
 }
@@ -47,7 +51,7 @@ static const char *refuse_wish(const rq_cuda_gemm_wish *w) {
 static void share(rq_cuda_gemm_plan *p, const rq_cuda_gemv_desc *d, const rq_cuda_gemm_wish *w, int multiprocessors) {
     const rq_tile_layout t = layout_of(d);
     const int64_t slabs = slabs_of(t.n_rb);
-    p->tile_tok = w->tile_tok ? w->tile_tok : d->n_tok <= 32 ? 32 : d->n_tok <= 64 ? 64 : 128;
+    p->tile_tok = w->tile_tok ? w->tile_tok : d->n_tok <= 32 ? 32 : d->n_tok <= 64 || is_halves(p, d) ? 64 : 128;
     p->blocks_tok = (int)((d->n_tok + p->tile_tok - 1) / p->tile_tok);
     const bool fills = (slabs + 1) / 2 * p->blocks_tok >= multiprocessors;
     /* The sums of two slabs, and those of 128 columns beside them, would not fit in the registers. */
@@ -83,6 +87,8 @@ rq_status rq_cuda_gemm_make_plan(rq_cuda_gemm_plan *plan, const rq_cuda_gemv_des
     plan->capability = info.capability == 90 && w->capability != 80 ? 90 : 80;
     /* Sums of e4m3 products are taken every 128 columns: groups that end in between need the other kernel. */
     if (d->x_e4m3 && steps_of(d) == 1) plan->capability = 80;
+    if (is_halves(plan, d) && w->tile_tok > 64)
+        return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "tiles of the mma kernel for e4m3 have 32 or 64 tokens");
     share(plan, d, w, info.multiprocessors);
     rq_gemm_kernel k = kernel_of(plan, d);
     plan->threads = k.threads, plan->shared_bytes = (size_t)k.shared_bytes, plan->kernel = k.name;

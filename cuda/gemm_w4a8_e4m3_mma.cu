@@ -72,10 +72,10 @@ template <int TOK_, int STEPS_> struct multiplier {
 
 template <int TOK, int STEPS> using frame = rq_gemm_mma_frame<multiplier<TOK, STEPS>>;
 template <int TOK, int STEPS>
-__global__ void __launch_bounds__(RQ_GEMM_MMA_THREADS, TOK == 128 ? 1 : 2)
-    rq_gemm_w4a8_e4m3_mma(const rq_gemm_job job) {
+__global__ void __launch_bounds__(RQ_GEMM_MMA_THREADS, 2) rq_gemm_w4a8_e4m3_mma(const rq_gemm_job job) {
     frame<TOK, STEPS>::run(job);
 }
 
 RQ_GEMM_MMA_KERNELS(rq_gemm_w4a8_e4m3_mma, frame, "gemm_w4a8_e4m3_mma")
-rq_gemm_kernel rq_gemm_e4m3_mma_kernel(int tok, int steps) { return of(tok, steps); }
+/* 128 tokens would leave room for one block only. */
+rq_gemm_kernel rq_gemm_e4m3_mma_kernel(int tok, int steps) { return tok == 32 ? of<32>(steps) : of<64>(steps); }

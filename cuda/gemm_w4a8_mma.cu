@@ -63,4 +63,6 @@ __global__ void __launch_bounds__(RQ_GEMM_MMA_THREADS, 2) rq_gemm_w4a8_mma(const
 }
 
 RQ_GEMM_MMA_KERNELS(rq_gemm_w4a8_mma, frame, "gemm_w4a8_mma")
-rq_gemm_kernel rq_gemm_mma_kernel(int tok, int steps) { return of(tok, steps); }
+rq_gemm_kernel rq_gemm_mma_kernel(int tok, int steps) {
+    return tok == 32 ? of<32>(steps) : tok == 64 ? of<64>(steps) : of<128>(steps);
+}

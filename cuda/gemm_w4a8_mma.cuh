@@ -112,8 +112,5 @@ template <class M> struct rq_gemm_mma_frame {
     }                                                                                                                  \
     template <int TOK> static rq_gemm_kernel of(int steps) {                                                           \
         return steps == 0 ? of<TOK, 0>() : steps == 1 ? of<TOK, 1>() : of<TOK, 4>();                                   \
-    }                                                                                                                  \
-    static rq_gemm_kernel of(int tok, int steps) {                                                                     \
-        return tok == 32 ? of<32>(steps) : tok == 64 ? of<64>(steps) : of<128>(steps);                                 \
     }
 #endif

@@ -53,7 +53,7 @@ const rq_gemv_format *rq_gemv_format_of(rq_tile_kind kind) {
 /* Of what type x may be, and how far its tokens lie apart. */
 static const char *refuse_x(const rq_cuda_gemv_desc *d) {
     if (d->x_s8 && d->x_e4m3) return "x is int8 or e4m3, not both";
-    if (d->x_pitch && !d->x_s8 && !d->x_e4m3) return "x_pitch is of int8 and e4m3 activations";
+    if (d->x_pitch && d->kind != RQ_TILE_W4A8) return "x_pitch is of W4A8";
     if (d->x_pitch && d->x_pitch < d->n_in) return "x_pitch is n_in or more, or 0";
     if (d->kind == RQ_TILE_W4A8)
         return d->x_s8 || d->x_e4m3 ? NULL : "W4A8 multiplies int8 or e4m3 activations: x_s8 or x_e4m3 is 1";

@@ -197,7 +197,7 @@ __device__ __forceinline__ void rq_gemv_stage_x(const rq_gemv_job &job, uint8_t 
     const uint16_t *x = static_cast<const uint16_t *>(job.x);
     const bool whole = job.perm == nullptr && job.n_in % 8 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
 #pragma unroll 1
-    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += job.x_stride) {
+    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += job.n_in) {
         if (whole) {
 #pragma unroll 2
             for (int i = threadIdx.x * 8; i < n_col; i += RQ_GEMV_THREADS * 8) {
@@ -223,10 +223,9 @@ __device__ __forceinline__ void rq_gemv_stage_x(const rq_gemv_job &job, uint8_t 
 static __device__ __forceinline__ void rq_gemv_stage_x_bytes(const rq_gemv_job &job, uint8_t *to, int kb0, int kb1) {
     const int n_col = (kb1 - kb0) * RQ_TILE_COLS, col0 = kb0 * RQ_TILE_COLS;
     const uint8_t *x = static_cast<const uint8_t *>(job.x);
-    const bool whole =
-        job.perm == nullptr && (job.n_in | job.x_stride) % 16 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
+    const bool whole = job.perm == nullptr && job.n_in % 16 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
 #pragma unroll 1
-    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += job.x_stride) {
+    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += job.n_in) {
         if (whole) {
 #pragma unroll 2
             for (int i = threadIdx.x * 16; i < n_col; i += RQ_GEMV_THREADS * 16) {

@@ -37,11 +37,11 @@ typedef struct rq_gemv_job {
     int rb_step;   /* from a block's group of row blocks to its next */
     int batch_step;       /* from a warp's batch of tiles to its next in the row block */
     int rounds;           /* batches of a warp in a row block */
-    int64_t x_stride;     /* elements from a token of x to the next */
     int x_pitch;          /* bytes of a token in shared memory */
     int shared_format;    /* bytes of shared memory before x: the format's, then the sums of x where it wants them */
     rq_act act;           /* of x and y, for kernels that do both */
-    const int32_t *x_sum; /* W4A8 */
+    const int32_t *x_sum; /* W4A8, as what follows */
+    int64_t x_stride;     /* bytes from a token of x to the next */
 } rq_gemv_job;
 
 /* One compiled kernel. */

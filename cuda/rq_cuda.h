@@ -36,7 +36,7 @@ typedef struct rq_cuda_gemv_desc {
     int n_outlier;     /* columns that are int8 */
     int x_s8; /* RQ_TILE_SSVQ with bytes as magnitudes, and RQ_TILE_W4A8: x is int8 with a scale a token, and act is what the rest has */
     int x_e4m3;         /* RQ_TILE_W4A8: x is e4m3 with a scale a token, and not int8 */
-    int64_t x_pitch;    /* of int8 and e4m3 x: bytes from a token to the next, at least n_in; 0: n_in */
+    int64_t x_pitch;    /* RQ_TILE_W4A8: bytes from a token of x to the next, at least n_in; 0: n_in */
     int vec_out;        /* RQ_TILE_VQ, as the four below: vectors run down the rows */
     int n_stage;        /* 1 or 2 */
     int64_t n_codes[2]; /* entries of a codebook of each stage */
@@ -77,8 +77,9 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
 rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a,
                            rq_cuda_stream stream);
 
-/* ---- W4A8 for many tokens: y of rq_cuda_gemv_run to the last bit, by tiles of tokens on the tensor cores. Description and arguments are those of a
- * GEMV of kind RQ_TILE_W4A8 with n_tok from 1 to 2^20; n_in is a multiple of 16, x begins at one of 16 bytes, and there is no perm. */
+/* ---- W4A8 for many tokens, by tiles of tokens on the tensor cores. Of int8 x, y of rq_cuda_gemv_run to the last bit; of e4m3 x the sums are fp32,
+ * in an order that tile and cut of the columns decide. Description and arguments are those of a GEMV of kind RQ_TILE_W4A8 with n_tok from 1 to
+ * 2^20; tokens of x begin at multiples of 16 bytes (x and x_pitch), x_block_sum as well, and there is no perm. */
 
 typedef struct rq_cuda_gemm_plan { /* filled by rq_cuda_gemm_make_plan */
     size_t workspace_bytes;
@@ -94,7 +95,7 @@ typedef struct rq_cuda_gemm_plan { /* filled by rq_cuda_gemm_make_plan */
 /* What a plan is to be, for tuning and tests; 0: as the library chooses. */
 typedef struct rq_cuda_gemm_wish {
     int capability;          /* 80: no kernel that needs more */
-    int tile_rows, tile_tok; /* 128, or 256 with 128 tokens on 9.0; 32, 64 or 128 */
+    int tile_rows, tile_tok; /* 128, or 256 with 128 tokens of int8 on 9.0; 32, 64 or 128, of e4m3 on 8.0 up to 64 */
     int split;               /* parts of the columns, at most */
 } rq_cuda_gemm_wish;
 
@@ -176,7 +177,7 @@ typedef struct rq_cuda_rates {
 typedef struct rq_cuda_linear_desc {
     size_t struct_size;
     rq_cuda_gemv_desc weights; /* n_tok: from 1 */
-    rq_linear_path path;       /* RQ_LINEAR_AUTO by default; int8 x goes with GEMV and GEMM only */
+    rq_linear_path path;       /* RQ_LINEAR_AUTO by default; int8 and e4m3 x go with GEMV and GEMM only */
     rq_cuda_rates rates;
     size_t blas_workspace; /* bytes of scratch for cuBLAS, 32 MiB */
     void *blas; /* a cublasHandle_t of this device, whose stream and workspace a run sets; NULL: one of ours */
