@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The plain C definition of activations as int8 (fmt_act.h): rows as they are, after RMSNorm, after SiLU and product. A row is read as
- * often as it is needed and never stored. */
+/* The plain C definition of activations as int8 (fmt_act.h): rows as they are, after RMSNorm, after SiLU and product; then a
+ * Hadamard matrix and factors, if there are any. A row is read as often as it is needed, and stored for the Hadamard matrix alone. */
+#include "act_hadamard.h"
 #include "kernels.h"
 
 typedef struct source {
     const float *a, *b; /* x, and the residual or NULL; or gate and up */
-    const float *weight;
+    const float *weight, *factor;
     float r;
 } source;
 
@@ -20,30 +21,44 @@ static float normed(const source *s, int64_t j) {
 
 static float gated(const source *s, int64_t j) { return rq_act_silu(s->a[j]) * s->b[j]; }
 
-static void quantize_row(int8_t *q, int64_t pitch, float *scale, int32_t *sum, const source *s, value_fn value,
-                         int64_t n) {
+static float largest(const source *s, value_fn value, int64_t n) {
     float most = 0.0f;
-    int32_t total = 0;
     for (int64_t j = 0; j < n; ++j) {
-        const float v = fabsf(value(s, j));
+        const float v = fabsf(s->factor ? value(s, j) * s->factor[j] : value(s, j));
         most = v > most ? v : most; /* NaN is not */
     }
-    const float by = most / 127.0f;
-    for (int64_t j = 0; j < n; ++j) {
-        float v = by > 0.0f ? rintf(value(s, j) / by) : 0.0f;
-        v = v > 127.0f ? 127.0f : v < -127.0f ? -127.0f : v == v ? v : 0.0f;
-        q[j] = (int8_t)v;
-        total += q[j];
+    return most;
+}
+
+/* Row t. */
+static void quantize_row(int8_t *q, int64_t pitch, float *scale, int32_t *sum, const source *from, value_fn value,
+                         const rq_act_after *after, int64_t n, int64_t t) {
+    source s = *from;
+    int32_t total = 0;
+    if (after->hadamard) {
+        for (int64_t j = 0; j < n; ++j) after->scratch[j] = value(&s, j);
+        rq_hadamard_apply(after->hadamard, after->scratch, n);
+        s.a = after->scratch;
+        value = plain;
     }
-    memset(q + n, 0, (size_t)(pitch - n));
-    *scale = by;
-    *sum = total;
+    s.factor = after->factor;
+    const float by = after->steps.scale ? rq_act_step_scale(&after->steps, t) : largest(&s, value, n) / 127.0f;
+    for (int64_t j = 0; j < n; ++j) {
+        const float h = s.factor ? value(&s, j) * s.factor[j] : value(&s, j);
+        float v = by > 0.0f ? rintf(h / by) : 0.0f;
+        v = v > 127.0f ? 127.0f : v < -127.0f ? -127.0f : v == v ? v : 0.0f;
+        q[t * pitch + j] = (int8_t)v;
+        total += q[t * pitch + j];
+    }
+    memset(q + t * pitch + n, 0, (size_t)(pitch - n));
+    scale[t] = by;
+    sum[t] = total;
 }
 
 RQ_OP_quantize(rq_quantize_act_rows_c, rq_act_rows) {
     for (int64_t t = tok0; t < tok0 + n_tok; ++t) {
         const source s = {.a = a->x + t * a->n_in};
-        quantize_row(q + t * pitch, pitch, &scale[t], &sum[t], &s, plain, a->n_in);
+        quantize_row(q, pitch, scale, sum, &s, plain, &a->after, a->n_in, t);
     }
 }
 
@@ -62,13 +77,13 @@ RQ_OP_quantize(rq_quantize_act_rmsnorm_c, rq_act_rmsnorm) {
         }
         const float mean = rq_act_sum(partial) / (float)a->n_in;
         s.r = 1.0f / sqrtf(mean + a->eps);
-        quantize_row(q + t * pitch, pitch, &scale[t], &sum[t], &s, normed, a->n_in);
+        quantize_row(q, pitch, scale, sum, &s, normed, &a->after, a->n_in, t);
     }
 }
 
 RQ_OP_quantize(rq_quantize_act_gated_c, rq_act_gated) {
     for (int64_t t = tok0; t < tok0 + n_tok; ++t) {
         const source s = {.a = a->gate + t * a->stride, .b = a->up + t * a->stride};
-        quantize_row(q + t * pitch, pitch, &scale[t], &sum[t], &s, gated, a->n_in);
+        quantize_row(q, pitch, scale, sum, &s, gated, &a->after, a->n_in, t);
     }
 }

@@ -37,6 +37,13 @@ INLINE float v_largest(V a) {
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
+/* a + b in the lower place, a - b in the upper one, of pairs `half` apart. */
+INLINE V v_butterfly(V v, int half) {
+    const V minus = _mm256_xor_ps(v, _mm256_set1_ps(-0.0f));
+    if (half == 1) return _mm256_add_ps(_mm256_permute_ps(v, 0xb1), _mm256_blend_ps(v, minus, 0xaa));
+    if (half == 2) return _mm256_add_ps(_mm256_permute_ps(v, 0x4e), _mm256_blend_ps(v, minus, 0xcc));
+    return _mm256_add_ps(_mm256_permute2f128_ps(v, v, 1), _mm256_blend_ps(v, minus, 0xf0));
+}
 INLINE VI vi_zero(void) { return _mm256_setzero_si256(); }
 INLINE VI vi_add(VI a, VI b) { return _mm256_add_epi32(a, b); }
 INLINE VI v_to_int(V a) { return _mm256_cvtps_epi32(a); }

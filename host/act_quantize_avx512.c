@@ -26,6 +26,15 @@ INLINE V v_two_to(V n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
 INLINE float v_largest(V a) { return _mm512_reduce_max_ps(a); }
+/* a + b in the lower place, a - b in the upper one, of pairs `half` apart. */
+INLINE V v_butterfly(V v, int half) {
+    const __mmask16 upper = half == 1 ? 0xaaaa : half == 2 ? 0xcccc : half == 4 ? 0xf0f0 : 0xff00;
+    const V other = half == 1   ? _mm512_permute_ps(v, 0xb1)
+                    : half == 2 ? _mm512_permute_ps(v, 0x4e)
+                    : half == 4 ? _mm512_shuffle_f32x4(v, v, 0xb1)
+                                : _mm512_shuffle_f32x4(v, v, 0x4e);
+    return _mm512_mask_sub_ps(_mm512_add_ps(v, other), upper, other, v);
+}
 INLINE VI vi_zero(void) { return _mm512_setzero_si512(); }
 INLINE VI vi_add(VI a, VI b) { return _mm512_add_epi32(a, b); }
 INLINE VI v_to_int(V a) { return _mm512_cvtps_epi32(a); }

@@ -2,9 +2,11 @@
 /* What the SIMD twins of act_quantize.c share; included by them alone, with vectors V of W floats and operations v_... on them. fmt_act.h is
  * what they compute, each operation in its order and rounding, so the bytes are those of the plain definition. */
 
+#include "act_hadamard_body.h"
+
 typedef struct source {
     const float *a, *b; /* x; or gate and up */
-    const float *weight;
+    const float *weight, *factor;
     float r;
 } source;
 
@@ -29,22 +31,24 @@ INLINE V v_silu(V x) {
 /* Columns j .. of a row, the first n of W; the other lanes are 0. */
 INLINE V values(enum kind kind, const source *s, int64_t j, int64_t n) {
     V v = v_load(s->a + j, n);
-    if (kind == GATED) return v_mul(v_silu(v), v_load(s->b + j, n));
+    if (kind == GATED) v = v_mul(v_silu(v), v_load(s->b + j, n));
     if (kind == NORMED) {
         v = v_mul(v, v_set(s->r));
         if (s->weight) v = v_mul(v, v_load(s->weight + j, n));
     }
-    return v;
+    return s->factor ? v_mul(v, v_load(s->factor + j, n)) : v;
 }
 
-INLINE void quantize_row(enum kind kind, int8_t *q, int64_t pitch, float *scale, int32_t *sum, const source *s,
-                         int64_t n) {
+/* Row t: its scale, codes and sum. */
+INLINE void quantize_values(enum kind kind, int8_t *q, int64_t pitch, float *scale, int32_t *sum, const source *s,
+                            const rq_act_steps *steps, int64_t n, int64_t t) {
     V most = v_set(0.0f);
-    for (int64_t j = 0; j < n; j += W)
+    q += t * pitch;
+    for (int64_t j = 0; !steps->scale && j < n; j += W)
         most = v_max(v_abs(values(kind, s, j, n - j)), most); /* NaN is not the largest */
-    const float by = v_largest(most) / 127.0f;
-    *scale = by;
-    *sum = 0;
+    const float by = steps->scale ? rq_act_step_scale(steps, t) : v_largest(most) / 127.0f;
+    scale[t] = by;
+    sum[t] = 0;
     if (!(by > 0.0f)) {
         memset(q, 0, (size_t)pitch);
         return;
@@ -58,7 +62,22 @@ INLINE void quantize_row(enum kind kind, int8_t *q, int64_t pitch, float *scale,
         vi_store_bytes(q + j, codes, n - j);
     }
     memset(q + n, 0, (size_t)(pitch - n));
-    *sum = vi_across(total);
+    sum[t] = vi_across(total);
+}
+
+/* With a Hadamard matrix the row goes to the scratch, and norm and factors are those of RMSNorm: one product, then the other. */
+INLINE void quantize_row(enum kind kind, int8_t *q, int64_t pitch, float *scale, int32_t *sum, const source *s,
+                         const rq_act_after *after, const core_signs *signs, int64_t n, int64_t t) {
+    if (!after->hadamard) {
+        source with = *s;
+        with.factor = after->factor;
+        quantize_values(kind, q, pitch, scale, sum, &with, &after->steps, n, t);
+        return;
+    }
+    const source turned = {.a = after->scratch, .weight = after->factor, .r = after->hadamard->norm};
+    for (int64_t j = 0; j < n; j += W) v_store(after->scratch + j, values(kind, s, j, n - j), n - j);
+    hadamard_row(after->scratch, n, after->hadamard, signs);
+    quantize_values(NORMED, q, pitch, scale, sum, &turned, &after->steps, n, t);
 }
 
 /* x, or x + residual, which goes to the stream; and the sum of its squares in the order of rq_act_sum. */
@@ -85,14 +104,18 @@ INLINE float sum_of_squares(const rq_act_rmsnorm *a, const float *x, const float
 
 INLINE void quantize_rows(int8_t *q, int64_t pitch, float *scale, int32_t *sum, const rq_act_rows *a, int64_t tok0,
                           int64_t n_tok) {
+    core_signs signs;
+    fill_signs(&signs, a->after.hadamard);
     for (int64_t t = tok0; t < tok0 + n_tok; ++t) {
         const source s = {.a = a->x + t * a->n_in};
-        quantize_row(ROWS_AS_THEY_ARE, q + t * pitch, pitch, &scale[t], &sum[t], &s, a->n_in);
+        quantize_row(ROWS_AS_THEY_ARE, q, pitch, scale, sum, &s, &a->after, &signs, a->n_in, t);
     }
 }
 
 INLINE void quantize_rmsnorm(int8_t *q, int64_t pitch, float *scale, int32_t *sum, const rq_act_rmsnorm *a,
                              int64_t tok0, int64_t n_tok) {
+    core_signs signs;
+    fill_signs(&signs, a->after.hadamard);
     for (int64_t t = tok0; t < tok0 + n_tok; ++t) {
         const int64_t at = t * a->n_in;
         float *stream = a->residual ? a->stream + at : NULL;
@@ -100,14 +123,16 @@ INLINE void quantize_rmsnorm(int8_t *q, int64_t pitch, float *scale, int32_t *su
         const source s = {.a = stream ? stream : a->x + at,
                           .weight = a->weight,
                           .r = 1.0f / sqrtf(squares / (float)a->n_in + a->eps)};
-        quantize_row(NORMED, q + t * pitch, pitch, &scale[t], &sum[t], &s, a->n_in);
+        quantize_row(NORMED, q, pitch, scale, sum, &s, &a->after, &signs, a->n_in, t);
     }
 }
 
 INLINE void quantize_gated(int8_t *q, int64_t pitch, float *scale, int32_t *sum, const rq_act_gated *a, int64_t tok0,
                            int64_t n_tok) {
+    core_signs signs;
+    fill_signs(&signs, a->after.hadamard);
     for (int64_t t = tok0; t < tok0 + n_tok; ++t) {
         const source s = {.a = a->gate + t * a->stride, .b = a->up + t * a->stride};
-        quantize_row(GATED, q + t * pitch, pitch, &scale[t], &sum[t], &s, a->n_in);
+        quantize_row(GATED, q, pitch, scale, sum, &s, &a->after, &signs, a->n_in, t);
     }
 }

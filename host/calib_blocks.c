@@ -37,6 +37,8 @@ typedef struct calib {
     float *x, *a, *q, *k, *v, *g, *u; /* one chunk each */
     float *act;                       /* one chunk: an input rounded to 8 bits */
     double *h, *cross;
+    float *most;     /* the largest sizes in the columns of a stage's input; NULL: not wanted */
+    int64_t layer;   /* the block at hand */
     float *token;    /* [n_samples * seq_len] what each token counts in this block; NULL: 1 */
     float *residual; /* [chunk] norms of the residual stream, when inputs of o and down are taken relative to it */
     bool need_h, need_cross; /* of the stage at hand */
@@ -60,8 +62,8 @@ static void calib_free(calib *c) {
         free(s->in);
     }
     for (int m = 0; m < RQ_N_LINEARS; ++m) free(c->bias[m]);
-    void *all[] = {c->norm1, c->norm2, c->x,   c->a, c->q,     c->k,     c->v,
-                   c->g,     c->u,     c->act, c->h, c->cross, c->token, c->residual};
+    void *all[] = {c->norm1, c->norm2, c->x, c->a,     c->q,     c->k,        c->v,   c->g,
+                   c->u,     c->act,   c->h, c->cross, c->token, c->residual, c->most};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
 }
 
@@ -117,11 +119,8 @@ done:
 static rq_status load_block(calib *c, int64_t layer) {
     rq_status status = RQ_OK;
     const rq_block *from = &c->z->model->block[layer];
-    bool rotated = c->z->rotation != NULL;
-    for (int64_t j = 0; j < c->d; ++j) {
-        c->norm1[j] = rotated ? 1.0f : from->norm1[j];
-        c->norm2[j] = rotated ? 1.0f : from->norm2[j];
-    }
+    c->layer = layer;
+    rq_block_gains(c->z, layer, c->norm1, c->norm2);
     for (int m = 0; m < RQ_N_LINEARS; ++m) {
         const rq_linear *l = &from->lin[m];
         RQ_TRY(rq_rotated_matrix(c->z, layer, m, c->s[FP].w[m]));
@@ -145,15 +144,14 @@ done:
 /* Whether a matrix of the quantized stream takes its inputs in 8 bits. */
 static bool takes_act8(const calib *c, const stream *s, int which) { return s == &c->s[QS] && c->act8[which]; }
 
-/* y = in W^T for a matrix of a stream. */
+/* y = in W^T for a matrix of a stream, W in the basis that is quantized and `in` what the block computes. */
 static rq_status apply(calib *c, const stream *s, int which, float *y, const float *in, int64_t n_tok) {
     rq_status status = RQ_OK;
     const rq_linear *lin = &s->block.lin[which];
-    if (takes_act8(c, s, which)) {
-        memcpy(c->act, in, (size_t)(n_tok * lin->n_in) * sizeof *in);
-        RQ_TRY(rq_act8_round_trip(c->act, n_tok, lin->n_in));
-        in = c->act;
-    }
+    memcpy(c->act, in, (size_t)(n_tok * lin->n_in) * sizeof *in);
+    RQ_TRY(rq_input_apply(c->z, c->layer, which, c->act, n_tok));
+    if (takes_act8(c, s, which)) RQ_TRY(rq_act8_round_trip(c->act, n_tok, lin->n_in));
+    in = c->act;
     RQ_TRY(rq_linear_apply(lin, y, in, n_tok));
 done:
     return status;
@@ -239,17 +237,32 @@ static void scale_rows(float *rows, const float *by, int64_t n_tok, int64_t widt
     }
 }
 
+/* NaN is kept: it is the largest. */
+static void column_max(float *most, const float *rows, int64_t n_rows, int64_t width) {
+    for (int64_t i = 0; i < n_rows * width; ++i) {
+        float *at = &most[i % width], v = fabsf(rows[i]);
+        if (!(v <= *at)) *at = isnan(*at) ? *at : v;
+    }
+}
+
+/* In the basis that is quantized: a stage that has one of its own has one matrix. */
 static rq_status accumulate(calib *c, int stage, int64_t row0, int64_t n_tok) {
     rq_status status = RQ_OK;
     int64_t width = stage_width(c, stage);
     float *q = c->s[QS].in, *fp = c->s[FP].in;
-    if (!c->need_h) return RQ_OK;
+    if (!c->need_h && !c->most) return RQ_OK;
+    RQ_TRY(rq_input_apply(c->z, c->layer, rq_stage_first[stage], q, n_tok));
+    if (c->need_cross) RQ_TRY(rq_input_apply(c->z, c->layer, rq_stage_first[stage], fp, n_tok));
     if (c->stage_act8) RQ_TRY(rq_act8_round_trip(q, n_tok, width));
     if (c->token) {
         scale_rows(q, c->token + row0, n_tok, width);
         if (c->need_cross) scale_rows(fp, c->token + row0, n_tok, width);
     }
     int64_t kept = without_first_tokens(c, q, n_tok, width);
+    if (c->most) {
+        column_max(c->most, q, kept, width);
+        goto done;
+    }
     RQ_TRY(rq_gram_add(c->h, q, kept, width));
     if (c->need_cross) {
         without_first_tokens(c, fp, n_tok, width);
@@ -264,6 +277,7 @@ static rq_status run_stage(calib *c, int stage, const char *text) {
     rq_status status = RQ_OK;
     int64_t width = stage_width(c, stage), n_chunks = rq_ceil_div(c->n_samples, c->chunk);
     memset(c->h, 0, (size_t)(width * width) * sizeof *c->h);
+    if (c->most) memset(c->most, 0, (size_t)width * sizeof *c->most);
     if (c->need_cross) memset(c->cross, 0, (size_t)(width * width) * sizeof *c->cross);
     for (int64_t i = 0; i < n_chunks; ++i) {
         int64_t first = i * c->chunk, n_tok = rq_min_i64(c->chunk, c->n_samples - first) * c->seq_len,
@@ -320,36 +334,6 @@ done:
     return status;
 }
 
-static void log_line(char *out, size_t size, const rq_matrix_plan *p, const rq_prep *prep, double sym, double asym,
-                     double whw, double sqnr_db, double bpw, double seconds) {
-    char options[1024] = "";
-    size_t used = 0;
-    for (int i = 0; rq_quant_key_at(i) && used < sizeof options; ++i) {
-        const rq_quant_key *k = rq_quant_key_at(i);
-        char value[64];
-        rq_quant_get(&p->opt, k->key, value, sizeof value);
-        used += (size_t)snprintf(options + used, sizeof options - used, "%s\"%s\":%s%s%s", i ? "," : "", k->key,
-                                 k->kind == 'e' ? "\"" : "", value, k->kind == 'e' ? "\"" : "");
-    }
-    snprintf(out, size,
-             "{\"name\":\"%s\",\"n_out\":%lld,\"n_in\":%lld,\"loss_sym\":%.9g,\"loss_asym\":%.9g,\"rel_loss\":%.6g,"
-             "\"sqnr_db\":%.4f,"
-             "\"bpw\":%.6f,\"damp_used\":%.6g,\"damp_retries\":%d,\"diagonal_only\":%s,\"dead_columns\":%lld,"
-             "\"seconds\":%.3f,%s}",
-             p->name, (long long)p->n_out, (long long)p->n_in, sym, asym, whw > 0 ? sym / whw : 0.0, sqnr_db, bpw,
-             prep->damp_used, prep->n_retries, prep->diagonal_only ? "true" : "false", (long long)prep->n_dead, seconds,
-             options);
-}
-
-static double sqnr_db(const float *w, const float *q, int64_t n) {
-    double signal = 0, noise = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        signal += (double)w[i] * w[i];
-        noise += ((double)w[i] - q[i]) * ((double)w[i] - q[i]);
-    }
-    return noise > 0 ? 10 * log10(signal > 0 ? signal / noise : 1) : 999;
-}
-
 /* One matrix of a set, quantized: its losses, its line of the log, its values into the q stream. */
 static rq_status finish_matrix(calib *c, int64_t layer, int which, const rq_prep *prep, const rq_quant_result *r,
                                double seconds, char *line, size_t line_size) {
@@ -357,13 +341,14 @@ static rq_status finish_matrix(calib *c, int64_t layer, int which, const rq_prep
     rq_matrix_plan *p = plan_of(c, layer, which);
     rq_packed packed = {0};
     const float *w = c->s[FP].w[which];
-    double sym = 0, asym = 0, whw = 0;
+    rq_matrix_losses l = {.seconds = seconds};
     if (c->need_h) {
-        RQ_TRY(rq_layer_loss(w, r->q, p->n_out, p->n_in, c->h, c->need_cross ? c->cross : NULL, &sym, &asym, &whw));
+        RQ_TRY(
+            rq_layer_loss(w, r->q, p->n_out, p->n_in, c->h, c->need_cross ? c->cross : NULL, &l.sym, &l.asym, &l.whw));
     }
     RQ_TRY(rq_result_pack(&packed, r));
-    double bpw = (double)rq_packed_size_bits(&packed) / (double)(p->n_out * p->n_in);
-    log_line(line, line_size, p, prep, sym, asym, whw, sqnr_db(w, r->q, p->n_out * p->n_in), bpw, seconds);
+    l.bpw = (double)rq_packed_size_bits(&packed) / (double)(p->n_out * p->n_in);
+    rq_matrix_log(line, line_size, p, prep, &l, w, r->q);
     memcpy(c->s[QS].w[which], r->q, (size_t)(p->n_out * p->n_in) * sizeof(float));
 done:
     rq_packed_free(&packed);
@@ -388,6 +373,10 @@ static rq_status quantize_set(calib *c, int64_t layer, int lead, const rq_prep *
     }
     RQ_TRY(RQ_NEW(text, n * LINE));
     RQ_TRY(rq_quantize_set(r, m, n, prep, &plan_of(c, layer, lead)->opt));
+    for (int i = 0; i < n; ++i) { /* of no format but w4a8 are they read */
+        r[i].w4a8.hadamard = plan_of(c, layer, which[i])->hadamard;
+        r[i].w4a8.in_scale = plan_of(c, layer, which[i])->in_scale;
+    }
     double seconds = (rq_seconds() - started) / n;
     for (int i = 0; i < n; ++i) {
         line[i] = text + i * LINE;
@@ -483,13 +472,14 @@ done:
     return status;
 }
 
-rq_status rq_calibrate_stages(rq_quantizer *z, bool per_residual, rq_stage_fn fn, void *arg) {
+rq_status rq_calibrate_stages(rq_quantizer *z, rq_gather what, rq_stage_fn fn, void *arg) {
     rq_status status = RQ_OK;
     calib c;
     char text[96];
     RQ_TRY(calib_new(&c, z, false));
-    c.need_h = true;
-    if (per_residual) RQ_TRY(RQ_NEW(c.residual, c.chunk * c.seq_len));
+    c.need_h = what != RQ_GATHER_MAX;
+    if (what == RQ_GATHER_GRAM_PER_RESIDUAL) RQ_TRY(RQ_NEW(c.residual, c.chunk * c.seq_len));
+    if (what == RQ_GATHER_MAX) RQ_TRY(RQ_NEW(c.most, rq_max_i64(rq_max_i64(c.d, c.ff), c.qd)));
     RQ_TRY(start_streams(&c));
     for (int64_t layer = 0; layer < c.cfg->n_layer; ++layer) {
         RQ_TRY(load_block(&c, layer));
@@ -502,7 +492,7 @@ rq_status rq_calibrate_stages(rq_quantizer *z, bool per_residual, rq_stage_fn fn
         }
         for (int st = 0; st < RQ_N_STAGES; ++st) {
             RQ_TRY(run_stage(&c, st, text));
-            RQ_TRY(fn(arg, layer, st, c.h, c.s[FP].w));
+            RQ_TRY(fn(arg, layer, st, &(rq_gathered){c.need_h ? c.h : NULL, c.most}, c.s[FP].w));
         }
         if (layer + 1 < c.cfg->n_layer) RQ_TRY(finish_block(&c, text));
     }

@@ -16,7 +16,11 @@ static const cmd_flag flags[] = {
     {"token-min", 0, "X", "the least a token counts, the most being 1 (0.005)"},
     {"seed", 0, "N", "of the rotation and of the choice of windows (0)"},
     {"preset", 0, "NAME", "best (default), reference: the settings of the papers' code, or vptq: VPTQ's"},
-    {"rotate", 0, "HOW", "none or residual (default: the preset's; codebooks: none)"},
+    {"rotate", 0, "HOW",
+     "none, residual, or full: and Hadamard matrices at run time (default: the preset's; codebooks: none)"},
+    {"hadamard", 0, "N", "order of those of full, N for o and down or N,M; 0: none (default: the largest)"},
+    {"smooth", 0, "A", "w4a8: column factors max|x|^A / max|w|^B from inputs into weights; A or A,B (B: 1 - A)"},
+    {"cross", 0, "A", "w4a8: steps t^A c^(1-A) of inputs, t the largest of a token and c of a column"},
     {"skip", 0, "REGEX", "leave matching matrices as they are; may be repeated"},
     {"override", 0, "RULE", "'REGEX:key=value,...' for matching matrices; may be repeated, the first match counts"},
     {"config", 0, "FILE", "options from a JSON object of the same keys; flags win"},
@@ -134,6 +138,59 @@ static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq
            (long long)r->n_matrices, comp, r->bpw, (double)r->out_bytes / 1048576, r->seconds);
 }
 
+/* "A" or "A,B"; *n says how many there were. */
+static bool parse_numbers(const char *text, double v[2], int *n) {
+    char *end;
+    v[0] = strtod(text, &end);
+    *n = 1;
+    if (end != text && *end == ',') {
+        text = end + 1;
+        v[1] = strtod(text, &end);
+        *n = 2;
+    }
+    return end != text && !*end;
+}
+
+/* What inputs go through: --rotate, --hadamard, --smooth, --cross. */
+static rq_status parse_inputs(rq_quantize_job *job, const cmd_args *a) {
+    const char *order = cmd_value(a, "hadamard"), *smooth = cmd_value(a, "smooth"), *cross = cmd_value(a, "cross");
+    double v[2];
+    int n;
+    job->rotate = cmd_value(a, "rotate");
+    if (order) {
+        bool good = parse_numbers(order, v, &n);
+        for (int i = 0; i < 2 && good; ++i) {
+            const double size = v[n == 1 ? 0 : i];
+            good = size >= 0 && size <= 1 << 20 && size == (double)(int)size;
+            job->hadamard[i] = !good ? 0 : size == 0 ? -1 : (int)size;
+        }
+        if (!good) return rq_fail(RQ_ERR_ARG, "--hadamard %s: an order, or two with a comma, are wanted", order);
+    }
+    if (smooth && cross)
+        return rq_fail(RQ_ERR_ARG, "--smooth and --cross both choose the factors of columns: give one of them");
+    if (smooth || cross) {
+        const char *text = smooth ? smooth : cross;
+        if (!parse_numbers(text, v, &n) || (cross && n != 1)) {
+            return rq_fail(RQ_ERR_ARG, smooth ? "--smooth %s: A or A,B is wanted" : "--cross %s: a number is wanted",
+                           text);
+        }
+        job->factors = smooth ? RQ_FACTORS_SMOOTH : RQ_FACTORS_CROSS;
+        job->factor_a = v[0];
+        job->factor_b = n == 2 ? v[1] : 1 - v[0];
+    }
+    return RQ_OK;
+}
+
+static void inputs_json(json_t *j, const rq_quantize_job *job) {
+    for (int i = 0; i < 2 && (job->hadamard[0] || job->hadamard[1]); ++i) {
+        json_object_set_new(j, i ? "hadamard-down" : "hadamard-o",
+                            json_integer(job->hadamard[i] < 0 ? 0 : job->hadamard[i]));
+    }
+    if (job->factors == RQ_FACTORS_SMOOTH)
+        json_object_set_new(j, "smooth", json_pack("[f, f]", job->factor_a, job->factor_b));
+    if (job->factors == RQ_FACTORS_CROSS) json_object_set_new(j, "cross", json_real(job->factor_a));
+}
+
 /* --token-weights, --bpw and what belongs to them. */
 static rq_status parse_weighing(rq_quantize_job *job, const cmd_args *a, const char **bank) {
     const char *tokens = cmd_value(a, "token-weights"), *least = cmd_value(a, "token-min");
@@ -185,7 +242,7 @@ int cmd_quantize(int argc, char **argv) {
     job.model_path = a.arg[0];
     job.out_path = a.arg[1];
     job.seed = (uint64_t)seed;
-    job.rotate = cmd_value(&a, "rotate");
+    RQ_TRY(parse_inputs(&job, &a));
     if (!job.rotate) job.rotate = book || (preset && strcmp(preset, "reference") == 0) ? "none" : "residual";
     job.skip = skip;
     job.n_skip = collect(&a, "skip", skip);
@@ -200,6 +257,7 @@ int cmd_quantize(int argc, char **argv) {
         json_object_set_new(j, "token-min", json_real(job.token_min));
     }
     if (job.bpw > 0) json_object_set_new(j, "bpw", json_real(job.bpw));
+    inputs_json(j, &job);
     options = json_dumps(j, JSON_COMPACT);
     json_decref(j);
     job.options_json = options;

@@ -33,7 +33,8 @@ bool rq_comp_by_name(const char *name, rq_comp *c);
 
 /* A rounder of single columns, or of vectors by a codebook (comp_book.h). find() gives scale and zero of one group from its n values x and
  * weights wt of the clip search (all 1 for a plain one). A rounder whose groups hang together has find_row() instead: the same for all
- * groups of a row, and a step for each. round() takes one column of n_rows rows, row i with its own scale[i], zero[i] and step[i]: codes,
+ * groups of a row, and a step for each. find_at() gives all groups of a row for its range shrunk to `shrink` of itself, without choosing
+ * among ranges. round() takes one column of n_rows rows, row i with its own scale[i], zero[i] and step[i]: codes,
  * what they stand for, and w clamped to what codes can stand for. What they stand for is scale * (code - zero), and of a rounder with
  * find_row() scale * (code * step - zero). */
 typedef struct rq_rounder {
@@ -42,6 +43,8 @@ typedef struct rq_rounder {
     void (*find)(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, float *scale, float *zero);
     void (*find_row)(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, int64_t group, float *scale,
                      float *zero, float *step);
+    void (*find_at)(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, int64_t group, float shrink,
+                    float *scale, float *zero, float *step);
     void (*round)(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero, const float *step,
                   uint8_t *code, float *q, float *clamped);
 } rq_rounder;
@@ -52,7 +55,8 @@ const rq_rounder *rq_round_get(rq_round r);
 const char *rq_round_name(rq_round r);
 bool rq_round_by_name(const char *name, rq_round *r);
 
-typedef enum rq_clip { RQ_CLIP_NONE, RQ_CLIP_MSE } rq_clip;
+/* OUTPUT: what a row loses in its output, e H e^T, decides on its range (comp_clip.c). */
+typedef enum rq_clip { RQ_CLIP_NONE, RQ_CLIP_MSE, RQ_CLIP_OUTPUT } rq_clip;
 typedef enum rq_clip_weights { RQ_CLIP_PLAIN, RQ_CLIP_HDIAG } rq_clip_weights;
 /* What finished columns contribute to the trailing update: their quantized values ("org") or their values at the moment
  * of rounding, clamped to the grid ("allw"). AUTO is ResComp's choice: allw above 2 bits; every other compensator: org. */
@@ -152,6 +156,7 @@ typedef struct rq_prep {
     int32_t *perm; /* [n] */
     bool *dead;    /* [n] natural order: H[j][j] was 0 */
     float *hdiag;  /* [n] natural order, before damping; times unit for a codebook */
+    float *h;      /* [n][n] natural order, before damping; NULL unless clip is OUTPUT */
     float *u;      /* [n][n] sweep order, upper; NULL for rtn */
     float *t;      /* [n][n] sweep order, strictly upper; NULL when not needed */
     float *m;      /* [n][n] natural order: D (H + damping)^-1; NULL when not needed */

@@ -141,6 +141,7 @@ static bool fraction(double v, double lo, double hi) { return v >= lo && v <= hi
 
 static rq_status check_book(const rq_quant_opt *o) {
     const char *name = rq_round_name(o->round);
+    if (o->clip == RQ_CLIP_OUTPUT) return rq_fail(RQ_ERR_ARG, "--clip output: %s has no range to clip", name);
     bool ssvq = o->round == RQ_ROUND_SSVQ;
     int most = ssvq ? 4096 : 65536;
     if (ssvq ? o->vec_len != 4 && o->vec_len != 8 : o->vec_len < 2 || o->vec_len > RQ_VQ_MAX_VEC)
@@ -196,7 +197,7 @@ static rq_status check_w4a8(const rq_quant_opt *o, int64_t n_in) {
     if (!o->static_groups && o->group)
         return rq_fail(RQ_ERR_ARG,
                        "--no-static-groups: the groups of a row share a scale in w4a8, and are found beforehand");
-    if (o->clip == RQ_CLIP_MSE && o->clip_power != 2 && o->group)
+    if (o->clip != RQ_CLIP_NONE && o->clip_power != 2 && o->group)
         return rq_fail(RQ_ERR_ARG, "--clip-power %g: w4a8 with --group searches by squares", o->clip_power);
     if (o->scale_dtype != RQ_F32) return rq_fail(RQ_ERR_ARG, "--scale-dtype f16: scales of w4a8 are f32");
     return RQ_OK;
@@ -231,6 +232,11 @@ rq_status rq_quant_check(const rq_quant_opt *o, int64_t n_in) {
     }
     if (o->scale_dtype != RQ_F16 && o->scale_dtype != RQ_F32)
         return rq_fail(RQ_ERR_ARG, "scales are stored as f16 or f32");
+    if (o->round == RQ_ROUND_GRID && o->clip == RQ_CLIP_OUTPUT && o->group && o->group != n_in && n_in > 0) {
+        return rq_fail(RQ_ERR_ARG,
+                       "--clip output: rows of %lld with groups of %lld have several ranges; --group 0 or w4a8",
+                       (long long)n_in, (long long)o->group);
+    }
     if (o->round == RQ_ROUND_W4A8) return check_w4a8(o, n_in);
     if (!rq_round_is_book(o->round)) return RQ_OK;
     if (o->book_order == RQ_BOOK_HDIAG && n_in > o->book_cols * RQ_VQ_MAX_BOOKS && o->book_cols > 0)
@@ -254,7 +260,8 @@ static const setting settings[] = {
     {{"bits", 'i', "B", "bits per code: 2, 3, 4 or 8"}, AT(bits)},
     {{"group", 'I', "G", "columns that share a scale; 0: the whole row"}, AT(group)},
     {{"sym", 'b', NULL, "symmetric grid (--asym: with zero points)"}, AT(sym)},
-    {{"clip", 'e', "none|mse", "search the clip that loses least, or none"}, AT(clip)},
+    {{"clip", 'e', "none|mse|output", "search the clip that loses least, in weights or (one range a row) in outputs"},
+     AT(clip)},
     {{"clip-weights", 'e', "none|hdiag", "weigh the clip search by the Gram diagonal"}, AT(clip_weights)},
     {{"clip-power", 'd', "P", "error power of the clip search"}, AT(clip_power)},
     {{"clip-steps", 'i', "N", "steps of the clip search, from 1 down to 0.2"}, AT(clip_steps)},
@@ -432,7 +439,7 @@ rq_status rq_quant_set_all(rq_quant_opt *o, const char *text) {
 }
 
 void rq_quant_get(const rq_quant_opt *o, const char *key, char *text, size_t size) {
-    static const char *const clips[] = {"none", "mse"}, *const weights[] = {"none", "hdiag"},
+    static const char *const clips[] = {"none", "mse", "output"}, *const weights[] = {"none", "hdiag"},
                              *const updates[] = {"auto", "org", "allw"},
                              *const assigns[] = {"euclid", "diag", "mahalanobis"}, *const types[] = {"f16", "u8"},
                              *const norms[] = {"std", "range"}, *const fits[] = {"start", "sweep"},

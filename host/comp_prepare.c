@@ -10,7 +10,7 @@ bool rq_quant_wants_h(const rq_quant_opt *o) {
     if (rq_comp_get(o->comp)->propagates) return true;
     if (rq_round_is_book(o->round))
         return o->outliers > 0 || o->assign != RQ_ASSIGN_EUCLID || o->book_order == RQ_BOOK_HDIAG;
-    return o->clip == RQ_CLIP_MSE && o->clip_weights == RQ_CLIP_HDIAG;
+    return o->clip == RQ_CLIP_OUTPUT || (o->clip == RQ_CLIP_MSE && o->clip_weights == RQ_CLIP_HDIAG);
 }
 
 bool rq_quant_wants_cross(const rq_quant_opt *o) {
@@ -262,6 +262,10 @@ rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, co
     } else {
         RQ_TRY(sweep_order(p, h, h && row->propagates && o->act_order));
     }
+    if (h && o->clip == RQ_CLIP_OUTPUT) {
+        RQ_TRY(RQ_NEW(p->h, n * n));
+        for (int64_t i = 0; i < n * n; ++i) p->h[i] = (float)h[i];
+    }
     if (!row->propagates) goto done;
 
     RQ_TRY(RQ_NEW(hp, n * n));
@@ -288,6 +292,7 @@ void rq_prep_free(rq_prep *p) {
     free(p->perm);
     free(p->dead);
     free(p->hdiag);
+    free(p->h);
     free(p->u);
     free(p->t);
     free(p->m);

@@ -185,7 +185,7 @@ static void sweep_tile(void *arg, int64_t tile) {
         sh->failed = 1;
         goto done;
     }
-    if (!s->groups_in_sweep_order) static_groups(s, &b, row0, n_rows);
+    if (!s->groups_in_sweep_order && !s->found) static_groups(s, &b, row0, n_rows);
     for (int64_t r = 0; r < n_rows; ++r) {
         for (int64_t c = 0; c < n; ++c) {
             int64_t j = p->perm[c];

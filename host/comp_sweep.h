@@ -15,7 +15,11 @@ typedef struct rq_sweep {
     float *step;                /* the same for a rounder with find_row(), otherwise NULL */
     float *q;                   /* [n_out][n] stored order */
     bool groups_in_sweep_order; /* dynamic groups are cut in sweep order and found as the sweep reaches them */
+    bool found;                 /* scale, zero and step are there already */
 } rq_sweep;
+
+/* Grids of all rows in natural order, on the starting weights: the range of a row that loses least in e H e^T (rq_prep.h). */
+rq_status rq_clip_output(const rq_sweep *s);
 
 rq_status rq_sweep_run(const rq_sweep *s);
 

@@ -2,14 +2,18 @@
 /* Leaf header: activations on their way to int8 or e4m3 (W4A8), the parts whose rounding the plain C definitions, the SIMD twins and the CUDA
  * kernels share, so that all give the same bytes. Nothing here may be contracted: fmaf where it says so, and nowhere else.
  *
- *   quantize    scale = max_j |h_j| / 127 (NaN is not the largest);  q_j = rint(h_j / scale), ties to even, at most 127 in size;
- *               NaN and a scale of 0 give 0;  sum = sum_j q_j                        the division is IEEE's
+ *   quantize    scale = max_j |h_j| / 127 (NaN is not the largest), or one of a table (rq_act_steps);  q_j = rint(h_j / scale), ties to
+ *               even, at most 127 in size; NaN and a scale that is not above 0 give 0;  sum = sum_j q_j       the division is IEEE's
  *   to e4m3     scale = max_j |h_j| / 448;  x8_j = h_j / scale rounded to the nearest number of e4m3, ties to the even one, at most 448 in
- *               size; NaN and a scale of 0 give 0;  sums: of the x8_j of each 128 columns, exact, then rounded to fp32 once
+ *               size; NaN and a scale that is not above 0 give 0;  sums: of the x8_j of each 128 columns, exact, then rounded to fp32 once
  *   rmsnorm     h_j = (x_j * r) * w_j,  r = 1 / sqrt(S / n_in + eps)                  each operation rounded to fp32
  *               S = sum_j x_j^2 in the order of rq_act_sum. With a residual, x_j is x_j + residual_j in fp32, rounded to the type of both
  *               (which is what goes on to be the residual stream): a square of such a number is exact in fp32.
- *   silu        h_j = rq_act_silu(gate_j) * up_j */
+ *   silu        h_j = rq_act_silu(gate_j) * up_j
+ *   hadamard    each `size` columns in turn, as v[core][size / core], become norm * H v (struct rq_hadamard): butterflies a + b, a - b along the
+ *               second index, of neighbours, then of those 2 apart, 4 apart ...; then, if core > 1, for each second index i
+ *               out[r][i] = (+-v[0][i]) +- v[1][i] +- ... in that order, with the signs of row r; then one product with norm
+ *   factors     h_j * factor_j, after RMSNorm's gain, and after a Hadamard matrix where both are there */
 #ifndef RQ_FMT_ACT_H
 #define RQ_FMT_ACT_H
 
@@ -22,6 +26,41 @@
 #else
 #define RQ_ACT_FUNCTION static inline
 #endif
+
+/* A Hadamard matrix of order size = core * 2^p, the one of order core times Sylvester's of order 2^p: made by rq_hadamard_make
+ * (act_hadamard.h), and small enough to be a parameter of a kernel. */
+enum { RQ_ACT_MAX_CORE = 64 };
+typedef struct rq_hadamard {
+    int size, core;
+    float norm;                    /* fp32 of 1 / sqrt(size) */
+    uint64_t row[RQ_ACT_MAX_CORE]; /* bit c of row r: the sign of entry (r, c) of the core, 1 for minus */
+} rq_hadamard;
+
+/* Scales that are there before the rows are, one for each step of a process (a time step of diffusion), and which of them is for row t:
+ * scale[step[t / rows_per_step]], or scale[step[0]] for all rows when rows_per_step is 0. A step that is not in the table has the scale
+ * NaN: codes and sum are 0, and a product with them is NaN, which nobody overlooks. */
+typedef struct rq_act_steps {
+    const float *scale; /* [n_step]; NULL: scales are computed */
+    const int32_t *step;
+    int64_t n_step, rows_per_step;
+} rq_act_steps;
+
+/* The entry of row t, -1 when it is not in the table. */
+RQ_ACT_FUNCTION int64_t rq_act_step(const int32_t *step, int64_t n_step, int64_t rows_per_step, int64_t t) {
+    const int64_t k = step[rows_per_step ? t / rows_per_step : 0];
+    return k >= 0 && k < n_step ? k : -1;
+}
+RQ_ACT_FUNCTION float rq_act_nan(void) {
+    const union {
+        uint32_t u;
+        float f;
+    } nan = {0x7fc00000u};
+    return nan.f;
+}
+RQ_ACT_FUNCTION float rq_act_step_scale(const rq_act_steps *s, int64_t t) {
+    const int64_t k = rq_act_step(s->step, s->n_step, s->rows_per_step, t);
+    return k < 0 ? rq_act_nan() : s->scale[k];
+}
 
 /* The order of a sum of terms v_0 .. v_(n-1): partial sum p adds the terms p, p + 2048, p + 4096, ... from 0, in that order; then
  * partial sum p takes that of p + 1024, for p < 1024, then p + 512 for p < 512, and so on to p + 1. Vectors of any width and threads

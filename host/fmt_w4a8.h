@@ -13,15 +13,15 @@
  * Activations may also be e4m3 (fmt_act.h): with x8[t] their numbers, y[t][i] = ((float)sum * scale[i]) * sx[t], sum the exact sum over j of q * x8[t][j]. It is
  * a multiple of 2^-9, and fits in 64 bits as such. fp32 sums, as GPUs make them, come near that; what they give depends on their order.
  *
- * What is quantized is not x but in_scale[j] * (H x)[j]: H the normalized Hadamard matrix of size `hadamard` on consecutive columns (none
- * when 0), and no factors where in_scale is NULL.
+ * What is quantized is not x but in_scale[j] * (H x)[j]: H the normalized Hadamard matrix of order `hadamard` (fmt_act.h) on consecutive
+ * columns (none when 0), and no factors where in_scale is NULL.
  *
  * Codes of row i are nibbles, least significant first, in the 32-bit words words[i * row_words ...]; nibbles past n_in do not count.
  * Sources: two levels from QServe (Lin et al., 2024, section 4), base instead of a zero point from LiquidGEMM (Hu et al., 2025). */
 #ifndef RQ_FMT_W4A8_H
 #define RQ_FMT_W4A8_H
 
-#include "rq_base.h"
+#include "fmt_act.h"
 
 enum {
     RQ_W4A8_MAX_STEP = 17,
@@ -34,13 +34,14 @@ typedef struct rq_w4a8 {
     int64_t group;   /* columns that share step and base: a multiple of 32; 0: one scale a row, one level */
     int64_t n_group; /* ceil(n_in / group); 0 with one level */
     int64_t row_words;
-    const uint32_t *words; /* [n_out][row_words] */
-    const float *scale;    /* [n_out] */
-    const uint8_t *zero;   /* [n_out] 0 .. 15; NULL: 8 (symmetric), and in two levels */
-    const uint8_t *step;   /* [n_out][n_group] 1 .. 17; NULL with one level, as base */
-    const int8_t *base;    /* [n_out][n_group] */
-    const float *in_scale; /* [n_in], or NULL */
-    int hadamard;          /* a power of two that divides n_in, or 0 */
+    const uint32_t *words;     /* [n_out][row_words] */
+    const float *scale;        /* [n_out] */
+    const uint8_t *zero;       /* [n_out] 0 .. 15; NULL: 8 (symmetric), and in two levels */
+    const uint8_t *step;       /* [n_out][n_group] 1 .. 17; NULL with one level, as base */
+    const int8_t *base;        /* [n_out][n_group] */
+    const float *in_scale;     /* [n_in], or NULL */
+    int hadamard;              /* order of H: k * 2^p that divides n_in, k at most RQ_ACT_MAX_CORE; or 0 */
+    const rq_hadamard *online; /* [2] H and its transpose; NULL when hadamard is 0 */
 } rq_w4a8;
 
 static inline int64_t rq_w4a8_row_words(int64_t n_in) { return (n_in + 7) / 8; }

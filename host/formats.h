@@ -139,9 +139,6 @@ typedef struct rq_w4a8_codes {
 } rq_w4a8_codes;
 rq_status rq_w4a8_pack(rq_packed *p, const rq_w4a8_codes *q);
 rq_status rq_w4a8_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_w4a8_codes *q);
-/* Each `size` of the n values (a multiple of size, a power of two) times the normalized Hadamard matrix of that order: butterflies from
- * neighbours outwards, then one product each with fp32(1 / sqrt(size)). */
-void rq_w4a8_hadamard(float *x, int64_t n, int size);
 /* What a matrix wants of its inputs x[n_tok][n_in] before they are quantized, in place: the Hadamard matrix, then in_scale. */
 void rq_w4a8_input(const rq_w4a8 *w, float *x, int64_t n_tok);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* y = x W^T for weights of 4 bits and inputs of 8 (fmt_w4a8.h): the factors and Hadamard matrix of the input if there are any, the input
- * as int8, the product. Integer sums are exact, so how rows and tokens are cut does not show in the result. */
+/* y = x W^T for weights of 4 bits and inputs of 8 (fmt_w4a8.h): the input as int8, after its Hadamard matrix and factors if there are
+ * any, the product. Integer sums are exact, so how rows and tokens are cut does not show in the result. */
 #include "linear.h"
 
 #include "kernels.h"
@@ -10,7 +10,7 @@ enum { TILE_ROWS = 96, TILE_TOK = 256, ACT_TOK = 8 };
 typedef struct job {
     const rq_w4a8 *w;
     const float *bias;
-    float *y, *changed; /* changed: the input after in_scale and hadamard, or NULL */
+    float *y, *scratch; /* scratch: a row for each item, with a Hadamard matrix */
     const float *x;
     int64_t n_tok, item_tok, item_rows;
     int8_t *q;
@@ -24,11 +24,11 @@ static void quantize_body(void *arg, int64_t item) {
     const job *j = arg;
     const rq_w4a8 *w = j->w;
     const int64_t t0 = item * ACT_TOK, t1 = rq_min_i64(j->n_tok, t0 + ACT_TOK);
-    if (j->changed) {
-        memcpy(j->changed + t0 * w->n_in, j->x + t0 * w->n_in, (size_t)((t1 - t0) * w->n_in) * sizeof *j->x);
-        rq_w4a8_input(w, j->changed + t0 * w->n_in, t1 - t0);
-    }
-    const rq_act_rows rows = {w->n_in, j->changed ? j->changed : j->x};
+    const rq_act_rows rows = {.n_in = w->n_in,
+                              .x = j->x,
+                              .after = {.hadamard = w->hadamard ? &w->online[0] : NULL,
+                                        .scratch = w->hadamard ? j->scratch + item * w->n_in : NULL,
+                                        .factor = w->in_scale}};
     j->quantize->quantize(j->q, j->pitch, j->scale, j->sum, &rows, t0, t1 - t0);
 }
 
@@ -52,7 +52,7 @@ rq_status rq_linear_w4a8(const rq_w4a8 *w, const float *bias, float *y, const fl
     j.pitch = rq_ceil_div(w->n_in, RQ_ACT8_ALIGN) * RQ_ACT8_ALIGN;
     RQ_TRY(RQ_NEW(j.scale, n_tok));
     RQ_TRY(RQ_NEW(j.sum, n_tok));
-    if (w->in_scale || w->hadamard) RQ_TRY(RQ_NEW(j.changed, n_tok * w->n_in));
+    if (w->hadamard) RQ_TRY(RQ_NEW(j.scratch, rq_ceil_div(n_tok, ACT_TOK) * w->n_in));
     RQ_TRY(rq_alloc(&q, n_tok * j.pitch + RQ_ACT8_ALIGN, 1));
     j.q = (int8_t *)q + (RQ_ACT8_ALIGN - (uintptr_t)q % RQ_ACT8_ALIGN) % RQ_ACT8_ALIGN;
     j.quantize = rq_kernel_pick("quantize", "act_rows");
@@ -64,7 +64,7 @@ done:
     free(q);
     free(j.scale);
     free(j.sum);
-    free(j.changed);
+    free(j.scratch);
     return status;
 }
 
@@ -86,7 +86,7 @@ static void trip_body(void *arg, int64_t item) {
         return;
     }
     for (float *x = j->x + t0 * n_in; x < j->x + t1 * n_in; x += n_in) {
-        const rq_act_rows row = {n_in, x};
+        const rq_act_rows row = {.n_in = n_in, .x = x};
         j->k->quantize(q, n_in, &scale, &sum, &row, 0, 1);
         for (int64_t i = 0; i < n_in; ++i) x[i] = scale * (float)q[i];
     }

@@ -52,9 +52,16 @@ typedef void (*rq_unpack_fn)(float *dst, const void *w, int64_t row0, int64_t n_
  * sum   [out] int32_t[tok0 + n_tok]: of the row's q
  *
  * The same bytes from every implementation. No allocation. */
+typedef struct rq_act_after {    /* what all operands have; zeros: nothing of it */
+    const rq_hadamard *hadamard; /* whose order divides n_in, or NULL */
+    float *scratch;      /* [n_in], with a Hadamard matrix: another one for each call that runs at the same time */
+    const float *factor; /* [n_in], or NULL */
+    rq_act_steps steps;
+} rq_act_after;
 typedef struct rq_act_rows {
     int64_t n_in;
     const float *x; /* [n_tok][n_in] */
+    rq_act_after after;
 } rq_act_rows;
 typedef struct rq_act_rmsnorm {
     int64_t n_in;
@@ -62,10 +69,12 @@ typedef struct rq_act_rmsnorm {
     float *stream;             /* x + residual; there when residual is */
     const float *weight;       /* [n_in], or NULL: folded into matrices */
     float eps;
+    rq_act_after after;
 } rq_act_rmsnorm;
 typedef struct rq_act_gated {
     int64_t n_in, stride; /* of the rows of both, in floats */
     const float *gate, *up;
+    rq_act_after after;
 } rq_act_gated;
 #define RQ_OP_quantize(name, operand)                                                                                  \
     void name(int8_t *q, int64_t pitch, float *scale, int32_t *sum, const operand *a, int64_t tok0, int64_t n_tok)

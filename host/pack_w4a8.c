@@ -3,6 +3,7 @@
 #include <jansson.h>
 #include <math.h>
 
+#include "act_hadamard.h"
 #include "pack_common.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words are used as they are in the file");
@@ -11,14 +12,14 @@ enum { LEVELS = 16 };
 
 /* ---- definition and size ---------------------------------------------------------------------------------------------- */
 
-/* Each operation rounds once: scale * level, times in_scale, then the butterflies of the Hadamard matrix and its factor. */
+/* Each operation rounds once: scale * level, times in_scale, then those of the transposed Hadamard matrix, since w (H x) = (w H) x. */
 static void unpack_row(const rq_packed *p, int64_t row, float *dst) {
     const rq_w4a8 *w = &p->u.w4a8;
     for (int64_t j = 0; j < w->n_in; ++j) {
         dst[j] = w->scale[row] * (float)rq_w4a8_level(w, row, j);
         if (w->in_scale) dst[j] *= w->in_scale[j];
     }
-    if (w->hadamard) rq_w4a8_hadamard(dst, w->n_in, w->hadamard); /* symmetric: w (H x) = (w H) x */
+    if (w->hadamard) rq_hadamard_apply(&w->online[1], dst, w->n_in);
 }
 
 /* Every tensor of the matrix in the file, padding of the rows and the shape included. */
@@ -31,26 +32,9 @@ static int64_t size_bits(const rq_packed *p) {
     return total;
 }
 
-void rq_w4a8_hadamard(float *x, int64_t n, int size) {
-    const float norm = (float)(1.0 / sqrt((double)size));
-    for (int64_t at = 0; at < n; at += size) {
-        float *v = x + at;
-        for (int half = 1; half < size; half *= 2) {
-            for (int i = 0; i < size; i += 2 * half) {
-                for (int k = i; k < i + half; ++k) {
-                    const float a = v[k], b = v[k + half];
-                    v[k] = a + b;
-                    v[k + half] = a - b;
-                }
-            }
-        }
-        for (int i = 0; i < size; ++i) v[i] *= norm;
-    }
-}
-
 void rq_w4a8_input(const rq_w4a8 *w, float *x, int64_t n_tok) {
     for (int64_t t = 0; t < n_tok; ++t, x += w->n_in) {
-        if (w->hadamard) rq_w4a8_hadamard(x, w->n_in, w->hadamard);
+        if (w->hadamard) rq_hadamard_apply(&w->online[0], x, w->n_in);
         for (int64_t j = 0; w->in_scale && j < w->n_in; ++j) x[j] *= w->in_scale[j];
     }
 }
@@ -71,9 +55,12 @@ static rq_status check_sizes(rq_w4a8 *w, const char *name, rq_status code) {
         return rq_fail(code, "%s: group %lld of %lld columns; 0 or a multiple of 32 up to %d", name,
                        (long long)w->group, (long long)w->n_in, RQ_W4A8_MAX_GROUP);
     }
-    if (w->hadamard && (w->hadamard < 2 || (w->hadamard & (w->hadamard - 1)) || w->n_in % w->hadamard)) {
-        return rq_fail(code, "%s: a Hadamard matrix of order %d on %lld columns; 0 or a power of two that divides them",
-                       name, w->hadamard, (long long)w->n_in);
+    if (w->hadamard && (!rq_hadamard_usable(w->hadamard) || w->n_in % w->hadamard)) {
+        return rq_fail(
+            code,
+            "%s: a Hadamard matrix of order %d on %lld columns; the order is 0, or divides them and is k * 2^p "
+            "with a known matrix of order k, k at most %d",
+            name, w->hadamard, (long long)w->n_in, RQ_ACT_MAX_CORE);
     }
     w->n_group = w->group ? rq_ceil_div(w->n_in, w->group) : 0;
     w->row_words = rq_w4a8_row_words(w->n_in);
@@ -105,10 +92,18 @@ static rq_status check_contents(const rq_w4a8 *w, const char *name, rq_status co
     return RQ_OK;
 }
 
-static rq_packed describe(const rq_w4a8 *w) {
-    rq_packed p = {.format = RQ_FORMAT_W4A8, .n_out = w->n_out, .n_in = w->n_in};
-    p.u.w4a8 = *w;
-    return p;
+/* *p of these sizes, with the Hadamard matrix that goes with them. */
+static rq_status describe(rq_packed *p, const rq_w4a8 *w) {
+    rq_status status = RQ_OK;
+    rq_hadamard *h;
+    *p = (rq_packed){.format = RQ_FORMAT_W4A8, .n_out = w->n_out, .n_in = w->n_in};
+    p->u.w4a8 = *w;
+    if (!w->hadamard) goto done;
+    RQ_TRY(RQ_NEW(h, 2));
+    p->u.w4a8.online = rq_pack_own(p, h);
+    RQ_TRY(rq_hadamard_make(h, w->hadamard));
+done:
+    return status;
 }
 
 /* ---- packing ---------------------------------------------------------------------------------------------------------- */
@@ -126,7 +121,7 @@ rq_status rq_w4a8_pack(rq_packed *p, const rq_w4a8_codes *q) {
         RQ_FAIL(RQ_ERR_ARG, "%s: codes or scales are missing, or steps and bases do not go with group %lld", name,
                 (long long)q->group);
     }
-    *p = describe(&sizes);
+    RQ_TRY(describe(p, &sizes));
     rq_w4a8 *w = &p->u.w4a8;
     RQ_TRY(RQ_NEW_ZERO(words, w->n_out * w->row_words));
     w->words = rq_pack_own(p, words);
@@ -254,7 +249,7 @@ static rq_status load(rq_packed *p, const rq_store *s, const char *name, const v
     w.n_in = shape[1];
     w.group = group;
     RQ_TRY(check_sizes(&w, name, RQ_ERR_INPUT));
-    *p = describe(&w);
+    RQ_TRY(describe(p, &w));
     RQ_TRY(load_tensors(p, s, name, !sym && !group, in_scale != 0));
     RQ_TRY(check_contents(&p->u.w4a8, name, RQ_ERR_INPUT));
 done:

@@ -114,6 +114,7 @@ double rq_plan_bits(const rq_matrix_plan *p, int n_set) {
     double scales = (double)(p->n_out * n_group) * (o->scale_dtype == RQ_F32 ? 32 : 16);
     if (o->round == RQ_ROUND_W4A8) {
         return 32.0 * (double)(p->n_out * (rq_w4a8_row_words(p->n_in) + 1)) + 128 +
+               (p->wants_in_scale ? 32.0 * (double)p->n_in : 0) +
                (o->group ? 16.0 * (double)(p->n_out * n_group)
                 : o->sym ? 0
                          : 8.0 * (double)p->n_out);
@@ -167,10 +168,11 @@ static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
         r->bpw = job->bpw;
     }
     bool forward = rq_plan_needs_calibration(z);
-    for (int stage = 0; forward && stage <= 4; ++stage) {
+    for (int stage = 0; (forward || job->factors != RQ_FACTORS_NONE) && stage <= 4; ++stage) {
         double width = stage == 1 ? (double)qd : stage == 3 ? (double)c->d_ff : (double)c->d_model;
-        double per_token = rq_stage_flops(c, stage, job->samples.seq_len) * (cross ? 2 : 1);
-        if (stage < 4) per_token += width * width * (cross ? 3 : 1);
+        const int passes = (!forward ? 0 : cross ? 2 : 1) + (job->factors != RQ_FACTORS_NONE);
+        double per_token = rq_stage_flops(c, stage, job->samples.seq_len) * passes;
+        if (forward && stage < 4) per_token += width * width * (cross ? 3 : 1);
         r->flops += per_token * tokens * (double)(stage == 4 ? c->n_layer - 1 : c->n_layer);
     }
     /* Two streams of one block in fp32, Gram matrices in fp64, factors and terms in fp32 (and one fp64 scratch), one chunk of
@@ -234,7 +236,8 @@ static rq_status fingerprint(const rq_quantizer *z, char text[40]) {
                  (long long)job->samples.seq_len, (long long)job->skip_tokens, job->rotate ? job->rotate : "none",
                  (unsigned long long)job->seed, rq_token_weights_name(job->token_weights), job->token_min);
     XXH3_128bits_update(state, line, (size_t)used);
-    used = snprintf(line, sizeof line, "%.17g/%d", job->bpw, (int)job->bpw_loss);
+    used = snprintf(line, sizeof line, "%.17g/%d/%d/%d/%d/%.17g/%.17g", job->bpw, (int)job->bpw_loss, job->hadamard[0],
+                    job->hadamard[1], (int)job->factors, job->factor_a, job->factor_b);
     XXH3_128bits_update(state, line, (size_t)used);
     for (int i = 0; job->bpw > 0 && rq_bank_setting(job, i); ++i) {
         XXH3_128bits_update(state, rq_bank_setting(job, i), strlen(rq_bank_setting(job, i)) + 1);
@@ -310,13 +313,8 @@ static rq_status make_rotation(rq_quantizer *z) {
     const rq_quantize_job *job = z->job;
     const rq_config *c = &z->model->cfg;
     if (!job->rotate || strcmp(job->rotate, "none") == 0) return RQ_OK;
-    if (strcmp(job->rotate, "full") == 0) {
-        return rq_fail(
-            RQ_ERR_UNSUPPORTED,
-            "--rotate full needs Hadamard products inside the running model, which is not built yet; use residual");
-    }
-    if (strcmp(job->rotate, "residual") != 0)
-        return rq_fail(RQ_ERR_ARG, "--rotate %s: it is none or residual", job->rotate);
+    if (strcmp(job->rotate, "residual") != 0 && strcmp(job->rotate, "full") != 0)
+        return rq_fail(RQ_ERR_ARG, "--rotate %s: it is none, residual or full", job->rotate);
     rq_status status = rq_rotation_new(&z->rotation, c->d_model, job->seed, NULL);
     if (status == RQ_OK) status = rq_rotation_new(&z->head_rotation, c->head_dim, job->seed + 1, NULL);
     return status;
@@ -354,6 +352,7 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
     RQ_TRY(make_rotation(&z));
     z.model->rotation = z.rotation;
     RQ_TRY(make_plan(&z));
+    RQ_TRY(rq_plan_inputs(&z));
     if (job->bpw > 0 && job->samples.n_samples == 0) {
         RQ_FAIL(RQ_ERR_ARG, "--bpw measures losses, which needs calibration text: give --calib FILE");
     }
@@ -377,6 +376,7 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
     if (asprintf(&z.work_dir, "%s.partial", job->out_path) < 0) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(open_work_dir(&z));
     if (job->bpw > 0) RQ_TRY(rq_plan_allocate(&z));
+    RQ_TRY(rq_plan_factors(&z));
     RQ_TRY(rq_quantize_blocks(&z));
     RQ_TRY(rq_write_output(&z, report));
     remove_folder(z.work_dir);
@@ -387,6 +387,7 @@ done:
     if (z.model) z.model->rotation = own;
     rq_rotation_free(z.rotation);
     rq_rotation_free(z.head_rotation);
+    rq_inputs_free(&z);
     rq_model_close(z.model);
     free(z.plan);
     free(z.allocation);

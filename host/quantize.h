@@ -3,6 +3,7 @@
 #ifndef RQ_QUANTIZE_H
 #define RQ_QUANTIZE_H
 
+#include "act_hadamard.h"
 #include "calib_tokens.h"
 #include "comp.h"
 #include "llama.h"
@@ -41,6 +42,8 @@ typedef enum rq_bpw_loss { RQ_BPW_RESIDUAL, RQ_BPW_RELATIVE, RQ_BPW_ABSOLUTE } r
 bool rq_bpw_loss_by_name(const char *name, rq_bpw_loss *l);
 const char *rq_bpw_loss_name(rq_bpw_loss l);
 
+typedef enum rq_factors { RQ_FACTORS_NONE, RQ_FACTORS_SMOOTH, RQ_FACTORS_CROSS } rq_factors;
+
 typedef struct rq_quantize_job {
     const char *model_path, *out_path;
     rq_quant_opt opt;
@@ -51,8 +54,11 @@ typedef struct rq_quantize_job {
     rq_samples samples;
     int64_t skip_tokens; /* first tokens of each sample left out of the statistics */
     rq_token_weights token_weights;
-    double token_min;        /* the least a token counts, in (0, 1] */
-    const char *rotate;      /* "none" or "residual" */
+    double token_min;   /* the least a token counts, in (0, 1] */
+    const char *rotate; /* "none", "residual" or "full" */
+    int hadamard[2];    /* full: order of the Hadamard matrix at the inputs of o and of down; 0: chosen, -1: none */
+    rq_factors factors; /* of the columns of inputs (docs/methods.md, "Column factors") */
+    double factor_a, factor_b;
     double bpw;              /* above 0: one of the bank's settings for each matrix, so many bits a weight in all */
     const char *const *bank; /* "key=value,key=value" each; without one: that of the rounder */
     int n_bank;
@@ -86,6 +92,9 @@ typedef struct rq_matrix_plan {
     int64_t n_out, n_in;
     int lead,
         n_set; /* matrices of a block that share codebooks form a set: the first one's index, and how many they are */
+    int hadamard;          /* format w4a8: what its input goes through when the model runs */
+    bool wants_in_scale;   /* it will have ... */
+    const float *in_scale; /* ... these [n_in] (the quantizer's `factors`) once they are known */
 } rq_matrix_plan;
 
 /* The stages of a block: stage s has the matrices rq_stage_first[s] up to rq_stage_first[s + 1], with one input. */
@@ -96,6 +105,9 @@ typedef struct rq_quantizer {
     const rq_quantize_job *job;
     rq_model *model;
     rq_rotation *rotation, *head_rotation; /* NULL unless rotated; the model's own pointer is set to the first */
+    rq_rotation *online[2];                /* Hadamard matrices at the inputs of o and down, or NULL; for weights ... */
+    rq_hadamard *act_online[2];            /* ... and for activations */
+    float *factors;                        /* column factors of all stages, see rq_stage_factors; NULL without them */
     rq_matrix_plan *plan;                  /* [n_layer][RQ_N_LINEARS] */
     char *work_dir;                        /* OUT.partial */
     char *allocation;                      /* JSON: what --bpw measured and chose; NULL without it */
@@ -103,15 +115,26 @@ typedef struct rq_quantizer {
     int64_t n_resumed;
 } rq_quantizer;
 
-/* Weights of one matrix in the basis it is quantized in: norm gains folded and rotations applied when there is a rotation. */
+/* Weights of one matrix in the basis it is quantized in: norm gains folded and rotations applied when there is a rotation, and what its
+ * input goes through undone. */
 rq_status rq_rotated_matrix(const rq_quantizer *z, int64_t layer, int which, float *w);
 rq_status rq_rotated_bias(const rq_quantizer *z, int64_t layer, int which, float *bias);
+/* The gains of a block's norms in the basis that is quantized, with the column factors of the matrices behind them. Either may be NULL. */
+void rq_block_gains(const rq_quantizer *z, int64_t layer, float *norm1, float *norm2);
 
 /* Whether anything in the plan needs calibration. */
 bool rq_plan_needs_calibration(const rq_quantizer *z);
 
 /* Forward work per token of what the pass of a stage applies (stage 4: the down projection), for one stream. */
 double rq_stage_flops(const rq_config *cfg, int stage, int64_t seq_len);
+
+/* The line of quantize_log.jsonl for a matrix that became q. whw 0: losses were not measured. */
+typedef struct rq_matrix_losses {
+    double sym, asym, whw; /* as rq_layer_loss gives them, in the basis that is quantized */
+    double bpw, seconds;
+} rq_matrix_losses;
+void rq_matrix_log(char *out, size_t size, const rq_matrix_plan *p, const rq_prep *prep, const rq_matrix_losses *l,
+                   const float *w, const float *q);
 
 /* Calibrate and quantize every block; each finished matrix is a file in work_dir. */
 rq_status rq_quantize_blocks(rq_quantizer *z);
@@ -124,11 +147,30 @@ rq_status rq_part_save(const rq_quantizer *z, int64_t layer, int lead, const rq_
 /* The reconstructed weights of one matrix of a saved part; *found is false when there is none. A damaged one is an error. */
 rq_status rq_part_load(const rq_quantizer *z, int64_t layer, int which, float *w, bool *found);
 
-/* Calibrate the full-precision model alone: fn is called once for every stage of every block with H of the stage's input and the
- * block's matrices in the basis they are quantized in. per_residual: inputs of o and down are divided by the norm of the residual stream
- * with their output added, token by token, so that tr(W H W^T) sums relative changes of it. */
-typedef rq_status (*rq_stage_fn)(void *arg, int64_t layer, int stage, const double *h, float *const *w);
-rq_status rq_calibrate_stages(rq_quantizer *z, bool per_residual, rq_stage_fn fn, void *arg);
+/* Calibrate the full-precision model alone: fn is called once for every stage of every block with what was gathered of the stage's input and
+ * the block's matrices in the basis they are quantized in. GRAM_PER_RESIDUAL: inputs of o and down are divided by the norm of the residual
+ * stream with their output added, token by token, so that tr(W H W^T) sums relative changes of it. */
+typedef enum rq_gather { RQ_GATHER_GRAM, RQ_GATHER_GRAM_PER_RESIDUAL, RQ_GATHER_MAX } rq_gather;
+typedef struct rq_gathered {
+    const double *h;  /* GRAM: H of the input */
+    const float *max; /* MAX: the largest size in each column */
+} rq_gathered;
+typedef rq_status (*rq_stage_fn)(void *arg, int64_t layer, int stage, const rq_gathered *of, float *const *w);
+rq_status rq_calibrate_stages(rq_quantizer *z, rq_gather what, rq_stage_fn fn, void *arg);
+
+/* What inputs go through before they are quantized (quantize_inputs.c). The plan gets the Hadamard matrices of --rotate full, or says which
+ * of its matrices cannot have what was asked for; then rq_plan_factors measures the column factors. work_dir/factors.safetensors keeps
+ * them for an interrupted run. */
+rq_status rq_plan_inputs(rq_quantizer *z);
+rq_status rq_plan_factors(rq_quantizer *z);
+void rq_inputs_free(rq_quantizer *z);
+/* [width of the stage's input], or NULL. Those of stages 0 and 2 are part of the gain before them; those of 1 and 3 are in_scale of o and down. */
+const float *rq_stage_factors(const rq_quantizer *z, int64_t layer, int stage);
+/* The inputs of a matrix as the running model makes them of what its block computes: x[n_tok][n_in] in place, in fp32. */
+rq_status rq_input_apply(const rq_quantizer *z, int64_t layer, int which, float *x, int64_t n_tok);
+/* A random sign that goes before a Hadamard matrix and is folded into the weights: of row i of v or up, of column i of o or down. 1 for other
+ * matrices, and where o or down has no Hadamard matrix. */
+double rq_input_sign(const rq_quantizer *z, int64_t layer, int which, int64_t i);
 
 /* Which matrices share codebooks, from their options. */
 void rq_plan_make_sets(rq_quantizer *z);

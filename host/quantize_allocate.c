@@ -178,8 +178,9 @@ static void count_bits(measure *g, int64_t i, int s, const rq_quant_opt *o, cons
 }
 
 /* All units of a stage under all settings. */
-static rq_status measure_stage(void *arg, int64_t layer, int stage, const double *h, float *const *w) {
+static rq_status measure_stage(void *arg, int64_t layer, int stage, const rq_gathered *of, float *const *w) {
     measure *g = arg;
+    const double *h = of->h;
     rq_status status = RQ_OK;
     rq_prep prep = {0};
     int64_t first = g->next;
@@ -261,7 +262,8 @@ static rq_status measure_and_choose(measure *g, const char *path) {
     for (int64_t i = 0; i < z->model->cfg.n_layer * RQ_N_LINEARS; ++i) {
         if (z->plan[i].quantized) weights += (double)z->plan[i].n_out * (double)z->plan[i].n_in;
     }
-    RQ_TRY(rq_calibrate_stages(z, z->job->bpw_loss == RQ_BPW_RESIDUAL, measure_stage, g));
+    const rq_gather what = z->job->bpw_loss == RQ_BPW_RESIDUAL ? RQ_GATHER_GRAM_PER_RESIDUAL : RQ_GATHER_GRAM;
+    RQ_TRY(rq_calibrate_stages(z, what, measure_stage, g));
     rq_bank bank = {
         .n_matrix = g->n_unit, .n_setting = g->n_setting, .bits = g->bits, .loss = g->loss, .weight = g->weight};
     status = rq_allocate(g->choice, &r, &bank, (int64_t)(z->job->bpw * weights), 0);

@@ -105,6 +105,10 @@ rq_status rq_part_load(const rq_quantizer *z, int64_t layer, int which, float *w
     RQ_TRY(rq_format_get(format)->load(&packed, s, p->name, entry));
     if (packed.n_out != p->n_out || packed.n_in != p->n_in)
         RQ_FAIL(RQ_ERR_INPUT, "%s holds a matrix of another size", path);
+    if (format == RQ_FORMAT_W4A8) { /* values are wanted in the basis that was quantized */
+        packed.u.w4a8.in_scale = NULL;
+        packed.u.w4a8.hadamard = 0;
+    }
     for (int64_t i = 0; i < p->n_out; ++i) rq_unpack_row(&packed, i, w + i * p->n_in);
     *found = true;
 done:
@@ -290,14 +294,24 @@ static bool is_folded_norm(const char *name) {
     return strncmp(name, "model.layers.", 13) == 0 && dot && dot[17] == 0;
 }
 
-/* In a rotated model: matrices left dense are written as they were used, gains are ones, biases are rotated. */
-static rq_status add_rotated(output *o, const rq_tensor *t, int64_t matrix, bool is_bias) {
+/* Whether rotation or column factors change a tensor that is not quantized. */
+static bool is_changed(const rq_quantizer *z, const rq_tensor *t, int64_t matrix, bool is_bias) {
+    if (z->rotation) return matrix >= 0 || is_folded_norm(t->name);
+    if (!z->factors) return false;
+    const int64_t which = matrix % RQ_N_LINEARS;
+    return matrix >= 0 ? !is_bias && which != RQ_O && which != RQ_DOWN : is_folded_norm(t->name);
+}
+
+/* In a rotated model: matrices left dense are written as they were used, gains are ones, biases are rotated; factors are in the gains. */
+static rq_status add_changed(output *o, const rq_tensor *t, int64_t matrix, bool is_bias) {
     rq_status status = RQ_OK;
     int64_t n = rq_tensor_numel(t);
     float *w = NULL;
     RQ_TRY(RQ_NEW(w, n));
     if (matrix < 0) {
-        for (int64_t i = 0; i < n; ++i) w[i] = 1.0f;
+        const int64_t layer = strtoll(t->name + strlen("model.layers."), NULL, 10);
+        const bool first = strstr(t->name, "input_layernorm") != NULL;
+        rq_block_gains(o->z, layer, first ? w : NULL, first ? NULL : w);
     } else if (is_bias) {
         status = rq_rotated_bias(o->z, matrix / RQ_N_LINEARS, (int)(matrix % RQ_N_LINEARS), w);
     } else {
@@ -328,8 +342,8 @@ static rq_status collect(output *o) {
         bool is_bias = false;
         int64_t matrix = block_matrix(z, t->name, &is_bias);
         if (matrix >= 0 && !is_bias && z->plan[matrix].quantized) continue;
-        if (z->rotation && (matrix >= 0 || is_folded_norm(t->name))) {
-            RQ_TRY(add_rotated(o, t, matrix, is_bias));
+        if (is_changed(z, t, matrix, is_bias)) {
+            RQ_TRY(add_changed(o, t, matrix, is_bias));
         } else {
             RQ_TRY(add_other(o, t));
         }

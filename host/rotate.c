@@ -15,6 +15,7 @@
 struct rq_rotation {
     int64_t n, k, two_p; /* n = k * two_p; k = 0 for a dense matrix */
     uint64_t seed;
+    bool plain;   /* all signs are plus */
     double *sign; /* [n]: +-1 / sqrt(n) */
     double *core; /* [k][k]: H_k, and core_t its transpose; NULL when k is 1 */
     double *core_t;
@@ -87,7 +88,8 @@ static rq_status build_hadamard(rq_rotation *r) {
     int64_t k = r->k;
     double scale = 1.0 / sqrt((double)r->n);
     RQ_TRY(RQ_NEW(r->sign, r->n));
-    for (int64_t i = 0; i < r->n; ++i) r->sign[i] = rq_random_u64(r->seed, (uint64_t)i) >> 63 ? scale : -scale;
+    for (int64_t i = 0; i < r->n; ++i)
+        r->sign[i] = r->plain || rq_random_u64(r->seed, (uint64_t)i) >> 63 ? scale : -scale;
     if (k == 1) goto done;
     RQ_TRY(RQ_NEW(h, k * k));
     RQ_TRY(RQ_NEW(r->core, k * k));
@@ -107,10 +109,11 @@ rq_status rq_rotation_new(rq_rotation **out, int64_t n, uint64_t seed, const cha
     *out = NULL;
     if (n < 1 || n > INT32_MAX) return rq_fail(RQ_ERR_ARG, "a rotation cannot have size %lld", (long long)n);
     int64_t k = rq_hadamard_core(n);
+    const bool plain = kind && strcmp(kind, "plain") == 0;
     if (kind && strcmp(kind, "orthogonal") == 0) {
         k = 0;
-    } else if (kind && strcmp(kind, "hadamard") != 0) {
-        return rq_fail(RQ_ERR_ARG, "unknown kind of rotation \"%s\"; there are hadamard and orthogonal", kind);
+    } else if (kind && !plain && strcmp(kind, "hadamard") != 0) {
+        return rq_fail(RQ_ERR_ARG, "unknown kind of rotation \"%s\"; there are hadamard, orthogonal and plain", kind);
     } else if (kind && k == 0) {
         return rq_fail(RQ_ERR_UNSUPPORTED, "no Hadamard matrix of order %lld is known here; use kind orthogonal",
                        (long long)n);
@@ -120,6 +123,7 @@ rq_status rq_rotation_new(rq_rotation **out, int64_t n, uint64_t seed, const cha
     r->k = k;
     r->two_p = k ? n / k : 0;
     r->seed = seed;
+    r->plain = plain;
     RQ_TRY(k ? build_hadamard(r) : build_dense(r));
     *out = r;
     r = NULL;
@@ -137,7 +141,7 @@ void rq_rotation_free(rq_rotation *r) {
     free(r);
 }
 
-const char *rq_rotation_kind(const rq_rotation *r) { return r->k ? "hadamard" : "orthogonal"; }
+const char *rq_rotation_kind(const rq_rotation *r) { return r->plain ? "plain" : r->k ? "hadamard" : "orthogonal"; }
 uint64_t rq_rotation_seed(const rq_rotation *r) { return r->seed; }
 int64_t rq_rotation_size(const rq_rotation *r) { return r->n; }
 

@@ -8,7 +8,7 @@
 
 typedef struct rq_rotation rq_rotation;
 
-/* Deterministic in (n, seed). kind: "hadamard", "orthogonal", or NULL to pick. */
+/* Deterministic in (n, seed). kind: "hadamard", "orthogonal", or NULL to pick; "plain" is a Hadamard matrix without the signs. */
 rq_status rq_rotation_new(rq_rotation **out, int64_t n, uint64_t seed, const char *kind);
 void rq_rotation_free(rq_rotation *r);
 const char *rq_rotation_kind(const rq_rotation *r);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Hadamard matrices by Paley's two constructions over GF(q), q a prime power. Internal to the rotation. */
+/* Hadamard matrices by Paley's two constructions over GF(q), q a prime power. For rotate.c and act_hadamard.c. */
 #ifndef RQ_ROTATE_HADAMARD_H
 #define RQ_ROTATE_HADAMARD_H
 

@@ -82,7 +82,7 @@ RQ_CLONES static float clip_error(const float *x, const float *wt, int64_t n, fl
     return total;
 }
 
-static void find(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, float *scale, float *zero) {
+static void range_of(const rq_quant_opt *o, const float *x, int64_t n, float *low, float *high) {
     float lo = 0, hi = 0;
     for (int64_t j = 0; j < n; ++j) {
         lo = x[j] < lo ? x[j] : lo;
@@ -96,6 +96,39 @@ static void find(const rq_quant_opt *o, const float *x, const float *wt, int64_t
         lo = -1;
         hi = 1;
     }
+    *low = lo;
+    *high = hi;
+}
+
+/* As they are stored. */
+static void finish(const rq_quant_opt *o, float *scale, float *zero) {
+    if (o->scale_dtype == RQ_F16) {
+        /* The codes must be found for the scale that is stored. Below half's range: its smallest number. */
+        rq_f16 h = rq_f16_of_f32(*scale);
+        if (h.bits == 0) h.bits = 1;
+        if (h.bits >= 0x7c00u) h.bits = 0x7bffu;
+        *scale = rq_f32_of_f16(h);
+    }
+    *zero = *zero < 0 ? 0 : *zero > (float)code_max(o) ? (float)code_max(o) : *zero;
+}
+
+static void find_at(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, int64_t group, float shrink,
+                    float *scale, float *zero, float *step) {
+    for (int64_t g = 0, c = 0; c < n; ++g, c += group) {
+        float lo, hi, s, z;
+        range_of(o, x + c, rq_min_i64(group, n - c), &lo, &hi);
+        grid_of_range(o, lo, hi, &scale[g], &zero[g]);
+        grid_of_range(o, shrink * lo, shrink * hi, &s, &z);
+        if (s > 0 && isfinite(s)) scale[g] = s, zero[g] = z;
+        finish(o, &scale[g], &zero[g]);
+    }
+    (void)wt;
+    (void)step;
+}
+
+static void find(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, float *scale, float *zero) {
+    float lo, hi;
+    range_of(o, x, n, &lo, &hi);
     float best = INFINITY;
     int steps = o->clip == RQ_CLIP_MSE ? o->clip_steps : 1;
     grid_of_range(o, lo, hi, scale, zero);
@@ -110,14 +143,7 @@ static void find(const rq_quant_opt *o, const float *x, const float *wt, int64_t
             *zero = z;
         }
     }
-    if (o->scale_dtype == RQ_F16) {
-        /* The codes must be found for the scale that is stored. Below half's range: its smallest number. */
-        rq_f16 h = rq_f16_of_f32(*scale);
-        if (h.bits == 0) h.bits = 1;
-        if (h.bits >= 0x7c00u) h.bits = 0x7bffu;
-        *scale = rq_f32_of_f16(h);
-    }
-    *zero = *zero < 0 ? 0 : *zero > (float)code_max(o) ? (float)code_max(o) : *zero;
+    finish(o, scale, zero);
 }
 
 RQ_CLONES static void grid_round(int bits, int64_t n_rows, const float *w, const float *scale, const float *zero,
@@ -141,4 +167,4 @@ static void round_column(int bits, int64_t n_rows, const float *w, const float *
     grid_round(bits, n_rows, w, scale, zero, code, q, clamped);
 }
 
-const rq_rounder rq_round_grid = {.name = "grid", .find = find, .round = round_column};
+const rq_rounder rq_round_grid = {.name = "grid", .find = find, .find_at = find_at, .round = round_column};

@@ -83,14 +83,35 @@ static void climb(group_grid *best, const float *v, const float *wt, int64_t n) 
     }
 }
 
+static float largest(const float *x, int64_t n) {
+    float most = 0;
+    for (int64_t j = 0; j < n; ++j) most = fabsf(x[j]) > most ? fabsf(x[j]) : most;
+    return most >= 1e-30f ? most : 1.0f; /* a row of zeros: any scale, base 0 of step 1 is among the bases */
+}
+
+/* The groups of a row for its range shrunk: what the search below takes for a scale on the way, with the climb. */
+static void two_levels_at(const float *x, const float *wt, int64_t n, int64_t group, float shrink, float *scale,
+                          float *zero, float *step) {
+    float v[RQ_W4A8_MAX_GROUP];
+    const float s = (float)((double)shrink * (double)largest(x, n) / PROTECTED), inv = 1.0f / s;
+    for (int64_t g = 0, c = 0; c < n; ++g, c += group) {
+        const int64_t len = rq_min_i64(group, n - c);
+        for (int64_t j = 0; j < len; ++j) v[j] = x[c + j] * inv;
+        group_grid grid = find_group(v, wt + c, len, NEAR);
+        climb(&grid, v, wt + c, len);
+        scale[g] = s;
+        step[g] = grid.step;
+        zero[g] = -grid.base;
+    }
+}
+
 static void two_levels(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, int64_t group, float *scale,
                        float *zero, float *step) {
     const bool search = o->clip == RQ_CLIP_MSE;
     const int steps = !search ? 1 : o->clip_steps < 16 ? o->clip_steps : 16;
-    float v[RQ_W4A8_MAX_GROUP], most = 0, best_scale = 1.0f;
+    const float most = largest(x, n);
+    float v[RQ_W4A8_MAX_GROUP], best_scale = 1.0f;
     double best_error = INFINITY;
-    for (int64_t j = 0; j < n; ++j) most = fabsf(x[j]) > most ? fabsf(x[j]) : most;
-    if (!(most >= 1e-30f)) most = 1.0f; /* a row of zeros: any scale, base 0 of step 1 is among the bases */
     for (int pass = 0; pass <= steps;
          ++pass) { /* the last one is with the scale that was best, and keeps what it finds */
         const bool last = pass == steps;
@@ -125,6 +146,16 @@ static void find_row(const rq_quant_opt *o, const float *x, const float *wt, int
     }
 }
 
+static void find_at(const rq_quant_opt *o, const float *x, const float *wt, int64_t n, int64_t group, float shrink,
+                    float *scale, float *zero, float *step) {
+    if (o->group) {
+        two_levels_at(x, wt, n, group, shrink, scale, zero, step);
+    } else {
+        rq_round_grid.find_at(o, x, wt, n, n, shrink, scale, zero, step);
+        *step = 1.0f;
+    }
+}
+
 RQ_CLONES static void level_round(int64_t n_rows, const float *w, const float *scale, const float *zero,
                                   const float *step, uint8_t *code, float *q, float *clamped) {
     for (int64_t i = 0; i < n_rows; ++i) {
@@ -145,4 +176,4 @@ static void round_column(int bits, int64_t n_rows, const float *w, const float *
     level_round(n_rows, w, scale, zero, step, code, q, clamped);
 }
 
-const rq_rounder rq_round_w4a8 = {.name = "w4a8", .find_row = find_row, .round = round_column};
+const rq_rounder rq_round_w4a8 = {.name = "w4a8", .find_row = find_row, .find_at = find_at, .round = round_column};

@@ -50,21 +50,28 @@ static rq_status working_memory(rq_tuner *t, int64_t max_act_bytes) {
     const rq_config *c = &t->m->cfg;
     int64_t n = t->batch * t->seq_len, d = c->d_model, q = c->n_head * c->head_dim, kv = c->n_kv_head * c->head_dim;
     int64_t ff = c->d_ff, per_tok = 2 * q + 2 * kv + d + 2 * ff, total, kept, width, largest = 0;
+    int64_t in8 = 0, out8 = 0; /* widest input and output of matrices for 8-bit inputs */
     enum { PAD = 16, MAX_PARTS = 32 };
     for (int i = 0; i < RQ_N_LINEARS; ++i) {
         largest = rq_max_i64(largest, t->m->block[0].lin[i].n_out * t->m->block[0].lin[i].n_in);
     }
+    for (int64_t i = 0; i < c->n_layer * RQ_N_LINEARS; ++i) {
+        if (!t->matrix[i].w4a8) continue;
+        in8 = rq_max_i64(in8, t->matrix[i].lin->n_in);
+        out8 = rq_max_i64(out8, t->matrix[i].lin->n_out);
+    }
+    const int64_t wide8 = rq_max_i64(in8, out8);
     if (!rq_mul_size(per_tok * 4, c->n_layer, &kept) || !rq_mul_size(kept, n, &kept)) {
         return rq_fail(RQ_ERR_ARG, "batches of %lld windows of %lld tokens are too large", (long long)t->batch,
                        (long long)t->seq_len);
     }
     t->recompute = kept > max_act_bytes;
     int64_t n_tape = t->recompute ? 1 : c->n_layer;
-    width = d * c->n_layer + per_tok * n_tape + 4 * d + 3 * ff + 4 * q + 2 * kv;
-    int64_t partial = rq_ceil_div(n, RQ_TUNE_PIECE) * d, pad = PAD * (8 * c->n_layer + MAX_PARTS);
+    width = d * c->n_layer + per_tok * n_tape + 4 * d + 3 * ff + 4 * q + 2 * kv + 2 * wide8;
+    int64_t partial = rq_ceil_div(n, RQ_TUNE_PIECE) * rq_max_i64(d, wide8), pad = PAD * (8 * c->n_layer + MAX_PARTS);
     if (!rq_mul_size(width, n, &total)) return rq_fail(RQ_ERR_ARG, "%lld tokens at once are too many", (long long)n);
     RQ_TRY(RQ_NEW_ZERO(t->tape, c->n_layer));
-    RQ_TRY(RQ_NEW(t->memory, total + 2 * largest + partial + pad));
+    RQ_TRY(RQ_NEW(t->memory, total + 2 * largest + partial + out8 + pad));
     float *at = t->memory;
     for (int64_t i = 0; i < c->n_layer; ++i) {
         rq_tune_tape *a = &t->tape[i];
@@ -90,6 +97,9 @@ static rq_status working_memory(rq_tuner *t, int64_t max_act_bytes) {
     t->w = take(&at, largest);
     t->dw = take(&at, largest);
     t->partial = take(&at, partial);
+    for (int i = 0; wide8 && i < 2; ++i) t->wide[i] = take(&at, n * wide8);
+    if (wide8) t->ones = take(&at, out8);
+    for (int64_t i = 0; i < out8; ++i) t->ones[i] = 1.0f;
 done:
     return status;
 }

@@ -72,12 +72,14 @@ rq_status rq_tune_check_out(const rq_model *m, const char *out);
 typedef struct rq_tune_matrix {
     const rq_linear *lin;
     const rq_grid *grid;    /* a grid, or NULL */
-    const rq_packed *vec;   /* codebook codes with scales of rows (ssvq, vq), or NULL; neither: frozen */
+    const rq_packed *vec;   /* codebook codes with scales of rows (ssvq, vq), or NULL */
+    const rq_w4a8 *w4a8;    /* codes for 8-bit inputs, or NULL; none of the three: frozen */
     int64_t group, n_group; /* of its scales; n_group 0: frozen */
     uint8_t *code;          /* grid: [n_out][n_in], by input feature */
     int32_t *group_of;      /* grid: [n_in], or NULL: group of feature j is j / group */
     bool *kept;             /* vec: [n_in], columns that no scale of a row belongs to */
     int64_t param;          /* its scales are param .. param + n_out * n_group - 1 */
+    int64_t in_param;       /* w4a8 with factors of inputs: they are in_param .. in_param + n_in - 1 */
     int64_t book[2];        /* vec: of the tuner's books, for each stage */
 } rq_tune_matrix;
 
@@ -107,7 +109,7 @@ typedef struct rq_tuner {
     const int32_t *ids;
     int64_t n_windows, seq_len, batch;
     rq_tune_matrix *matrix; /* [n_layer * RQ_N_LINEARS] */
-    /* Parameters: all scales, then norm1 and norm2 of each block, then the final norm, then entries of codebooks. */
+    /* Parameters: all scales (and factors of inputs), then norm1 and norm2 of each block, then the final norm, then entries of codebooks. */
     int64_t n_scale, first_entry, n_param;
     rq_tune_book *book; /* [n_book] */
     int64_t n_book;
@@ -130,6 +132,8 @@ typedef struct rq_tuner {
     float *dk, *dv;                       /* [n_tok][n_kv_head * head_dim] */
     float *w, *dw;                        /* one matrix */
     float *partial;                       /* sums over pieces of tokens */
+    float *wide[2]; /* w4a8: [n_tok] of the widest input or output; NULL when there is no such matrix, as ones */
+    float *ones;    /* of the widest output */
 } rq_tuner;
 
 /* max_act_bytes as in the options. Runs nothing yet; ids must stay. */
@@ -170,6 +174,16 @@ void rq_tune_vec_grad(rq_tuner *t, const rq_tune_matrix *x, const float *dw);
 /* Magnitudes do not go below zero. */
 void rq_tune_books_clamp(rq_tuner *t);
 rq_status rq_tune_books_publish(rq_tuner *t);
+
+/* tune_w4a8.c: matrices for 8-bit inputs. */
+void rq_tune_w4a8_new(rq_tune_matrix *x, const rq_packed *p);
+void rq_tune_w4a8_values(rq_tuner *t, const rq_tune_matrix *x); /* t->value and t->unit of their parameters */
+/* y = the model's own product at t->value. */
+rq_status rq_tune_w4a8_apply(const rq_tuner *t, const rq_tune_matrix *x, float *y, const float *in, int64_t n_tok);
+/* Gradients of the parameters, and dx = beta dx + the gradient by the input; beta 0 or 1. */
+rq_status rq_tune_w4a8_back(rq_tuner *t, const rq_tune_matrix *x, float *dx, float beta, const float *dy,
+                            const float *in, int64_t n_tok);
+rq_status rq_tune_w4a8_publish(rq_tuner *t, const rq_tune_matrix *x);
 
 /* tune_block.c: out = block(tape[layer].x) keeping what the tape holds; out NULL stops where the tape is full. */
 rq_status rq_tune_block_forward(rq_tuner *t, int64_t layer, int64_t n_seq, float *out);

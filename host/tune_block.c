@@ -9,6 +9,7 @@
 static rq_status apply(rq_tuner *t, int64_t layer, int which, float *y, const float *x, int64_t n_tok) {
     const rq_tune_matrix *m = &t->matrix[layer * RQ_N_LINEARS + which];
     if (m->n_group == 0) return rq_linear_apply(m->lin, y, x, n_tok);
+    if (m->w4a8) return rq_tune_w4a8_apply(t, m, y, x, n_tok);
     rq_status status = rq_tune_weights(t, layer * RQ_N_LINEARS + which, t->w);
     rq_linear l = {.name = m->lin->name, .n_out = m->lin->n_out, .n_in = m->lin->n_in, .w = t->w, .bias = m->lin->bias};
     return status == RQ_OK ? rq_linear_apply(&l, y, x, n_tok) : status;
@@ -45,6 +46,7 @@ static rq_status back(rq_tuner *t, int64_t layer, int which, float *dx, float be
                       int64_t n_tok) {
     int64_t i = layer * RQ_N_LINEARS + which;
     const rq_linear *l = t->matrix[i].lin;
+    if (t->matrix[i].w4a8) return rq_tune_w4a8_back(t, &t->matrix[i], dx, beta, dy, x, n_tok);
     rq_status status = rq_tune_weights(t, i, t->w);
     if (status != RQ_OK) return status;
     if (t->matrix[i].n_group > 0) {

@@ -4,7 +4,7 @@
  *   dL/ds[i][g] = sum over j in g of dL/dw[i][j] (code[i][j] - zero[i][g])
  *
  * Codes are kept a byte each in the order of the input features, whatever order they are stored in. Matrices with codebooks
- * are tune_books.c's. */
+ * are tune_books.c's, those for 8-bit inputs tune_w4a8.c's. */
 #include <math.h>
 
 #include "simd.h"
@@ -39,8 +39,12 @@ static void code_item(void *arg, int64_t item) {
 static rq_status matrix_new(rq_tune_matrix *x, const rq_linear *lin, rq_packed *packed) {
     rq_status status = RQ_OK;
     x->lin = lin;
-    if (lin->packed && lin->packed->format != RQ_FORMAT_GRID) return rq_tune_vec_new(x, &packed[lin->packed - packed]);
-    if (!lin->packed || lin->packed->format != RQ_FORMAT_GRID) return RQ_OK;
+    if (!lin->packed) return RQ_OK;
+    if (lin->packed->format == RQ_FORMAT_W4A8) {
+        rq_tune_w4a8_new(x, lin->packed);
+        return RQ_OK;
+    }
+    if (lin->packed->format != RQ_FORMAT_GRID) return rq_tune_vec_new(x, &packed[lin->packed - packed]);
     const rq_grid *g = x->grid = &lin->packed->u.grid;
     x->group = g->group;
     x->n_group = g->n_group;
@@ -76,6 +80,8 @@ rq_status rq_tune_params_new(rq_tuner *t) {
         RQ_TRY(matrix_new(x, &m->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS], m->packed));
         x->param = t->n_scale;
         t->n_scale += x->lin->n_out * x->n_group;
+        x->in_param = t->n_scale;
+        if (x->w4a8 && x->w4a8->in_scale) t->n_scale += x->lin->n_in;
     }
     if (t->n_scale == 0) {
         RQ_FAIL(RQ_ERR_ARG, "%s: no matrix of its blocks is packed with scales of rows: there are no scales to tune",
@@ -89,7 +95,8 @@ rq_status rq_tune_params_new(rq_tuner *t) {
     RQ_TRY(RQ_NEW(t->start, t->n_param));
     for (int64_t i = 0; i < n; ++i) {
         const rq_tune_matrix *x = &t->matrix[i];
-        for (int64_t k = 0; k < x->lin->n_out * x->n_group; ++k) {
+        if (x->w4a8) rq_tune_w4a8_values(t, x);
+        for (int64_t k = 0; !x->w4a8 && k < x->lin->n_out * x->n_group; ++k) {
             float s = x->grid ? rq_grid_scale(x->grid, k / x->n_group, k % x->n_group)
                               : rq_f32_of_f16((*rq_tune_row_scales(&m->packed[x->lin->packed - m->packed]))[k]);
             t->value[x->param + k] = t->unit[x->param + k] = s;
@@ -209,41 +216,48 @@ rq_status rq_tune_own(void **memory, rq_packed *p, const void *now, int64_t n, i
     return status;
 }
 
+/* Scales of a grid, or of rows of codebook codes. */
+static rq_status publish_scales(rq_tuner *t, const rq_tune_matrix *x) {
+    rq_status status = RQ_OK;
+    rq_packed *p = &t->m->packed[x->lin->packed - t->m->packed];
+    const float *value = t->value + x->param;
+    int64_t n = x->lin->n_out * x->n_group;
+    const rq_f16 **rows = rq_tune_row_scales(p);
+    bool is_half = rows || p->u.grid.scale_f16;
+    void *to;
+    const void *now = rows      ? (const void *)*rows
+                      : is_half ? (const void *)p->u.grid.scale_f16
+                                : (const void *)p->u.grid.scale_f32;
+    RQ_TRY(rq_tune_own(&to, p, now, n, is_half ? sizeof(rq_f16) : sizeof(float)));
+    for (int64_t k = 0; k < n; ++k) {
+        rq_f16 half = rq_f16_of_f32(value[k]);
+        if (!isfinite(is_half ? rq_f32_of_f16(half) : value[k])) {
+            RQ_FAIL(RQ_ERR_NUMERIC, "%s: a scale became %g", x->lin->name, (double)value[k]);
+        }
+        if (is_half) {
+            ((rq_f16 *)to)[k] = half;
+        } else {
+            ((float *)to)[k] = value[k];
+        }
+    }
+    if (rows) {
+        *rows = to;
+    } else if (is_half) {
+        p->u.grid.scale_f16 = to;
+    } else {
+        p->u.grid.scale_f32 = to;
+    }
+done:
+    return status;
+}
+
 rq_status rq_tuner_publish(rq_tuner *t) {
     rq_status status = RQ_OK;
     rq_model *m = t->m;
     size_t gain_bytes = (size_t)m->cfg.d_model * sizeof(float);
     for (int64_t i = 0; i < m->cfg.n_layer * RQ_N_LINEARS; ++i) {
         const rq_tune_matrix *x = &t->matrix[i];
-        if (x->n_group == 0) continue;
-        rq_packed *p = &m->packed[x->lin->packed - m->packed];
-        const float *value = t->value + x->param;
-        int64_t n = x->lin->n_out * x->n_group;
-        const rq_f16 **rows = rq_tune_row_scales(p);
-        bool is_half = rows || p->u.grid.scale_f16;
-        void *to;
-        const void *now = rows      ? (const void *)*rows
-                          : is_half ? (const void *)p->u.grid.scale_f16
-                                    : (const void *)p->u.grid.scale_f32;
-        RQ_TRY(rq_tune_own(&to, p, now, n, is_half ? sizeof(rq_f16) : sizeof(float)));
-        for (int64_t k = 0; k < n; ++k) {
-            rq_f16 half = rq_f16_of_f32(value[k]);
-            if (!isfinite(is_half ? rq_f32_of_f16(half) : value[k])) {
-                RQ_FAIL(RQ_ERR_NUMERIC, "%s: a scale became %g", x->lin->name, (double)value[k]);
-            }
-            if (is_half) {
-                ((rq_f16 *)to)[k] = half;
-            } else {
-                ((float *)to)[k] = value[k];
-            }
-        }
-        if (rows) {
-            *rows = to;
-        } else if (is_half) {
-            p->u.grid.scale_f16 = to;
-        } else {
-            p->u.grid.scale_f32 = to;
-        }
+        if (x->n_group > 0) RQ_TRY((x->w4a8 ? rq_tune_w4a8_publish : publish_scales)(t, x));
     }
     for (int64_t layer = 0; layer < m->cfg.n_layer; ++layer) {
         memcpy(m->block[layer].norm1, t->value + rq_tune_gain(t, layer, 0), gain_bytes);

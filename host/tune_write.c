@@ -35,10 +35,24 @@ static rq_status change_tensor(changes *c, const rq_model *m, const char *name, 
     return RQ_OK;
 }
 
+static rq_status change_w4a8(changes *c, const rq_model *m, const rq_linear *l) {
+    rq_status status = RQ_OK;
+    char name[NAME_BYTES];
+    const rq_w4a8 *w = &l->packed->u.w4a8;
+    snprintf(name, sizeof name, "%s.weight_scale", l->name);
+    RQ_TRY(change_tensor(c, m, name, RQ_F32, w->scale, w->n_out));
+    if (!w->in_scale) return RQ_OK;
+    snprintf(name, sizeof name, "%s.weight_in_scale", l->name);
+    RQ_TRY(change_tensor(c, m, name, RQ_F32, w->in_scale, w->n_in));
+done:
+    return status;
+}
+
 static rq_status change_scales(changes *c, const rq_model *m, const rq_linear *l) {
     char name[NAME_BYTES];
     const rq_packed *p = l->packed;
-    if (!p || p->format == RQ_FORMAT_W4A8) return RQ_OK; /* those scales are not trained */
+    if (!p) return RQ_OK;
+    if (p->format == RQ_FORMAT_W4A8) return change_w4a8(c, m, l);
     const rq_grid *g = p->format == RQ_FORMAT_GRID ? &p->u.grid : NULL;
     const void *now = g ? (g->scale_f16 ? (const void *)g->scale_f16 : (const void *)g->scale_f32)
                       : p->format == RQ_FORMAT_SSVQ ? p->u.ssvq.scale

@@ -264,10 +264,63 @@ def test_w4a8():
     run("tune", path("w4-mixed"), path("w4-tuned"), "--ref", tiny(), "--calib", calib, "--epochs", 1, "--holdout", 0, "--progress", "none")
     before, after = (load(os.path.join(path(o), "model.safetensors"))[0] for o in ("w4-mixed", "w4-tuned"))
     changed = {k.split(".")[-2] for k in before if after[k] != before[k] and "proj" in k}
-    assert changed == {"k_proj"}, changed  # tune leaves these scales alone
-    assert "scales" in sentence(run("tune", path("w4-two"), path("w4-no"), "--ref", tiny(), "--calib", calib, "--epochs", 1, "--holdout", 0, code=2))
+    assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}, changed
+    run_json("eval", path("w4-tuned"), "--text", text)
     assert "multiple" in sentence(run("quantize", tiny(), path("w4-bad"), "--round", "w4a8", "--group", 20, "--calib", calib, code=2))
     return ", ".join(f"{k} {v:.4f}" for k, v in kld.items())
+
+
+def test_w4a8_inputs():
+    """Full rotation and column factors from quantize to eval and generate: sizes to the bit, resume, threads, what inspect says, refusals."""
+    calib, text = ids_file("in.safetensors", 8, 64), ids_file("int.safetensors", 2, 64, seed=2)
+    base = ["--round", "w4a8", "--group", 32, "--calib", calib]
+    for name, options, orders in (("full", ["--rotate", "full", "--comp", "gptq"], (64, 96)), ("cross", ["--rotate", "full", "--hadamard", "0,48", "--cross", ".85", "--comp", "rescomp"], (0, 48)),
+                                  ("smooth", ["--rotate", "none", "--smooth", ".3,.7", "--comp", "rtn", "--skip", r"0\..*(v|down)_proj"], (0, 0))):
+        out, words = path("in-" + name), [*base, *options]
+        dry = run_json("quantize", tiny("linear"), out, *words, "--dry-run")
+        q = run_json("quantize", tiny("linear"), out, *words, "--threads", 1)
+        if "--skip" not in words:
+            assert abs(q["bpw"] - dry["bpw"]) < 1e-6, (q["bpw"], dry["bpw"])
+        i = {t["name"].split(".", 2)[2]: t for t in run_json("inspect", out)["tensors"] if "format" in t}
+        assert (i["1.self_attn.o_proj"]["hadamard"], i["1.mlp.down_proj"]["hadamard"]) == orders and i["1.mlp.up_proj"]["hadamard"] == 0
+        assert i["1.mlp.down_proj"]["in_scale"] == i["1.self_attn.o_proj"]["in_scale"] == (name != "full") and not i["1.mlp.up_proj"]["in_scale"]
+        log = {l["name"].split(".", 2)[2]: l for l in map(json.loads, open(os.path.join(out, "quantize_log.jsonl")))}
+        assert all((l["hadamard"], l["in_scale"]) == (i[k]["hadamard"], i[k]["in_scale"]) for k, l in log.items()) and len(log) == len(i)
+        e = run_json("eval", out, "--text", text, "--ref", tiny("linear"), "--threads", 1)
+        assert e["kld_mean"] < 2 and run_json("eval", out, "--text", text, "--threads", 3)["ppl"] == e["ppl"]
+        report = json.load(open(os.path.join(out, "report.json")))
+        assert report["rotate"] == q["rotate"] == options[options.index("--rotate") + 1]
+        assert report["options"].get("cross") == (.85 if name == "cross" else None) and report["options"].get("smooth") == ([.3, .7] if name == "smooth" else None)
+        assert report["options"].get("hadamard-down") == (48 if name == "cross" else None)
+        run("verify", out, "--ref", tiny("linear"))
+        run("quantize", tiny("linear"), out + "2", *words, "--threads", 3, "--progress", "none")
+        assert digest(out + "2") == digest(out)
+    loss = {}
+    for clip in ("mse", "output"):
+        run("quantize", tiny("linear"), path("in-clip-" + clip), *base, "--comp", "rtn", "--rotate", "none", "--clip", clip, "--progress", "none")
+        loss[clip] = [l["rel_loss"] for l in map(json.loads, open(path("in-clip-" + clip, "quantize_log.jsonl")))][:3]  # q k v of block 0: the same inputs
+    assert all(b <= a * 1.001 for a, b in zip(loss["mse"], loss["output"])) and loss["mse"] != loss["output"], loss
+    words = [*base, "--rotate", "full", "--smooth", "0.5", "--comp", "rescomp"]
+    p = subprocess.Popen([REQUITE, "quantize", tiny(), path("in-cut"), *map(str, words), "--progress", "none"], stderr=subprocess.PIPE, text=True, env=ENV)
+    part = path("in-cut.partial", "00000.3.safetensors")
+    while p.poll() is None and not os.path.exists(part):
+        time.sleep(0.002)
+    p.send_signal(signal.SIGINT)
+    p.communicate()
+    if p.returncode == 75:  # stopped before it was done
+        assert "other" in sentence(run("quantize", tiny(), path("in-cut"), *base, "--rotate", "full", "--smooth", "0.6", "--comp", "rescomp", "--resume", code=2))
+        assert run_json("quantize", tiny(), path("in-cut"), *words, "--resume")["n_resumed"] >= 1
+    run("quantize", tiny(), path("in-whole"), *words, "--progress", "none")
+    assert digest(path("in-cut")) == digest(path("in-whole"))
+    for bad, word in ((["--hadamard", "20", "--rotate", "full"], "divide"), (["--hadamard", "16"], "full"), (["--hadamard", "x", "--rotate", "full"], "order"),
+                      (["--smooth", "0.5", "--cross", "0.5"], "one of them"), (["--smooth", "2"], "0..1"), (["--cross", "0.1,0.2"], "number"), (["--smooth", "a"], "A or"),
+                      (["--rotate", "full", "--bpw", "4"], "--bpw"), (["--rotate", "full", "--override", "down:round=grid,bits=4,group=32"], "down_proj"),
+                      (["--smooth", "0.5", "--override", "k_proj:round=grid,bits=4,group=32"], "k_proj")):
+        said = sentence(run("quantize", tiny(), path("in-bad"), *base, *bad, code=2))
+        assert word in said, (bad, said)
+    for bad in (["--rotate", "full"], ["--cross", "0.85"]):
+        assert "w4a8" in sentence(quantize(tiny(), path("in-bad"), "--calib", calib, *bad, code=2))
+    assert "--calib" in sentence(run("quantize", tiny(), path("in-bad"), "--round", "w4a8", "--group", 32, "--comp", "rtn", "--clip", "none", "--smooth", "0.5", code=2))
 
 
 def test_eight_bits_are_nearly_exact():

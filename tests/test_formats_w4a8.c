@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "container.h"
+#include "rotate_hadamard.h"
 
 static char folder[256], path[300];
 static uint64_t seed = 5;
@@ -74,8 +75,12 @@ static int level_of(const rq_w4a8_codes *q, int64_t i, int64_t j) {
     return u * q->step[k] + q->base[k];
 }
 
-/* Without a Hadamard matrix bit for bit; with one against the sum with its signs, (-1)^(bits that j and k share). */
+/* Without a Hadamard matrix bit for bit; with one against the sum over its column: the entry of the core, minus where the bits that both
+ * places in a row of the core share are odd in number. */
 static void check_values(const rq_packed *p, const rq_w4a8_codes *q) {
+    const int core = (int)rq_hadamard_core(q->hadamard), width = core ? q->hadamard / core : 0;
+    int8_t *entry = must_alloc(core * core + 1, 1);
+    if (core) assert_int_equal(rq_hadamard_fill(entry, core), RQ_OK);
     float *row = must_alloc(q->n_in + 1, sizeof *row);
     for (int64_t i = 0; i < q->n_out; ++i) {
         row[q->n_in] = 12345.0f;
@@ -93,12 +98,15 @@ static void check_values(const rq_packed *p, const rq_w4a8_codes *q) {
             for (int k = 0; k < q->hadamard; ++k) {
                 int64_t from = j / q->hadamard * q->hadamard + k;
                 double v = (double)q->scale[i] * level_of(q, i, from) * (q->in_scale ? (double)q->in_scale[from] : 1.0);
-                want += __builtin_parity((unsigned)(k & (int)(j % q->hadamard))) ? -v : v;
+                const int to = (int)(j % q->hadamard);
+                v *= entry[k / width * core + to / width];
+                want += __builtin_parity((unsigned)(k % width & to % width)) ? -v : v;
                 size += fabs(v);
             }
             assert_true(fabs((double)row[j] - want / sqrt(q->hadamard)) <= 1e-6 * size);
         }
     }
+    free(entry);
     free(row);
 }
 
@@ -149,6 +157,23 @@ static void test_round_trip(void **state) {
                 round_trip(&m);
                 drop(&m);
             }
+        }
+    }
+}
+
+/* Every kind of order: powers of two, cores alone and doubled, one and several in a row. */
+static void test_hadamard(void **state) {
+    (void)state;
+    static const int size_cols[][2] = {{2, 6},     {12, 12},   {12, 36},   {48, 96},   {1536, 1536}, {28, 28},
+                                       {112, 224}, {896, 896}, {576, 576}, {52, 104},  {36, 72},     {60, 60},
+                                       {44, 44},   {20, 60},   {40, 40},   {256, 512}, {4, 8}};
+    for (size_t i = 0; i < sizeof size_cols / sizeof *size_cols; ++i) {
+        for (int in_scale = 0; in_scale < 2; ++in_scale) {
+            matrix m;
+            make(&m, 2, size_cols[i][1], in_scale ? 0 : 32, false, in_scale, size_cols[i][0]);
+            if (m.q.group > (m.q.n_in + 31) / 32 * 32) m.q.group = 0, m.q.step = NULL, m.q.base = NULL;
+            round_trip(&m);
+            drop(&m);
         }
     }
 }
@@ -232,6 +257,11 @@ static void test_refuses_codes(void **state) {
     q.hadamard = 64, refuse_codes(&q), q = m.q;
     q.hadamard = 3, refuse_codes(&q), q = m.q;
     q.hadamard = -2, refuse_codes(&q), q = m.q;
+    q.hadamard = 1, refuse_codes(&q), q = m.q;
+    q.hadamard = 24, q.n_in = 60, refuse_codes(&q), q = m.q;     /* does not divide */
+    q.hadamard = 92, q.n_in = 92, refuse_codes(&q), q = m.q;     /* no construction is known */
+    q.hadamard = 4864, q.n_in = 4864, refuse_codes(&q), q = m.q; /* its core is 76 */
+    assert_non_null(strstr(rq_last_error(), "order 4864 on 4864 columns"));
     q.codes = NULL, refuse_codes(&q), q = m.q;
     q.scale = NULL, refuse_codes(&q), q = m.q;
     q.step = NULL, refuse_codes(&q), q = m.q;
@@ -282,6 +312,7 @@ static void test_refuses_files(void **state) {
         "{\"group\":0,\"sym\":true,\"in_scale\":true,\"hadamard\":0}",
         "{\"group\":0,\"sym\":false,\"in_scale\":true,\"hadamard\":0}",
         "{\"group\":32,\"sym\":false,\"in_scale\":true,\"hadamard\":64}",
+        "{\"group\":32,\"sym\":false,\"in_scale\":true,\"hadamard\":36}",
         "{\"group\":4294967296,\"sym\":false,\"in_scale\":true,\"hadamard\":0}",
     };
     matrix m;
@@ -373,6 +404,7 @@ int main(void) {
         cmocka_unit_test(test_round_trip),    cmocka_unit_test(test_known_bits),
         cmocka_unit_test(test_refuses_codes), cmocka_unit_test(test_every_step_and_base),
         cmocka_unit_test(test_refuses_files), cmocka_unit_test(test_changed_bytes),
+        cmocka_unit_test(test_hadamard),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

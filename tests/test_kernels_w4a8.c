@@ -9,8 +9,10 @@
 
 #include <cmocka.h>
 
+#include "act_hadamard.h"
 #include "kernels.h"
 #include "linear.h"
+#include "rotate_hadamard.h"
 
 enum { GUARD = 64 };
 
@@ -50,14 +52,14 @@ static void each_row(const char *op, const char *operand, void (*run)(const rq_k
 
 /* ---- quantize ----------------------------------------------------------------------------------------------------------- */
 
-/* Rows h and what must come of them. */
+/* Rows h and what must come of them; fixed[t], where there is one, is the scale of row t. */
 static void check_rows(const float *h, int64_t n_tok, int64_t n_in, const int8_t *q, int64_t pitch, const float *scale,
-                       const int32_t *sum) {
+                       const int32_t *sum, const float *fixed) {
     for (int64_t t = 0; t < n_tok; ++t, h += n_in, q += pitch) {
         float most = 0;
         int64_t total = 0;
         for (int64_t j = 0; j < n_in; ++j) most = fabsf(h[j]) > most ? fabsf(h[j]) : most;
-        float want = most / 127.0f;
+        float want = fixed ? fixed[t] : most / 127.0f;
         assert_memory_equal(&scale[t], &want, sizeof want);
         for (int64_t j = 0; j < pitch; ++j) {
             float v = j < n_in && want > 0 ? rintf(h[j] / want) : 0;
@@ -73,6 +75,8 @@ typedef struct rows_case {
     int64_t n_tok, n_in;
     float *h, *a, *b, *weight; /* what the operand is made of, and the rows that it means */
     bool residual;
+    rq_act_after after;
+    const float *fixed; /* [n_tok] what the table gives, or NULL */
 } rows_case;
 
 static void run_quantize(const rq_kernel *k, void *arg) {
@@ -82,19 +86,22 @@ static void run_quantize(const rq_kernel *k, void *arg) {
     float *scale = must_alloc(c->n_tok, sizeof *scale), *stream = must_alloc(c->n_tok * c->n_in, sizeof *stream);
     int32_t *sum = must_alloc(c->n_tok, sizeof *sum);
     memset(q, 99, (size_t)(n + GUARD));
-    const rq_act_rows rows = {c->n_in, c->a};
-    const rq_act_rmsnorm norm = {c->n_in,   c->a, c->residual ? c->b : NULL, c->residual ? stream : NULL,
-                                 c->weight, 1e-5f};
-    const rq_act_gated gated = {c->n_in, c->n_in, c->a, c->b};
+    const rq_act_rows rows = {c->n_in, c->a, c->after};
+    const rq_act_rmsnorm norm = {c->n_in, c->a,    c->residual ? c->b : NULL, c->residual ? stream : NULL, c->weight,
+                                 1e-5f,   c->after};
+    const rq_act_gated gated = {c->n_in, c->n_in, c->a, c->b, c->after};
     const void *operand = strstr(k->operand, "rows")      ? (const void *)&rows
                           : strstr(k->operand, "rmsnorm") ? (const void *)&norm
                                                           : (const void *)&gated;
     for (int64_t t = 0; t < c->n_tok; ++t) k->quantize(q, pitch, scale, sum, operand, t, 1);
-    check_rows(c->h, c->n_tok, c->n_in, q, pitch, scale, sum);
+    check_rows(c->h, c->n_tok, c->n_in, q, pitch, scale, sum, c->fixed);
     k->quantize(q, pitch, scale, sum, operand, 0, c->n_tok);
-    check_rows(c->h, c->n_tok, c->n_in, q, pitch, scale, sum);
+    check_rows(c->h, c->n_tok, c->n_in, q, pitch, scale, sum, c->fixed);
     for (int i = 0; i < GUARD; ++i) assert_int_equal(q[n + i], 99);
-    for (int64_t i = 0; c->residual && i < c->n_tok * c->n_in; ++i) assert_true(stream[i] == c->a[i] + c->b[i]);
+    for (int64_t i = 0; c->residual && i < c->n_tok * c->n_in; ++i) {
+        const float x = c->a[i] + c->b[i];
+        assert_true(stream[i] == x || (isnan(x) && isnan(stream[i])));
+    }
     free(q), free(scale), free(sum), free(stream);
 }
 
@@ -170,6 +177,107 @@ static void test_quantize_gated(void **state) {
     }
 }
 
+/* One block in the words of fmt_act.h, with the core as integers; and, since those words may be wrong, against its sums in double. */
+static void transform(float *v, int size, const int8_t *core, int n_core) {
+    const int width = size / n_core;
+    float *to = must_alloc(size, sizeof *to);
+    double *exact = must_alloc(size, sizeof *exact), most = 0;
+    for (int i = 0; i < size; ++i) {
+        exact[i] = 0;
+        for (int j = 0; j < size; ++j) {
+            const int sign = core[i / width * n_core + j / width];
+            exact[i] += (__builtin_parity((unsigned)(i % width & j % width)) ? -sign : sign) * (double)v[j];
+        }
+        most += fabs((double)v[i]);
+    }
+    for (int half = 1; half < width; half *= 2) {
+        for (int i = 0; i < size; ++i) to[i] = i % width & half ? v[i - half] - v[i] : v[i] + v[i + half];
+        memcpy(v, to, (size_t)size * sizeof *v);
+    }
+    for (int i = 0; i < size; ++i) {
+        to[i] = (float)core[i / width * n_core] * v[i % width];
+        for (int c = 1; c < n_core; ++c) to[i] += (float)core[i / width * n_core + c] * v[c * width + i % width];
+    }
+    for (int i = 0; i < size; ++i) {
+        v[i] = to[i] * (float)(1.0 / sqrt((double)size));
+        if (isfinite(most)) assert_true(fabs((double)v[i] - exact[i] / sqrt((double)size)) <= 1e-6 * most);
+    }
+    free(to), free(exact);
+}
+
+/* Rows of an operand, made by plain C in the words of fmt_act.h. */
+static void make_h(rows_case *c, char kind) {
+    const int64_t n = c->n_in;
+    float *partial = must_alloc(RQ_ACT_PARTIALS, sizeof *partial);
+    for (int64_t t = 0; t < c->n_tok; ++t) {
+        float *h = c->h + t * n;
+        const float *a = c->a + t * n, *b = c->b + t * n;
+        memset(partial, 0, RQ_ACT_PARTIALS * sizeof *partial);
+        for (int64_t j = 0; j < n; ++j) {
+            h[j] = kind == 'g' ? rq_act_silu(a[j]) * b[j] : c->residual ? a[j] + b[j] : a[j];
+            partial[j % RQ_ACT_PARTIALS] = fmaf(h[j], h[j], partial[j % RQ_ACT_PARTIALS]);
+        }
+        const float r = kind == 'n' ? 1.0f / sqrtf(rq_act_sum(partial) / (float)n + 1e-5f) : 0.0f;
+        for (int64_t j = 0; kind == 'n' && j < n; ++j) {
+            h[j] *= r;
+            if (c->weight) h[j] *= c->weight[j];
+        }
+    }
+    free(partial);
+}
+
+/* One operand with a Hadamard matrix of order `size` (0: none), with and without factors, with scales computed and from a table. */
+static void check_after(char kind, int64_t n_in, int size, int flags) {
+    enum { TOK = 7, STEPS = 3 };
+    static const float table[STEPS] = {0.0f, 0.003f, 0.02f};
+    static const int32_t step[4] = {2, -1, 1, STEPS}; /* of tokens 0, 1, then 2, 3, then 4, 5, then 6 */
+    const float none = rq_act_nan(), of_rows[TOK] = {0.02f, 0.02f, none, none, 0.003f, 0.003f, none},
+                of_all[TOK] = {0.02f, 0.02f, 0.02f, 0.02f, 0.02f, 0.02f, 0.02f};
+    rows_case c = {.n_tok = TOK, .n_in = n_in, .residual = kind == 'n' && flags & 1};
+    const int n_core = (int)rq_hadamard_core(size);
+    int8_t *core = must_alloc(n_core * n_core + 1, 1);
+    rq_hadamard h[2];
+    float *factor = random_f32(n_in);
+    c.a = random_f32(TOK * n_in), c.b = random_f32(TOK * n_in), c.h = random_f32(TOK * n_in);
+    c.weight = kind == 'n' ? random_f32(n_in) : NULL;
+    memset(c.a, 0, (size_t)n_in * sizeof *c.a);
+    c.a[2 * n_in + n_in / 2] = NAN; /* which takes its block of the Hadamard matrix along */
+    c.a[3 * n_in + n_in / 3] = INFINITY;
+    make_h(&c, kind);
+    if (size) {
+        assert_int_equal(rq_hadamard_make(h, size), RQ_OK);
+        assert_int_equal(rq_hadamard_fill(core, n_core), RQ_OK);
+        c.after.hadamard = h;
+        c.after.scratch = random_f32(n_in);
+        for (int64_t i = 0; i < TOK * n_in; i += size) transform(c.h + i, size, core, n_core);
+    }
+    if (flags & 1) {
+        c.after.factor = factor;
+        for (int64_t i = 0; i < TOK * n_in; ++i) c.h[i] *= factor[i % n_in];
+    }
+    if (flags & 2) {
+        c.after.steps = (rq_act_steps){table, step, STEPS, flags & 4 ? 2 : 0};
+        c.fixed = flags & 4 ? of_rows : of_all;
+    }
+    each_row("quantize", kind == 'n' ? "act_rmsnorm" : kind == 'g' ? "act_gated" : "act_rows", run_quantize, &c);
+    free(c.a), free(c.b), free(c.h), free(c.weight), free(c.after.scratch), free(factor), free(core);
+}
+
+static void test_quantize_after(void **state) {
+    (void)state;
+    static const int size_cols[][2] = {
+        {0, 1},       {0, 37},    {0, 576},   {2, 2},       {2, 34},    {4, 12},    {8, 24},    {16, 48},
+        {32, 96},     {64, 64},   {128, 384}, {1024, 1024}, {12, 12},   {12, 60},   {24, 48},   {48, 144},
+        {96, 96},     {192, 384}, {28, 28},   {56, 168},    {112, 112}, {224, 448}, {896, 896}, {576, 576},
+        {1536, 1536}, {20, 40},   {36, 36},   {72, 144},    {44, 44},   {52, 52},   {60, 120}};
+    for (size_t i = 0; i < sizeof size_cols / sizeof *size_cols; ++i) {
+        for (int flags = 0; flags < 8; ++flags) {
+            if (size_cols[i][0] > 600 && flags != 1 && flags != 6) continue;
+            for (const char *kind = "rng"; *kind; ++kind) check_after(*kind, size_cols[i][1], size_cols[i][0], flags);
+        }
+    }
+}
+
 /* ---- gemm --------------------------------------------------------------------------------------------------------------- */
 
 typedef struct gemm_case {
@@ -179,7 +287,8 @@ typedef struct gemm_case {
     float *want; /* [n_tok][n_out] */
 } gemm_case;
 
-static void make_weights(rq_packed *p, int64_t n_out, int64_t n_in, int64_t group, bool sym, bool extreme) {
+static void make_weights(rq_packed *p, int64_t n_out, int64_t n_in, int64_t group, bool sym, bool extreme,
+                         const float *in_scale, int hadamard) {
     int64_t n = group ? n_out * rq_ceil_div(n_in, group) : 0;
     uint8_t *codes = must_alloc(n_out * n_in, 1), *zero = must_alloc(n_out, 1), *step = must_alloc(n, 1);
     int8_t *base = must_alloc(n, 1);
@@ -197,7 +306,9 @@ static void make_weights(rq_packed *p, int64_t n_out, int64_t n_in, int64_t grou
                              .scale = scale,
                              .zero = group || sym ? NULL : zero,
                              .step = group ? step : NULL,
-                             .base = group ? base : NULL};
+                             .base = group ? base : NULL,
+                             .in_scale = in_scale,
+                             .hadamard = hadamard};
     assert_int_equal(rq_w4a8_pack(p, &q), RQ_OK);
     free(codes), free(zero), free(step), free(base), free(scale);
 }
@@ -254,7 +365,7 @@ static void check_gemm(int64_t n_out, int64_t n_in, int64_t group, bool sym, boo
             sum[t] += q[t * pitch + j];
         }
     }
-    make_weights(&c.p, n_out, n_in, group, sym, extreme);
+    make_weights(&c.p, n_out, n_in, group, sym, extreme, NULL, 0);
     c.x = (rq_act8){q, pitch, scale, sum};
     c.want = must_alloc(n_tok * n_out, sizeof *c.want);
     define(c.want, &c.p.u.w4a8, &c.x, n_tok);
@@ -319,11 +430,14 @@ static void check_linear(const rq_packed *p, const float *bias) {
 
 static void test_linear(void **state) {
     (void)state;
-    for (int kind = 0; kind < 4; ++kind) {
+    for (int kind = 0; kind < 8; ++kind) {
         rq_packed p;
         float *bias = random_f32(290), *in_scale = random_f32(192);
-        make_weights(&p, 290, 192, kind % 2 ? 64 : 0, false, false);
-        if (kind >= 2) p.u.w4a8.in_scale = in_scale, p.u.w4a8.hadamard = 64;
+        make_weights(&p, 290, 192, kind % 2 ? 64 : 0, false, false, kind & 2 ? in_scale : NULL,
+                     kind < 2   ? 0
+                     : kind < 4 ? 64
+                     : kind < 6 ? 192
+                                : 48);
         check_linear(&p, kind % 2 ? bias : NULL);
         rq_packed_free(&p);
         free(bias), free(in_scale);
@@ -400,9 +514,9 @@ static void test_rows_ran(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quantize_rows),  cmocka_unit_test(test_quantize_rmsnorm),
-        cmocka_unit_test(test_quantize_gated), cmocka_unit_test(test_gemm),
-        cmocka_unit_test(test_linear),         cmocka_unit_test(test_e4m3),
-        cmocka_unit_test(test_rows_ran),
+        cmocka_unit_test(test_quantize_gated), cmocka_unit_test(test_quantize_after),
+        cmocka_unit_test(test_gemm),           cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_e4m3),           cmocka_unit_test(test_rows_ran),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,209 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Gradients for tuning. A forward pass in fp64, written here from the definitions over the codes, gives losses and central
+/* Gradients for tuning. A forward pass in fp64 (tune_model64.h) gives losses and central
  * differences; the gradient must agree with them for every class of parameter: with and without a rotation, biases,
  * grouped heads, short groups, groups by g_idx, several tiles of everything. */
 #include "comp.h"
-#include "tune_fixture.h"
+#include "tune_model64.h"
 
 enum { KEEP = 1 << 30 };
 
-/* ---- the loss in fp64 ---- */
-
-/* Weights of the model at hand, and parameters in the tuner's order. */
-typedef struct model64 {
-    const fixture *f;
-    const rq_tuner *t;
-    double *w[N_MATRICES], *param, *head, *embed, *ref_logits;
-} model64;
-
-static double *widen(const rq_linear *l) {
-    int64_t n = l->n_out * l->n_in;
-    float *w = malloc((size_t)n * sizeof *w);
-    double *wide = malloc((size_t)n * sizeof *wide);
-    assert_ok(rq_linear_rows(l, 0, l->n_out, w));
-    for (int64_t i = 0; i < n; ++i) wide[i] = (double)w[i];
-    free(w);
-    return wide;
-}
-
-static void model64_matrix(model64 *x, int i) {
-    const quantized *q = &x->f->q[i];
-    if (x->f->base[i]) {
-        const rq_tune_matrix *m = &x->t->matrix[i];
-        for (int64_t k = 0; k < q->n_out * q->n_in; ++k) {
-            int64_t row = k / q->n_in, j = k % q->n_in;
-            double v = x->param[x->t->book[m->book[0]].param + x->f->entry[i][0][k]];
-            if (x->f->entry[i][1]) v += x->param[x->t->book[m->book[1]].param + x->f->entry[i][1][k]];
-            v *= x->param[m->param + row * q->n_group + j / m->group];
-            x->w[i][k] = m->kept[j] ? (double)x->f->base[i][k] : x->f->negative[i][k] ? -v : v;
-        }
-        return;
-    }
-    if (!q->code) return;
-    int64_t group = x->f->m->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS].packed->u.grid.group;
-    for (int64_t k = 0; k < q->n_out * q->n_in; ++k) {
-        int64_t row = k / q->n_in, j = k % q->n_in, s = row * q->n_group + (q->g_idx ? q->g_idx[j] : j / group);
-        x->w[i][k] = x->param[x->t->matrix[i].param + s] * ((double)q->code[k] - (q->zero ? q->zero[s] : 4));
-    }
-}
-
-static void model64_new(model64 *x, const fixture *f, const rq_tuner *t, const int32_t *ids, int64_t n_seq,
-                        int64_t seq_len) {
-    int64_t n = n_seq * seq_len, v = f->ref->cfg.n_vocab;
-    *x = (model64){.f = f, .t = t, .head = widen(&f->m->head), .embed = widen(&f->m->embed)};
-    x->param = malloc((size_t)t->n_param * sizeof(double));
-    for (int64_t i = 0; i < t->n_param; ++i) x->param[i] = (double)t->value[i];
-    for (int i = 0; i < N_MATRICES; ++i) {
-        x->w[i] = widen(&f->m->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS]);
-        model64_matrix(x, i);
-    }
-    float *h = malloc((size_t)(n * D) * sizeof *h), *logits = malloc((size_t)(n * v) * sizeof *logits);
-    assert_ok(rq_forward(f->ref, h, ids, n_seq, seq_len));
-    assert_ok(rq_logits(f->ref, logits, h, n));
-    x->ref_logits = malloc((size_t)(n * v) * sizeof(double));
-    for (int64_t i = 0; i < n * v; ++i) x->ref_logits[i] = (double)logits[i];
-    free(h);
-    free(logits);
-}
-
-static void model64_free(model64 *x) {
-    for (int i = 0; i < N_MATRICES; ++i) free(x->w[i]);
-    free(x->param);
-    free(x->head);
-    free(x->embed);
-    free(x->ref_logits);
-}
-
-static void linear64(double *y, const double *x, const double *w, const float *bias, int64_t n_out, int64_t n_in) {
-    for (int64_t i = 0; i < n_out; ++i) {
-        double s = bias ? (double)bias[i] : 0.0;
-        for (int64_t j = 0; j < n_in; ++j) s += w[i * n_in + j] * x[j];
-        y[i] = s;
-    }
-}
-
-static void apply64(const model64 *x, int layer, int which, double *y, const double *in) {
-    const rq_linear *l = &x->f->m->block[layer].lin[which];
-    linear64(y, in, x->w[layer * RQ_N_LINEARS + which], l->bias, l->n_out, l->n_in);
-}
-
-static void norm64(double *y, const double *x, const double *gain, double eps) {
-    double s = 0;
-    for (int i = 0; i < D; ++i) s += x[i] * x[i];
-    for (int i = 0; i < D; ++i) y[i] = x[i] / sqrt(s / D + eps) * (gain ? gain[i] : 1.0);
-}
-
-static void rope64(const rq_model *m, double *x, int64_t n_head, int64_t pos) {
-    int64_t hd = m->cfg.head_dim, half = hd / 2;
-    for (int64_t k = 0; k < n_head * half; ++k) {
-        double *a = x + k / half * hd + k % half, *b = a + half,
-               angle = (double)pos * (double)m->rope_inv_freq[k % half];
-        double p = *a * cos(angle) - *b * sin(angle), r = *b * cos(angle) + *a * sin(angle);
-        *a = p;
-        *b = r;
-    }
-}
-
-/* One block over one sequence: x[n][D] in place. */
-static void block64(const model64 *y, int layer, double *x, int64_t n) {
-    const rq_model *m = y->f->m;
-    const rq_config *c = &m->cfg;
-    int64_t hd = c->head_dim, qw = c->n_head * hd, kw = c->n_kv_head * hd, share = c->n_head / c->n_kv_head;
-    double *k = malloc((size_t)(n * kw) * sizeof *k), *v = malloc((size_t)(n * kw) * sizeof *v),
-           *p = malloc((size_t)n * sizeof *p);
-    double h[D], q[D], att[D], gate[128], up[128];
-    assert_true(qw <= D && c->d_ff <= 128);
-    for (int64_t t = 0; t < n; ++t) { /* keys of later tokens are not needed yet */
-        double *row = x + t * D;
-        norm64(h, row, y->param + rq_tune_gain(y->t, layer, 0), (double)c->rms_eps);
-        apply64(y, layer, RQ_Q, q, h);
-        apply64(y, layer, RQ_K, k + t * kw, h);
-        apply64(y, layer, RQ_V, v + t * kw, h);
-        rope64(m, q, c->n_head, t);
-        rope64(m, k + t * kw, c->n_kv_head, t);
-        for (int64_t head = 0; head < c->n_head; ++head) {
-            double sum = 0, *out = att + head * hd;
-            int64_t at = head / share * hd;
-            for (int64_t i = 0; i < hd; ++i) out[i] = 0;
-            for (int64_t s = 0; s <= t; ++s) {
-                double dot = 0;
-                for (int64_t i = 0; i < hd; ++i) dot += q[head * hd + i] * k[s * kw + at + i];
-                sum += p[s] = exp(dot / sqrt((double)hd));
-            }
-            for (int64_t s = 0; s <= t; ++s) {
-                for (int64_t i = 0; i < hd; ++i) out[i] += p[s] / sum * v[s * kw + at + i];
-            }
-        }
-        apply64(y, layer, RQ_O, h, att);
-        for (int i = 0; i < D; ++i) row[i] += h[i];
-        norm64(h, row, y->param + rq_tune_gain(y->t, layer, 1), (double)c->rms_eps);
-        apply64(y, layer, RQ_GATE, gate, h);
-        apply64(y, layer, RQ_UP, up, h);
-        for (int64_t i = 0; i < c->d_ff; ++i) gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
-        apply64(y, layer, RQ_DOWN, h, gate);
-        for (int i = 0; i < D; ++i) row[i] += h[i];
-    }
-    free(k);
-    free(v);
-    free(p);
-}
-
-/* y = x R, or x R^T */
-static void rotate64(double *y, const double *x, const double *r, bool inverse) {
-    for (int j = 0; j < D; ++j) {
-        y[j] = 0;
-        for (int i = 0; i < D; ++i) y[j] += x[i] * r[inverse ? j * D + i : i * D + j];
-    }
-}
-
-static double position_loss64(const model64 *y, const double *x, const double *ref) {
-    const rq_model *m = y->f->m;
-    int64_t n_vocab = m->cfg.n_vocab;
-    const double *gain = y->param + rq_tune_gain(y->t, N_LAYER, 0);
-    double h[D], u[D], logits[320], top = -1e300, sum = 0, ref_sum = 0, kl = 0;
-    assert_true(n_vocab <= 320);
-    norm64(h, x, m->rotation ? NULL : gain, (double)m->cfg.rms_eps);
-    if (m->rotation) {
-        rotate64(u, h, y->f->rot, true);
-        for (int i = 0; i < D; ++i) h[i] = u[i] * gain[i];
-    }
-    linear64(logits, h, y->head, NULL, n_vocab, D);
-    for (int64_t v = 0; v < n_vocab; ++v) top = fmax(top, fmax(logits[v], ref[v]));
-    for (int64_t v = 0; v < n_vocab; ++v) {
-        sum += exp(logits[v] - top);
-        ref_sum += exp(ref[v] - top);
-    }
-    for (int64_t v = 0; v < n_vocab; ++v) {
-        double log_r = ref[v] - top - log(ref_sum), log_x = logits[v] - top - log(sum);
-        kl += exp(log_r) * (log_r - log_x);
-    }
-    return kl;
-}
-
-static double loss64(const model64 *y, const int32_t *ids, int64_t n_seq, int64_t seq_len) {
-    double sum = 0, *x = malloc((size_t)(seq_len * D) * sizeof *x);
-    int64_t v = y->f->m->cfg.n_vocab;
-    for (int64_t s = 0; s < n_seq; ++s) {
-        for (int64_t t = 0; t < seq_len; ++t) {
-            const double *e = y->embed + (int64_t)ids[s * seq_len + t] * D;
-            if (y->f->m->rotation)
-                rotate64(x + t * D, e, y->f->rot, false);
-            else
-                memcpy(x + t * D, e, D * sizeof *x);
-        }
-        for (int i = 0; i < N_LAYER; ++i) block64(y, i, x, seq_len);
-        for (int64_t t = 0; t < seq_len; ++t)
-            sum += position_loss64(y, x + t * D, y->ref_logits + (s * seq_len + t) * v);
-    }
-    free(x);
-    return sum / (double)(n_seq * seq_len);
-}
-
 /* ---- gradients ---- */
 
-enum { N_FIXED = N_MATRICES + 2 * N_LAYER + 1 };
+enum { N_FIXED = 2 * N_MATRICES + 2 * N_LAYER + 1 };
 
-/* A class of parameters: the scales of a matrix, a norm, or the numbers of a codebook. */
+/* A class of parameters: the scales of a matrix, a norm, the factors of a matrix' inputs, or the numbers of a codebook. */
 static void class_range(const rq_tuner *t, int i, int64_t *at, int64_t *n, char *name, size_t size) {
     if (i < N_MATRICES) {
         const rq_tune_matrix *x = &t->matrix[i];
@@ -215,6 +23,11 @@ static void class_range(const rq_tuner *t, int i, int64_t *at, int64_t *n, char 
         *at = b->param;
         *n = b->n_book * b->n_codes * b->d;
         snprintf(name, size, "codebook %d", i - N_FIXED);
+    } else if (i >= N_FIXED - N_MATRICES) {
+        const rq_tune_matrix *x = &t->matrix[i - (N_FIXED - N_MATRICES)];
+        *at = x->in_param;
+        *n = x->w4a8 && x->w4a8->in_scale ? x->lin->n_in : 0;
+        snprintf(name, size, "%s factors of inputs", x->lin->name);
     } else {
         *at = rq_tune_gain(t, (i - N_MATRICES) / 2, (i - N_MATRICES) % 2);
         *n = D;
@@ -349,8 +162,10 @@ static void fixture_codebook(fixture *f, int i, int count) {
     free(h);
 }
 
+enum { GRIDS, BOOKS, INPUTS8 }; /* all grids but one; codebooks among them; matrices for 8-bit inputs among them */
+
 static void check_gradient(const char *name, const char *rotation, int64_t n_seq, int64_t seq_len, int64_t act_bytes,
-                           int singles, bool codebooks) {
+                           int singles, int kind) {
     fixture f;
     model64 y;
     rq_tuner *t;
@@ -359,12 +174,13 @@ static void check_gradient(const char *name, const char *rotation, int64_t n_seq
     double loss, sum;
     fixture_open(&f, name, rotation);
     static const int sets[][2] = {{0, 2}, {3, 1}, {4, 1}, {6, 1}, {7, 2}, {9, 1}, {10, 1}}; /* q and k share twice */
-    for (int i = 0; codebooks && i < 7; ++i) fixture_codebook(&f, sets[i][0], sets[i][1]);
+    for (int i = 0; kind == BOOKS && i < 7; ++i) fixture_codebook(&f, sets[i][0], sets[i][1]);
+    if (kind == INPUTS8) fixture_w4a8(&f);
     fill_ids(ids, n_seq * seq_len, 3);
     assert_ok(rq_tuner_new(&t, f.m, f.ref, ids, n_seq, seq_len, n_seq, act_bytes));
     assert_int_equal(t->recompute, act_bytes == 0);
-    assert_int_equal(t->n_book, codebooks ? 9 : 0); /* two of them second stages */
-    t->vocab_tile = 96;                             /* 320 rows: three whole tiles and a short one */
+    assert_int_equal(t->n_book, kind == BOOKS ? 9 : 0); /* two of them second stages */
+    t->vocab_tile = 96;                                 /* 320 rows: three whole tiles and a short one */
     assert_ok(rq_tuner_reference(t, 0, n_seq));
     /* Away from the start, where all gains of a norm could be equal and scales are exact in fp16. */
     for (int64_t i = 0; i < t->n_param; ++i) {
@@ -373,6 +189,7 @@ static void check_gradient(const char *name, const char *rotation, int64_t n_seq
     rq_tune_books_clamp(t);
     model64_new(&y, &f, t, ids, n_seq, seq_len);
     assert_ok(rq_tuner_gradient(t, window, n_seq, &loss));
+    freeze64(&y, n_seq * seq_len);
     double expect = loss64(&y, ids, n_seq, seq_len);
     assert_true(expect > 0.01);
     assert_true(fabs(loss - expect) <= 1e-5 * expect);
@@ -390,32 +207,40 @@ static void test_gradients(void **state) {
     static const char *const names[] = {"tied", "llama3", "linear", "qwen2", "mistral"};
     (void)state;
     for (int i = 0; i < 5; ++i)
-        check_gradient(names[i], i % 2 ? "orthogonal" : NULL, 2, 12, i % 2 ? 0 : KEEP, 3, false);
-    for (int i = 0; i < 5; ++i) check_gradient(names[i], i % 2 ? NULL : "hadamard", 1, 9, KEEP, 1, false);
+        check_gradient(names[i], i % 2 ? "orthogonal" : NULL, 2, 12, i % 2 ? 0 : KEEP, 3, GRIDS);
+    for (int i = 0; i < 5; ++i) check_gradient(names[i], i % 2 ? NULL : "hadamard", 1, 9, KEEP, 1, GRIDS);
 }
 
 /* Scales and codebooks of ssvq and vq codes, shared ones too, beside scales of grids; outlier columns that stay. */
 static void test_codebooks(void **state) {
     (void)state;
-    check_gradient("qwen2", NULL, 2, 12, KEEP, 3, true);
-    check_gradient("tied", "orthogonal", 2, 12, 0, 3, true);
+    check_gradient("qwen2", NULL, 2, 12, KEEP, 3, BOOKS);
+    check_gradient("tied", "orthogonal", 2, 12, 0, 3, BOOKS);
+}
+
+/* Scales of rows and factors of inputs that are rounded to 8 bits, beside a dense matrix and one grid. */
+static void test_inputs8(void **state) {
+    (void)state;
+    check_gradient("qwen2", NULL, 2, 12, KEEP, 3, INPUTS8);
+    check_gradient("tied", "orthogonal", 2, 70, KEEP, 1, INPUTS8);
+    check_gradient("mistral", NULL, 3, 5, KEEP, 3, INPUTS8);
 }
 
 /* Several blocks of queries and of positions. */
 static void test_long_windows(void **state) {
     (void)state;
-    check_gradient("qwen2", "orthogonal", 2, 150, KEEP, 0, false);
+    check_gradient("qwen2", "orthogonal", 2, 150, KEEP, 0, GRIDS);
 }
 
 /* Activations kept or made again, windows in other batches: the same sums, bit for bit or nearly. */
-static void test_recompute(void **state) {
+static void check_recompute(bool inputs8) {
     fixture f;
     rq_tuner *a, *b;
     int32_t ids[60];
     int64_t order[3] = {2, 0, 1}, single[3] = {0, 1, 2};
     double loss[2], sum = 0;
-    (void)state;
     fixture_open(&f, "linear", NULL);
+    if (inputs8) fixture_w4a8(&f);
     fill_ids(ids, 60, 4);
     assert_ok(rq_tuner_new(&a, f.m, f.ref, ids, 3, 20, 3, KEEP));
     assert_ok(rq_tuner_new(&b, f.m, f.ref, ids, 3, 20, 3, 0));
@@ -443,12 +268,16 @@ static void test_recompute(void **state) {
     fixture_close(&f);
 }
 
+static void test_recompute(void **state) {
+    (void)state;
+    check_recompute(false);
+    check_recompute(true);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gradients),
-        cmocka_unit_test(test_codebooks),
-        cmocka_unit_test(test_long_windows),
-        cmocka_unit_test(test_recompute),
+        cmocka_unit_test(test_gradients),    cmocka_unit_test(test_codebooks), cmocka_unit_test(test_inputs8),
+        cmocka_unit_test(test_long_windows), cmocka_unit_test(test_recompute),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "act_hadamard.h"
 #include "random.h"
 #include "tune.h"
 
@@ -103,6 +104,78 @@ static void fixture_open(fixture *f, const char *name, const char *rotation) {
     assert_ok(rq_rotation_new(&m->rotation, D, 5, rotation));
     for (int i = 0; i < D; ++i) f->rot[i * D + i] = 1.0;
     assert_ok(rq_rotation_apply_f64(m->rotation, f->rot, D, D, false));
+}
+
+/* A row for 8-bit inputs, rounded to nearest: one level, or two with groups of 32. */
+static void round_w4a8(rq_w4a8_codes *c, int64_t row, const float *w, float *scale, uint8_t *zero, uint8_t *step,
+                       int8_t *base) {
+    int64_t n = c->n_in, group = c->group ? c->group : n;
+    uint8_t *code = (uint8_t *)(uintptr_t)c->codes + row * n;
+    float lo = 0, hi = 0;
+    for (int64_t j = 0; j < n; ++j) {
+        lo = fminf(lo, w[j]);
+        hi = fmaxf(hi, w[j]);
+    }
+    scale[row] = c->group ? fmaxf(-lo, hi) / 110 : c->zero ? (hi - lo) / 15 : fmaxf(-lo, hi) / 7;
+    if (c->zero) zero[row] = (uint8_t)lroundf(-lo / scale[row]);
+    for (int64_t g = 0; g * group < n; ++g) {
+        int64_t at = g * group, end = rq_min_i64(n, at + group), k = row * rq_ceil_div(n, group) + g;
+        float least = w[at], most = w[at];
+        for (int64_t j = at; j < end; ++j) {
+            least = fminf(least, w[j]);
+            most = fmaxf(most, w[j]);
+        }
+        if (c->group) {
+            step[k] = (uint8_t)fmaxf(1, ceilf((most - least) / scale[row] / 15));
+            base[k] = (int8_t)fminf(roundf(least / scale[row]), (float)(127 - 15 * step[k]));
+        }
+        for (int64_t j = at; j < end; ++j) {
+            float q = w[j] / scale[row];
+            long u = c->group ? lroundf((q - base[k]) / step[k]) : lroundf(q) + (c->zero ? zero[row] : 8);
+            code[j] = (uint8_t)(u < 0 ? 0 : u > 15 ? 15 : u);
+        }
+    }
+}
+
+/* All but three matrices again, for 8-bit inputs: one level symmetric, one with a zero point, two levels; with and without factors of
+ * the inputs and a Hadamard matrix. */
+static void fixture_w4a8(fixture *f) {
+    for (int i = 0; i < N_MATRICES; ++i) {
+        rq_linear *l = &f->m->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS];
+        int64_t n = l->n_in, n_group = rq_ceil_div(n, 32);
+        if (!l->packed || i == 3 || i == 8) continue;
+        uint8_t *codes = malloc((size_t)(l->n_out * n)), *zero = malloc((size_t)l->n_out),
+                *step = malloc((size_t)(l->n_out * n_group));
+        int8_t *base = malloc((size_t)(l->n_out * n_group));
+        float *scale = malloc((size_t)l->n_out * sizeof *scale), *in_scale = malloc((size_t)n * sizeof *in_scale),
+              *w = malloc((size_t)n * sizeof *w);
+        rq_w4a8_codes c = {.n_out = l->n_out, .n_in = n, .codes = codes, .scale = scale};
+        if (i % 3 == 2) {
+            c.group = 32;
+            c.step = step;
+            c.base = base;
+        } else if (i % 3 == 1) {
+            c.zero = zero;
+        }
+        for (int64_t j = 0; j < n; ++j) in_scale[j] = 0.5f + (float)(j * 37 % 64) / 64;
+        if (i % 4 >= 2) c.in_scale = in_scale;
+        if (i % 4 == 1 || i % 4 == 2) c.hadamard = n % 24 == 0 ? 24 : 16;
+        rq_hadamard h[2];
+        if (c.hadamard) assert_ok(rq_hadamard_make(h, c.hadamard));
+        for (int64_t row = 0; row < l->n_out; ++row) {
+            assert_ok(rq_linear_rows(&f->ref->block[i / RQ_N_LINEARS].lin[i % RQ_N_LINEARS], row, 1, w));
+            if (c.hadamard) rq_hadamard_apply(&h[0], w, n);
+            for (int64_t j = 0; c.in_scale && j < n; ++j) w[j] /= in_scale[j];
+            round_w4a8(&c, row, w, scale, zero, step, base);
+        }
+        rq_packed *p = &f->m->packed[l->packed - f->m->packed];
+        rq_packed_free(p);
+        assert_ok(rq_w4a8_pack(p, &c));
+        free(f->q[i].code);
+        f->q[i].code = NULL;
+        void *const memory[] = {codes, zero, step, base, scale, in_scale, w};
+        for (int k = 0; k < 7; ++k) free(memory[k]);
+    }
 }
 
 static void fixture_close(fixture *f) {

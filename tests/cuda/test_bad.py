@@ -22,7 +22,7 @@ def marks(source):
 
 
 def run(program, *args, **env):
-    done = subprocess.run([program, *args], capture_output=True, text=True, timeout=120, env={**os.environ, **env})
+    done = subprocess.run([program, *args], capture_output=True, text=True, timeout=600, env={**os.environ, **env})
     return done.returncode, done.stdout, done.stderr
 
 

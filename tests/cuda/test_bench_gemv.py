@@ -20,7 +20,7 @@ def expect(what, condition, seen=""):
 
 
 def run(program, *args, env=None):
-    p = subprocess.run([*program, *args], capture_output=True, text=True, timeout=250, env={**os.environ, **(env or {})})
+    p = subprocess.run([*program, *args], capture_output=True, text=True, timeout=1200, env={**os.environ, **(env or {})})
     return p.returncode, p.stdout + p.stderr
 
 

@@ -24,7 +24,7 @@ FLOAT_ATOMICS = {"mixed"}  # a sum of floats by atomics depends on the order of 
 def run(program, env, folder):
     record, counts = folder / "record", folder / "counts"
     for f in (record, counts): f.unlink(missing_ok=True)
-    done = subprocess.run([program], capture_output=True, text=True, timeout=300,
+    done = subprocess.run([program], capture_output=True, text=True, timeout=1200,
                           env={**os.environ, "RQ_SMALL": "1", "RQ_RECORD": str(record), "GPUSIM_JSON": str(counts), **env})
     read = lambda f: f.read_bytes() if f.exists() else b""
     return done, read(record), read(counts)

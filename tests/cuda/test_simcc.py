@@ -83,7 +83,7 @@ class Simcc(unittest.TestCase):
         for name in list(env):
             if name.startswith("GPUSIM_") and name != "GPUSIM_LIB":
                 del env[name]
-        return subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=600, check=False)
 
     def simcc(self, *options):
         done = self.call(SIMCC, *options)
