@@ -9,6 +9,7 @@
 #ifndef RQ_CUDA_H
 #define RQ_CUDA_H
 
+#include "fmt_act.h"
 #include "fmt_tile.h"
 
 #ifdef __cplusplus
@@ -105,31 +106,44 @@ rq_status rq_cuda_gemm_make_plan(rq_cuda_gemm_plan *plan, const rq_cuda_gemv_des
 rq_status rq_cuda_gemm_run(const rq_cuda_gemm_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a,
                            rq_cuda_stream stream);
 
-/* ---- Activations as int8, for x_s8 and W4A8, or as e4m3, for W4A8: codes and a scale for each row. host/fmt_act.h is their definition, to the
- * last bit:  q[t][j] = rint(h[t][j] / scale[t]), at most 127 in size, ties to even; e4m3 to the nearest number of that, at most 448; NaN becomes 0.
- * scale[t] = max_j |h[t][j]| / 127, or / 448. A row of zeros has scale 0. early_launch as of a gemv. */
-
-typedef struct rq_cuda_x8 {
-    void *q;       /* [n_tok][pitch] int8, or, where there is a block_sum, e4m3; what lies past n_in is not written */
-    int64_t pitch; /* 0: n_in */
-    float *scale;  /* [n_tok] */
-    int32_t *sum;  /* [n_tok], of int8: the sums of the rows, or NULL */
-    float *block_sum; /* [ceil(n_in / 128)][n_tok up to a multiple of 4], of e4m3: the sums of 128 columns, or NULL */
-} rq_cuda_x8;
+/* ---- Activations as int8, for x_s8 and W4A8, or as e4m3, for W4A8: q, a scale and, where sum is not NULL, the sum of q for each row. host/fmt_act.h is their
+ * definition, to the last bit:  q[t][j] = rint(h[t][j] / scale[t]), at most 127 in size, ties to even; NaN becomes 0.
+ * scale[t] = max_j |h[t][j]| / 127. A row of zeros has scale 0. early_launch as of a gemv.
+ *
+ * With a block_sum q is e4m3: h[t][j] / scale[t] rounded to the nearest, at most 448 in size, scale[t] = max_j |h[t][j]| / 448, and block_sum[b][t] is the
+ * sum of the numbers in columns 128 b on, where [t] goes up to a multiple of 4; there is no sum then. q_pitch: from a row of q to the next, 0: n_in; what lies between
+ * is not written. Neither goes with a Hadamard matrix.
+ *
+ * What a W4A8 matrix wants of its input (in_scale and hadamard of fmt_w4a8.h) is no part of its tiles. It is done here, and the gemv or gemm gets
+ * q, scale and sum: `hadamard` is &w->online[0], `factor` is in_scale on the device. rq_repack_w4a8_plan has them in the layout, so that it is seen
+ * what the matrix was quantized for.
+ *   factor    float[n_in] on the device, or NULL: h[t][j] times factor[j], after RMSNorm's weight and after the Hadamard matrix
+ *   hadamard  on the host, copied into the launch; or NULL: each hadamard->size columns of h times that matrix. Up to 32,768 columns.
+ *   steps     steps.scale set: scale[t] is steps.scale[steps.step[t / rows_per_step]], from tables on the device: one captured graph serves all
+ *             steps of a process, and *step alone changes. A step outside of 0 .. n_step - 1 gives the scale NaN, codes and sum 0. */
 
 /* h = x. fixed: scale[t] is there already (positive). */
 typedef struct rq_cuda_quantize_args {
-    rq_cuda_x8 to;
+    int8_t *q;     /* [n_tok][n_in] */
+    float *scale;  /* [n_tok] */
+    int32_t *sum;  /* [n_tok], or NULL */
     const void *x; /* [n_tok][n_in] of act */
     rq_act act;
     int64_t n_tok, n_in;
     int fixed, early_launch;
+    const float *factor;
+    const rq_hadamard *hadamard;
+    rq_act_steps steps; /* not with fixed */
+    int64_t q_pitch;
+    float *block_sum;
 } rq_cuda_quantize_args;
 rq_status rq_cuda_quantize_rows(const rq_cuda_quantize_args *a, rq_cuda_stream stream);
 
 /* stream = x + residual, rounded to act;  h = stream / sqrt(mean of stream^2 + eps) * weight. Without a residual x is the stream. */
 typedef struct rq_cuda_rmsnorm_args {
-    rq_cuda_x8 to;
+    int8_t *q;
+    float *scale;
+    int32_t *sum;
     void *stream;         /* [n_tok][n_in] of act, if and only if there is a residual; may be x or residual */
     const void *x;        /* [n_tok][n_in] of act */
     const void *residual; /* likewise, or NULL */
@@ -138,18 +152,29 @@ typedef struct rq_cuda_rmsnorm_args {
     rq_act act;
     int64_t n_tok, n_in;
     int early_launch;
+    const float *factor;
+    rq_act_steps steps;
+    int64_t q_pitch;
+    float *block_sum;
 } rq_cuda_rmsnorm_args;
 rq_status rq_cuda_rmsnorm_quantize(const rq_cuda_rmsnorm_args *a, rq_cuda_stream stream);
 
 /* h = gate / (1 + e^-gate) * up */
 typedef struct rq_cuda_silu_args {
-    rq_cuda_x8 to;
+    int8_t *q; /* [n_tok][n_in] */
+    float *scale;
+    int32_t *sum;
     const void *gate,
         *up; /* rows of n_in of act, pitch elements apart: halves of one row, where both matrices are stacked */
     int64_t pitch;
     rq_act act;
     int64_t n_tok, n_in;
     int early_launch;
+    const float *factor;
+    const rq_hadamard *hadamard;
+    rq_act_steps steps;
+    int64_t q_pitch;
+    float *block_sum;
 } rq_cuda_silu_args;
 rq_status rq_cuda_silu_quantize(const rq_cuda_silu_args *a, rq_cuda_stream stream);
 

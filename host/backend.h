@@ -35,6 +35,10 @@ void rq_sgemm_wu(float *y, const float *w, const float *t, int64_t m, int64_t n,
 rq_status rq_gram_add(double *h, const float *a, int64_t n_tok, int64_t n);
 /* D[n][n] (fp64) += B^T A: rows of D belong to B's features, columns to A's. */
 rq_status rq_cross_add(double *d, const float *b, const float *a, int64_t n_tok, int64_t n);
+/* The same for every n_parts-th tile from the part-th on; the rest stays as it is. What several processes make of all parts is, bit
+ * for bit, what one makes of the whole. */
+rq_status rq_gram_add_part(double *h, const float *a, int64_t n_tok, int64_t n, int part, int n_parts);
+rq_status rq_cross_add_part(double *d, const float *b, const float *a, int64_t n_tok, int64_t n, int part, int n_parts);
 
 /* Upper-triangular U with (H)^-1 = U^T U and A = U^-1 (so H = A A^T), by one Cholesky of the index-reversed matrix and one
  * triangular inverse (docs/methods.md). h: fp64 [n][n], already damped, not changed. u, a: fp64 [n][n], zero below the

@@ -274,6 +274,7 @@ typedef struct gram_job {
     int64_t n, n_tok;
     const float *a, *b; /* b is NULL for A^T A */
     double *h;
+    int part, n_parts; /* tiles of this call */
     _Atomic int failed;
 } gram_job;
 
@@ -345,23 +346,40 @@ static void cross_body(void *arg, int64_t item) {
     free(t);
 }
 
-static rq_status run_gram(double *h, const float *a, const float *b, int64_t n_tok, int64_t n) {
-    gram_job j = {axis_cut(n, TILE), n, n_tok, a, b, h, 0};
-    int64_t parts = j.cut.n_parts;
-    if (b)
-        rq_parallel_for(parts * parts, cross_body, &j);
+static void gram_part_body(void *arg, int64_t item) {
+    gram_job *j = arg;
+    item = item * j->n_parts + j->part;
+    if (j->b)
+        cross_body(arg, item);
     else
-        rq_parallel_for(parts * (parts + 1) / 2, gram_body, &j);
+        gram_body(arg, item);
+}
+
+static rq_status run_gram(double *h, const float *a, const float *b, int64_t n_tok, int64_t n, int part, int n_parts) {
+    gram_job j = {axis_cut(n, TILE), n, n_tok, a, b, h, part, n_parts, 0};
+    int64_t tiles = b ? j.cut.n_parts * j.cut.n_parts : j.cut.n_parts * (j.cut.n_parts + 1) / 2;
+    rq_parallel_for(rq_ceil_div(rq_max_i64(0, tiles - part), n_parts), gram_part_body, &j);
     /* The sentence stayed with the worker's thread. */
     if (atomic_load(&j.failed))
         return rq_fail(RQ_ERR_NOMEM, "out of memory for a tile of a Gram matrix (n = %lld)", (long long)n);
     return RQ_OK;
 }
 
-rq_status rq_gram_add(double *h, const float *a, int64_t n_tok, int64_t n) { return run_gram(h, a, NULL, n_tok, n); }
+rq_status rq_gram_add_part(double *h, const float *a, int64_t n_tok, int64_t n, int part, int n_parts) {
+    return run_gram(h, a, NULL, n_tok, n, part, n_parts);
+}
+
+rq_status rq_cross_add_part(double *d, const float *b, const float *a, int64_t n_tok, int64_t n, int part,
+                            int n_parts) {
+    return run_gram(d, a, b, n_tok, n, part, n_parts);
+}
+
+rq_status rq_gram_add(double *h, const float *a, int64_t n_tok, int64_t n) {
+    return run_gram(h, a, NULL, n_tok, n, 0, 1);
+}
 
 rq_status rq_cross_add(double *d, const float *b, const float *a, int64_t n_tok, int64_t n) {
-    return run_gram(d, a, b, n_tok, n);
+    return run_gram(d, a, b, n_tok, n, 0, 1);
 }
 
 /* ---- the factor ------------------------------------------------------------------------------------------------------- */

@@ -10,10 +10,15 @@
  * One pass over the samples per stage applies the matrices of the stage before, so every product is made once per stream, and
  * accumulates H = sum a_q a_q^T and, where a compensator wants it, D = sum (a_fp - a_q) a_q^T. Where the matrices of a stage are for 8-bit
  * activations (w4a8), a_q is what the 8-bit codes of the input stand for, in H, in D and in the product that follows. Boundary activations live in
- * spill files; memory holds one chunk of samples. Chunks are cut by sample, never by memory, so results do not depend on it. */
+ * spill files; memory holds one chunk of samples. Chunks are cut by sample, never by memory, so results do not depend on it.
+ *
+ * With several ranks (ranks.h) a rank has every n-th chunk, and every n-th tile of H and D: the inputs of a chunk go to all ranks, and each adds
+ * them to its own tiles. So every number is summed by one rank in the order of the chunks, as one process would, and no number of ranks
+ * changes a bit. Then the tiles are put together, and the stage's matrices are shared out. */
 #include <math.h>
 
 #include "backend.h"
+#include "device.h"
 #include "quantize.h"
 
 enum { N_STREAMS = 2, FP = 0, QS = 1, CHUNK_TOKENS = 2048 };
@@ -37,9 +42,11 @@ typedef struct calib {
     float *x, *a, *q, *k, *v, *g, *u; /* one chunk each */
     float *act;                       /* one chunk: an input rounded to 8 bits */
     double *h, *cross;
-    float *most;     /* the largest sizes in the columns of a stage's input; NULL: not wanted */
-    int64_t layer;   /* the block at hand */
-    float *token;    /* [n_samples * seq_len] what each token counts in this block; NULL: 1 */
+    const rq_ranks *ranks;
+    float *peer_q, *peer_d; /* [chunk][widest] inputs of another rank's chunk; NULL with one rank */
+    float *most;            /* the largest sizes in the columns of a stage's input; NULL: not wanted */
+    int64_t layer;          /* the block at hand */
+    float *token;           /* [n_samples * seq_len] what each token counts in this block; NULL: 1 */
     float *residual; /* [chunk] norms of the residual stream, when inputs of o and down are taken relative to it */
     bool need_h, need_cross; /* of the stage at hand */
     bool act8[RQ_N_LINEARS]; /* matrices of the block whose inputs are in 8 bits in the quantized stream */
@@ -62,8 +69,8 @@ static void calib_free(calib *c) {
         free(s->in);
     }
     for (int m = 0; m < RQ_N_LINEARS; ++m) free(c->bias[m]);
-    void *all[] = {c->norm1, c->norm2, c->x, c->a,     c->q,     c->k,        c->v,   c->g,
-                   c->u,     c->act,   c->h, c->cross, c->token, c->residual, c->most};
+    void *all[] = {c->norm1, c->norm2, c->x,     c->a,     c->q,        c->k,    c->v,      c->g,     c->u,
+                   c->act,   c->h,     c->cross, c->token, c->residual, c->most, c->peer_q, c->peer_d};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
 }
 
@@ -110,6 +117,11 @@ static rq_status calib_new(calib *c, rq_quantizer *z, bool two) {
     RQ_TRY(RQ_NEW(c->act, t * widest));
     RQ_TRY(RQ_NEW(c->h, widest * widest));
     if (any_cross) RQ_TRY(RQ_NEW(c->cross, widest * widest));
+    c->ranks = job->ranks;
+    if (rq_n_ranks(c->ranks) > 1) {
+        RQ_TRY(RQ_NEW(c->peer_q, t * widest));
+        if (any_cross) RQ_TRY(RQ_NEW(c->peer_d, t * widest));
+    }
     if (job->token_weights != RQ_TOKENS_EVEN) RQ_TRY(RQ_NEW(c->token, c->n_samples * c->seq_len));
 done:
     return status;
@@ -195,6 +207,17 @@ done:
     return status;
 }
 
+static int64_t n_chunks(const calib *c) { return rq_ceil_div(c->n_samples, c->chunk); }
+
+static int64_t chunk_tokens(const calib *c, int64_t i) {
+    return rq_min_i64(c->chunk, c->n_samples - i * c->chunk) * c->seq_len;
+}
+
+/* Rows of a chunk of n_tok tokens that statistics are made of. */
+static int64_t tokens_kept(const calib *c, int64_t n_tok) {
+    return n_tok / c->seq_len * (c->seq_len - rq_min_i64(c->z->job->skip_tokens, c->seq_len));
+}
+
 /* Drop the first tokens of every sample; returns how many rows are left. */
 static int64_t without_first_tokens(const calib *c, float *rows, int64_t n_tok, int64_t width) {
     int64_t skip = rq_min_i64(c->z->job->skip_tokens, c->seq_len), keep = c->seq_len - skip, n = 0;
@@ -245,12 +268,12 @@ static void column_max(float *most, const float *rows, int64_t n_rows, int64_t w
     }
 }
 
-/* In the basis that is quantized: a stage that has one of its own has one matrix. */
-static rq_status accumulate(calib *c, int stage, int64_t row0, int64_t n_tok) {
+/* What of the chunk's inputs goes into H and D: in the basis that is quantized (a stage that has one of its own has one matrix), in 8 bits
+ * where they are, weighed, without first tokens; in->in of the fp stream becomes the difference. */
+static rq_status chunk_statistics(calib *c, int stage, int64_t row0, int64_t n_tok) {
     rq_status status = RQ_OK;
     int64_t width = stage_width(c, stage);
     float *q = c->s[QS].in, *fp = c->s[FP].in;
-    if (!c->need_h && !c->most) return RQ_OK;
     RQ_TRY(rq_input_apply(c->z, c->layer, rq_stage_first[stage], q, n_tok));
     if (c->need_cross) RQ_TRY(rq_input_apply(c->z, c->layer, rq_stage_first[stage], fp, n_tok));
     if (c->stage_act8) RQ_TRY(rq_act8_round_trip(q, n_tok, width));
@@ -259,15 +282,52 @@ static rq_status accumulate(calib *c, int stage, int64_t row0, int64_t n_tok) {
         if (c->need_cross) scale_rows(fp, c->token + row0, n_tok, width);
     }
     int64_t kept = without_first_tokens(c, q, n_tok, width);
-    if (c->most) {
-        column_max(c->most, q, kept, width);
-        goto done;
-    }
-    RQ_TRY(rq_gram_add(c->h, q, kept, width));
     if (c->need_cross) {
         without_first_tokens(c, fp, n_tok, width);
         for (int64_t i = 0; i < kept * width; ++i) fp[i] -= q[i];
-        RQ_TRY(rq_cross_add(c->cross, fp, q, kept, width));
+    }
+done:
+    return status;
+}
+
+/* One chunk of this rank: its inputs, in s->in as chunk_statistics leaves them. */
+static rq_status chunk_inputs(calib *c, int stage, int64_t chunk) {
+    rq_status status = RQ_OK;
+    int64_t width = stage_width(c, stage), n_tok = chunk_tokens(c, chunk), row0 = chunk * c->chunk * c->seq_len;
+    for (int k = 0; k < N_STREAMS; ++k) {
+        if (c->s[k].active) RQ_TRY(stage_input(c, &c->s[k], stage, row0, n_tok));
+    }
+    if (c->residual && (stage == 1 || stage == 3)) {
+        RQ_TRY(add_residual(c, &c->s[QS], stage == 1 ? RQ_O : RQ_DOWN, c->s[QS].in, n_tok));
+        rq_token_norm(c->residual, c->x, n_tok, c->d);
+        divide_rows(c->s[QS].in, c->residual, n_tok, width);
+    }
+    if (c->token && stage == 0) RQ_TRY(weigh_tokens(c, &c->s[QS], row0, n_tok));
+    if (c->need_h || c->most) RQ_TRY(chunk_statistics(c, stage, row0, n_tok));
+done:
+    return status;
+}
+
+/* The chunks that the ranks have from `first` on, one each, into this rank's tiles of H and D. */
+static rq_status add_chunks(calib *c, int stage, int64_t first) {
+    rq_status status = RQ_OK;
+    int64_t width = stage_width(c, stage);
+    int own = rq_rank(c->ranks), n = rq_n_ranks(c->ranks);
+    for (int r = 0; r < n && first + r < n_chunks(c); ++r) {
+        int64_t kept = tokens_kept(c, chunk_tokens(c, first + r)), bytes = kept * width * (int64_t)sizeof(float);
+        float *q = r == own ? c->s[QS].in : c->peer_q, *d = r == own ? c->s[FP].in : c->peer_d;
+        RQ_TRY(rq_ranks_bcast(c->ranks, q, bytes, r));
+        if (c->need_cross) RQ_TRY(rq_ranks_bcast(c->ranks, d, bytes, r));
+        if (c->most) column_max(c->most, q, kept, width);
+        if (!c->need_h) continue;
+        if (n == 1) {
+            const rq_device *dev = c->z->device;
+            double *cross = c->need_cross ? c->cross : NULL;
+            RQ_TRY(rq_device_row(dev)->gram_add(rq_device_own(dev), c->h, cross, q, d, kept, width));
+            continue;
+        }
+        RQ_TRY(rq_gram_add_part(c->h, q, kept, width, own, n));
+        if (c->need_cross) RQ_TRY(rq_cross_add_part(c->cross, d, q, kept, width, own, n));
     }
 done:
     return status;
@@ -275,28 +335,26 @@ done:
 
 static rq_status run_stage(calib *c, int stage, const char *text) {
     rq_status status = RQ_OK;
-    int64_t width = stage_width(c, stage), n_chunks = rq_ceil_div(c->n_samples, c->chunk);
-    memset(c->h, 0, (size_t)(width * width) * sizeof *c->h);
+    int64_t width = stage_width(c, stage);
+    int n = rq_n_ranks(c->ranks);
+    const rq_device_ops *row = rq_device_row(c->z->device);
+    void *device = rq_device_own(c->z->device);
+    double *cross = c->need_cross ? c->cross : NULL;
+    if (c->need_h) RQ_TRY(row->gram_start(device, c->h, cross, width));
     if (c->most) memset(c->most, 0, (size_t)width * sizeof *c->most);
-    if (c->need_cross) memset(c->cross, 0, (size_t)(width * width) * sizeof *c->cross);
-    for (int64_t i = 0; i < n_chunks; ++i) {
-        int64_t first = i * c->chunk, n_tok = rq_min_i64(c->chunk, c->n_samples - first) * c->seq_len,
-                row0 = first * c->seq_len;
-        for (int k = 0; k < N_STREAMS; ++k) {
-            if (c->s[k].active) RQ_TRY(stage_input(c, &c->s[k], stage, row0, n_tok));
-        }
-        if (c->residual && (stage == 1 || stage == 3)) {
-            RQ_TRY(add_residual(c, &c->s[QS], stage == 1 ? RQ_O : RQ_DOWN, c->s[QS].in, n_tok));
-            rq_token_norm(c->residual, c->x, n_tok, c->d);
-            divide_rows(c->s[QS].in, c->residual, n_tok, width);
-        }
-        if (c->token && stage == 0) RQ_TRY(weigh_tokens(c, &c->s[QS], row0, n_tok));
-        RQ_TRY(accumulate(c, stage, row0, n_tok));
+    for (int64_t first = 0; first < n_chunks(c); first += n) {
+        int64_t chunk = first + rq_rank(c->ranks), all = 0;
+        if (chunk < n_chunks(c)) RQ_TRY(chunk_inputs(c, stage, chunk));
+        if (c->need_h || c->most) RQ_TRY(add_chunks(c, stage, first));
+        for (int64_t i = first; i < first + n && i < n_chunks(c); ++i) all += chunk_tokens(c, i);
         double per_token = rq_stage_flops(c->cfg, stage, c->seq_len) * (c->s[FP].active ? 2 : 1);
         if (c->need_h) per_token += (double)(width * width) * (c->need_cross ? 3 : 1);
-        rq_quantizer_progress(c->z, per_token * (double)n_tok,
+        rq_quantizer_progress(c->z, per_token * (double)all,
                               text); /* an interrupt is seen again after the next matrix */
     }
+    if (c->need_h) RQ_TRY(row->gram_finish(device, c->h, cross, width));
+    if (c->need_h) RQ_TRY(rq_ranks_sum(c->ranks, c->h, width * width));
+    if (c->need_cross) RQ_TRY(rq_ranks_sum(c->ranks, c->cross, width * width));
 done:
     return status;
 }
@@ -304,18 +362,19 @@ done:
 /* x += down(f) for all samples and both streams, before the block's matrices are replaced by the next one's. */
 static rq_status finish_block(calib *c, const char *text) {
     rq_status status = RQ_OK;
-    for (int64_t first = 0; first < c->n_samples; first += c->chunk) {
-        int64_t n_tok = rq_min_i64(c->chunk, c->n_samples - first) * c->seq_len;
+    int n = rq_n_ranks(c->ranks);
+    for (int64_t i = rq_rank(c->ranks); i < n_chunks(c); i += n) {
+        int64_t n_tok = chunk_tokens(c, i), row0 = i * c->chunk * c->seq_len;
         for (int k = 0; k < N_STREAMS; ++k) {
             stream *s = &c->s[k];
             if (!s->active) continue;
-            RQ_TRY(rq_spill_read(&s->x, first * c->seq_len, n_tok, c->x));
-            RQ_TRY(rq_spill_read(&s->f, first * c->seq_len, n_tok, c->g));
+            RQ_TRY(rq_spill_read(&s->x, row0, n_tok, c->x));
+            RQ_TRY(rq_spill_read(&s->f, row0, n_tok, c->g));
             RQ_TRY(add_residual(c, s, RQ_DOWN, c->g, n_tok));
-            RQ_TRY(rq_spill_write(&s->x, first * c->seq_len, n_tok, c->x));
+            RQ_TRY(rq_spill_write(&s->x, row0, n_tok, c->x));
         }
-        rq_quantizer_progress(c->z, 2.0 * (double)c->d * (double)c->ff * (double)n_tok * (c->s[FP].active ? 2 : 1),
-                              text);
+        double flops = 2.0 * (double)c->d * (double)c->ff * (double)n_tok * (c->s[FP].active ? 2 : 1);
+        rq_quantizer_progress(c->z, flops * n, text);
     }
 done:
     return status;
@@ -323,8 +382,8 @@ done:
 
 static rq_status start_streams(calib *c) {
     rq_status status = RQ_OK;
-    for (int64_t first = 0; first < c->n_samples; first += c->chunk) {
-        int64_t n_tok = rq_min_i64(c->chunk, c->n_samples - first) * c->seq_len, row0 = first * c->seq_len;
+    for (int64_t i = rq_rank(c->ranks); i < n_chunks(c); i += rq_n_ranks(c->ranks)) {
+        int64_t n_tok = chunk_tokens(c, i), row0 = i * c->chunk * c->seq_len;
         RQ_TRY(rq_embed(c->z->model, c->x, c->z->job->samples.ids + row0, n_tok));
         for (int k = 0; k < N_STREAMS; ++k) {
             if (c->s[k].active) RQ_TRY(rq_spill_write(&c->s[k].x, row0, n_tok, c->x));
@@ -398,50 +457,100 @@ static bool same_preparation(const rq_quant_opt *a, const rq_quant_opt *b) {
            a->outlier_min == b->outlier_min && a->assign == b->assign;
 }
 
-/* One stage: its pass over the samples, then its matrices. Stages that an interrupted run finished are only replayed. */
-static rq_status quantize_stage(calib *c, int64_t layer, int st, bool forward) {
+/* Whether matrix m is there from an interrupted run, and then its values for the q stream: rank 0's work folder counts. */
+static rq_status resumed_matrix(calib *c, int64_t layer, int m, bool *have) {
+    rq_status status = RQ_OK;
+    const rq_matrix_plan *p = plan_of(c, layer, m);
+    *have = false;
+    if (rq_rank(c->ranks) == 0) RQ_TRY(rq_part_load(c->z, layer, m, c->s[QS].w[m], have));
+    RQ_TRY(rq_ranks_bcast(c->ranks, have, sizeof *have, 0));
+    if (*have) RQ_TRY(rq_ranks_bcast(c->ranks, c->s[QS].w[m], p->n_out * p->n_in * (int64_t)sizeof(float), 0));
+done:
+    return status;
+}
+
+/* What rank `owner` made of the set goes to all, and its file to rank 0. */
+static rq_status share_set(calib *c, int64_t layer, int lead, int owner) {
+    rq_status status = RQ_OK;
+    char *path = rq_part_path(c->z, layer, lead);
+    if (!path) return rq_fail(RQ_ERR_NOMEM, "out of memory");
+    for (int m = lead; m < RQ_N_LINEARS; ++m) {
+        const rq_matrix_plan *p = plan_of(c, layer, m);
+        if (!p->quantized || p->lead != lead) continue;
+        RQ_TRY(rq_ranks_bcast(c->ranks, c->s[QS].w[m], p->n_out * p->n_in * (int64_t)sizeof(float), owner));
+    }
+    RQ_TRY(rq_ranks_file_to_first(c->ranks, path, owner));
+done:
+    free(path);
+    return status;
+}
+
+/* The sets whose first matrices are lead[n], one a rank at a time. */
+static rq_status quantize_sets(calib *c, int64_t layer, const int *lead, int n) {
     rq_status status = RQ_OK;
     rq_prep prep = {0};
     const rq_quant_opt *prepared = NULL;
-    bool have[RQ_N_LINEARS] = {false}, stop = false;
+    const int own = rq_rank(c->ranks), n_ranks = rq_n_ranks(c->ranks);
+    for (int first = 0; first < n; first += n_ranks) {
+        bool stop = false;
+        if (first + own < n) {
+            const rq_matrix_plan *p = plan_of(c, layer, lead[first + own]);
+            if (!prepared || !same_preparation(prepared, &p->opt)) {
+                rq_prep_free(&prep);
+                RQ_TRY(rq_prepare_on(&prep, c->z->device, c->need_h ? c->h : NULL, c->need_cross ? c->cross : NULL,
+                                     p->n_in, &p->opt, p->name));
+                prepared = &p->opt;
+            }
+            RQ_TRY(quantize_set(c, layer, lead[first + own], &prep));
+        }
+        const char *name = "";
+        for (int i = first; i < n && i < first + n_ranks; ++i) {
+            RQ_TRY(share_set(c, layer, lead[i], i - first));
+            for (int m = lead[i]; m < RQ_N_LINEARS; ++m) {
+                const rq_matrix_plan *p = plan_of(c, layer, m);
+                if (!p->quantized || p->lead != lead[i]) continue;
+                name = p->name;
+                stop |= rq_quantizer_progress(c->z, rq_plan_flops(p), name);
+            }
+        }
+        RQ_TRY(rq_ranks_any(c->ranks, &stop));
+        if (stop) {
+            RQ_FAIL(RQ_ERR_CANCELLED, "stopped after %s; finished matrices are kept in %s, --resume goes on from there",
+                    name, c->z->work_dir);
+        }
+    }
+done:
+    rq_prep_free(&prep);
+    return status;
+}
+
+/* One stage: its pass over the samples, then its matrices. Stages that an interrupted run finished are only replayed. */
+static rq_status quantize_stage(calib *c, int64_t layer, int st, bool forward) {
+    rq_status status = RQ_OK;
+    int lead[RQ_N_LINEARS], n_sets = 0;
     char text[160];
     c->need_h = c->need_cross = false;
     c->stage_act8 = true; /* a stage with both kinds: H of the inputs as they are */
     for (int m = rq_stage_first[st]; m < rq_stage_first[st + 1]; ++m) {
         rq_matrix_plan *p = plan_of(c, layer, m);
+        bool have;
         if (!p->quantized) continue;
         c->stage_act8 &= c->act8[m];
-        RQ_TRY(rq_part_load(c->z, layer, m, c->s[QS].w[m], &have[m]));
-        if (have[m]) continue;
+        RQ_TRY(resumed_matrix(c, layer, m, &have));
+        if (have) {
+            ++c->z->n_resumed;
+            rq_quantizer_progress(c->z, 4.0 * (double)(p->n_out * p->n_in) * (double)p->n_in, p->name);
+            continue;
+        }
+        if (p->lead == m) lead[n_sets++] = m;
         c->need_h |= rq_quant_wants_h(&p->opt);
         c->need_cross |= rq_quant_wants_cross(&p->opt);
     }
     snprintf(text, sizeof text, "block %lld of %lld: calibrating %s", (long long)layer + 1, (long long)c->cfg->n_layer,
              (const char *[]){"q k v", "o", "gate up", "down"}[st]);
     if (forward) RQ_TRY(run_stage(c, st, text));
-    for (int m = rq_stage_first[st]; m < rq_stage_first[st + 1]; ++m) {
-        rq_matrix_plan *p = plan_of(c, layer, m);
-        if (!p->quantized) continue;
-        if (have[m]) {
-            ++c->z->n_resumed;
-        } else if (p->lead == m) {
-            if (!prepared || !same_preparation(prepared, &p->opt)) {
-                rq_prep_free(&prep);
-                RQ_TRY(rq_prepare(&prep, c->need_h ? c->h : NULL, c->need_cross ? c->cross : NULL, p->n_in, &p->opt,
-                                  p->name));
-                prepared = &p->opt;
-            }
-            RQ_TRY(quantize_set(c, layer, m, &prep));
-        }
-        snprintf(text, sizeof text, "%s", p->name);
-        stop |= rq_quantizer_progress(c->z, 4.0 * (double)p->n_out * (double)p->n_in * (double)p->n_in, text);
-        if (stop) {
-            RQ_FAIL(RQ_ERR_CANCELLED, "stopped after %s; finished matrices are kept in %s, --resume goes on from there",
-                    p->name, c->z->work_dir);
-        }
-    }
+    RQ_TRY(quantize_sets(c, layer, lead, n_sets));
 done:
-    rq_prep_free(&prep);
     return status;
 }
 

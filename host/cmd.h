@@ -6,6 +6,7 @@
 #include <jansson.h>
 
 #include "comp.h"
+#include "ranks.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_MEMORY = 3, EXIT_INPUT = 4, EXIT_RESUMABLE = 75 };
 
@@ -70,6 +71,13 @@ void cmd_progress_end(cmd_progress *p);
 /* Ctrl-C and SIGTERM set a flag that progress callbacks hand on. */
 void cmd_catch_signals(void);
 bool cmd_interrupted(void);
+
+/* Ranks that mpirun or Slurm started (cmd_ranks.c). start: false after printing why not. end: before the process ends with code. NULL from
+ * cmd_ranks: this process is alone. threads: what each is to use unless --threads says so. */
+bool cmd_ranks_start(int *argc, char ***argv);
+void cmd_ranks_end(int code);
+const rq_ranks *cmd_ranks(void);
+int cmd_ranks_threads(void);
 
 int cmd_layer(int argc, char **argv);
 int cmd_quantize(int argc, char **argv);

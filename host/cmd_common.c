@@ -312,7 +312,13 @@ json_t *cmd_quant_json(const rq_quant_opt *o) {
 
 int cmd_fail(rq_status status) {
     if (status == RQ_OK) return EXIT_OK;
-    fprintf(stderr, "requite: %s\n", rq_last_error()[0] ? rq_last_error() : rq_status_text(status));
+    const char *text = rq_last_error()[0] ? rq_last_error() : rq_status_text(status);
+    if (rq_rank(cmd_ranks()) > 0) { /* what all ranks run into is said by the first, which then ends them */
+        sleep(1);
+        fprintf(stderr, "requite: rank %d: %s\n", rq_rank(cmd_ranks()), text);
+    } else {
+        fprintf(stderr, "requite: %s\n", text);
+    }
     switch (status) {
     case RQ_ERR_ARG: return EXIT_USAGE;
     case RQ_ERR_NOMEM: return EXIT_MEMORY;

@@ -20,14 +20,16 @@ static const cmd_flag flags[] = {
      "none, residual, or full: and Hadamard matrices at run time (default: the preset's; codebooks: none)"},
     {"hadamard", 0, "N", "order of those of full, N for o and down or N,M; 0: none (default: the largest)"},
     {"smooth", 0, "A", "w4a8: column factors max|x|^A / max|w|^B from inputs into weights; A or A,B (B: 1 - A)"},
+    {"factors-at", 0, "LIST", "inputs that --smooth or --cross is for: qkv, o, gateup, down, with commas (all)"},
     {"cross", 0, "A", "w4a8: steps t^A c^(1-A) of inputs, t the largest of a token and c of a column"},
     {"skip", 0, "REGEX", "leave matching matrices as they are; may be repeated"},
     {"override", 0, "RULE", "'REGEX:key=value,...' for matching matrices; may be repeated, the first match counts"},
     {"config", 0, "FILE", "options from a JSON object of the same keys; flags win"},
-    {"device", 0, "DEV", "cpu"},
+    {"device", 0, "DEV", "cpu (default), cuda or cuda:N: where matrices are quantized"},
     {"max-ram", 0, "SIZE", "refuse to start when more memory is needed, e.g. 16G"},
     {"resume", 0, NULL, "go on from OUT.partial of an interrupted run"},
     {"dry-run", 0, NULL, "say what it would write and need, and stop"},
+    {"ranks", 0, "N", "--dry-run: as one of N processes (without it mpirun says how many there are)"},
     {"force", 0, NULL, "replace OUT when quantize wrote it"},
 };
 static const cmd_spec spec = {
@@ -113,13 +115,13 @@ done:
 
 static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq_quantize_report *r) {
     if (cmd_has(a, "json")) {
-        json_t *j =
-            json_pack("{s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:b, s:s}", "out", job->out_path,
-                      "n_matrices", (json_int_t)r->n_matrices, "n_weights", (json_int_t)r->n_weights, "bpw", r->bpw,
-                      "file_bytes", (json_int_t)r->out_bytes, "ram_bytes_estimate", (json_int_t)r->ram_bytes,
-                      "spill_bytes", (json_int_t)r->spill_bytes, "flops", r->flops, "seconds", r->seconds, "n_resumed",
-                      (json_int_t)r->n_resumed, "n_samples", (json_int_t)job->samples.n_samples, "seq_len",
-                      (json_int_t)job->samples.seq_len, "dry_run", job->dry_run, "rotate", job->rotate);
+        json_t *j = json_pack(
+            "{s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:b, s:s, s:i, s:f}", "out", job->out_path,
+            "n_matrices", (json_int_t)r->n_matrices, "n_weights", (json_int_t)r->n_weights, "bpw", r->bpw, "file_bytes",
+            (json_int_t)r->out_bytes, "ram_bytes_estimate", (json_int_t)r->ram_bytes, "spill_bytes",
+            (json_int_t)r->spill_bytes, "flops", r->flops, "seconds", r->seconds, "n_resumed", (json_int_t)r->n_resumed,
+            "n_samples", (json_int_t)job->samples.n_samples, "seq_len", (json_int_t)job->samples.seq_len, "dry_run",
+            job->dry_run, "rotate", job->rotate, "ranks", r->n_ranks, "flops_rank", r->flops_rank);
         json_object_set_new(j, "options", cmd_quant_json(&job->opt));
         cmd_print_json(j);
         return;
@@ -132,6 +134,7 @@ static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq
                (long long)r->n_matrices, (double)r->n_weights / 1e6, comp, r->bpw,
                r->bpw * (double)r->n_weights / 8 / 1048576, (double)r->ram_bytes / 1048576,
                (double)r->spill_bytes / 1048576, r->flops);
+        if (r->n_ranks > 1) printf("on %d ranks: %.3g operations each at most\n", r->n_ranks, r->flops_rank);
         return;
     }
     printf("%s: %lld matrices by %s, %.4f bits per weight, model.safetensors %.1f MiB, %.1f s\n", job->out_path,
@@ -149,6 +152,22 @@ static bool parse_numbers(const char *text, double v[2], int *n) {
         *n = 2;
     }
     return end != text && !*end;
+}
+
+/* --factors-at: names of stages with commas. */
+static rq_status parse_stages(rq_quantize_job *job, const char *list) {
+    static const char *const name[RQ_N_STAGES] = {"qkv", "o", "gateup", "down"};
+    for (const char *at = list; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+        const size_t n = strcspn(at, ",");
+        int stage = 0;
+        while (stage < RQ_N_STAGES && (strlen(name[stage]) != n || strncmp(at, name[stage], n) != 0)) ++stage;
+        if (stage == RQ_N_STAGES)
+            return rq_fail(RQ_ERR_ARG, "--factors-at %s: qkv, o, gateup and down with commas are wanted", list);
+        job->factor_stages |= 1u << stage;
+    }
+    if (list && job->factors == RQ_FACTORS_NONE)
+        return rq_fail(RQ_ERR_ARG, "--factors-at says where --smooth or --cross is for: give one of them");
+    return RQ_OK;
 }
 
 /* What inputs go through: --rotate, --hadamard, --smooth, --cross. */
@@ -178,10 +197,11 @@ static rq_status parse_inputs(rq_quantize_job *job, const cmd_args *a) {
         job->factor_a = v[0];
         job->factor_b = n == 2 ? v[1] : 1 - v[0];
     }
-    return RQ_OK;
+    return parse_stages(job, cmd_value(a, "factors-at"));
 }
 
-static void inputs_json(json_t *j, const rq_quantize_job *job) {
+static void inputs_json(json_t *j, const rq_quantize_job *job, const char *stages) {
+    if (stages) json_object_set_new(j, "factors-at", json_string(stages));
     for (int i = 0; i < 2 && (job->hadamard[0] || job->hadamard[1]); ++i) {
         json_object_set_new(j, i ? "hadamard-down" : "hadamard-o",
                             json_integer(job->hadamard[i] < 0 ? 0 : job->hadamard[i]));
@@ -233,10 +253,8 @@ int cmd_quantize(int argc, char **argv) {
         return EXIT_USAGE;
     }
     RQ_TRY(parse_weighing(&job, &a, bank));
-    const char *device = cmd_value(&a, "device"), *ram = cmd_value(&a, "max-ram");
-    if (device && strcmp(device, "cpu") != 0) {
-        RQ_FAIL(RQ_ERR_ARG, "--device %s: this build quantizes on the cpu; the CUDA backend is not part of it", device);
-    }
+    const char *ram = cmd_value(&a, "max-ram");
+    job.device = cmd_value(&a, "device");
     if (ram && !parse_size(ram, &job.max_ram_bytes))
         RQ_FAIL(RQ_ERR_ARG, "--max-ram %s: a size like 800M or 16G is wanted", ram);
     job.model_path = a.arg[0];
@@ -251,17 +269,25 @@ int cmd_quantize(int argc, char **argv) {
     job.resume = cmd_has(&a, "resume");
     job.dry_run = cmd_has(&a, "dry-run");
     job.force = cmd_has(&a, "force");
+    int64_t ranks;
+    if (!cmd_int(&a, "ranks", 1, 1 << 20, 0, &ranks)) return EXIT_USAGE;
+    if (ranks && !job.dry_run)
+        RQ_FAIL(RQ_ERR_ARG, "--ranks is for --dry-run: mpirun -n %lld starts so many", (long long)ranks);
+    job.dry_ranks = (int)ranks;
     json_t *j = cmd_quant_json(&job.opt);
     if (job.token_weights != RQ_TOKENS_EVEN) {
         json_object_set_new(j, "token-weights", json_string(rq_token_weights_name(job.token_weights)));
         json_object_set_new(j, "token-min", json_real(job.token_min));
     }
     if (job.bpw > 0) json_object_set_new(j, "bpw", json_real(job.bpw));
-    inputs_json(j, &job);
+    inputs_json(j, &job, cmd_value(&a, "factors-at"));
     options = json_dumps(j, JSON_COMPACT);
     json_decref(j);
     job.options_json = options;
+    job.ranks = cmd_ranks();
+    if (job.ranks && !cmd_has(&a, "threads")) rq_set_threads(cmd_ranks_threads());
     RQ_TRY(cmd_progress_new(&progress, &a, "quantize"));
+    if (rq_rank(job.ranks) > 0) progress.mode = 0;
     job.progress = cmd_progress_show;
     job.user = &progress;
     status = load_samples(&job.samples, &a, &job);
@@ -273,7 +299,7 @@ int cmd_quantize(int argc, char **argv) {
     status = rq_quantize_model(&job, &report);
     cmd_progress_end(&progress);
     RQ_TRY(status);
-    print_report(&a, &job, &report);
+    if (rq_rank(job.ranks) == 0) print_report(&a, &job, &report);
 done:
     code = cmd_fail(status);
 out:

@@ -8,6 +8,7 @@
 #include "formats.h"
 
 typedef struct rq_quant_opt rq_quant_opt;
+typedef struct rq_device rq_device; /* device.h */
 
 typedef enum rq_comp {
 #define RQ_COMP(id, ...) RQ_COMP_##id,
@@ -171,6 +172,8 @@ typedef struct rq_prep {
     int n_retries;      /* damping raised so many times */
     bool diagonal_only; /* the last rung: off-diagonal dropped */
     int64_t n_dead;
+    const rq_device *device; /* where it was made, and where its matrices are quantized; NULL: the CPU */
+    void *on_device;         /* the device's copies of u, t and m */
 } rq_prep;
 
 /* What options need from calibration: H, and D. */
@@ -181,6 +184,9 @@ bool rq_quant_wants_cross(const rq_quant_opt *o);
  * compensator needs D and there is none; RQ_ERR_NUMERIC when h or d holds NaN or infinity. A matrix that is not positive
  * definite climbs the damping ladder and is reported in the result, never an error. */
 rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, const rq_quant_opt *o, const char *label);
+/* The same with the heavy parts on a device, which must outlive p; NULL: the CPU. */
+rq_status rq_prepare_on(rq_prep *p, const rq_device *device, const double *h, const double *d, int64_t n,
+                        const rq_quant_opt *o, const char *label);
 void rq_prep_free(rq_prep *p);
 
 typedef struct rq_quant_result {
@@ -224,12 +230,20 @@ rq_status rq_quantize_matrix(rq_quant_result *r, const float *w, int64_t n_out, 
 /* order[n]: indices by falling value, equal ones as they come. */
 rq_status rq_order_falling(int32_t *order, const double *value, int64_t n);
 
-/* QuantEase coordinate descent and scale refit on the objective tr((Q - W*) Hd (Q - W*)^T), all in stored order: target
- * [n_out][n], codes [n_out][n], scale and zero [n_out][n_group], and for a rounder with find_row() step, NULL for the grid: then all
- * groups of a row have one scale, and step and zero are fitted too where there are groups. Nothing raises the objective (fp32 rounding
- * aside). */
-rq_status rq_refine_grid(uint8_t *codes, float *scale, float *zero, float *step, const float *target, const float *hd,
-                         int64_t n_out, int64_t n, int64_t group, const rq_quant_opt *o);
+/* QuantEase coordinate descent and scale refit on the objective tr((Q - W*) Hd (Q - W*)^T), all in stored order. Nothing raises the
+ * objective (fp32 rounding aside). */
+typedef struct rq_refine {
+    uint8_t *codes;      /* [n_out][n] */
+    float *scale, *zero; /* [n_out][n_group] */
+    float *
+        step; /* for a rounder with find_row(), NULL for the grid: then all groups of a row have one scale, and step and
+                            zero are fitted too where there are groups */
+    const float *target; /* [n_out][n] */
+    const float *hd;     /* [n][n] */
+    int64_t n_out, n, group;
+    const rq_quant_opt *opt;
+} rq_refine;
+rq_status rq_refine_grid(const rq_refine *r);
 
 /* loss_sym = tr(E H E^T), loss_asym = loss_sym + 2 tr(W D E^T) (0 without d), wHw = tr(W H W^T), E = W - Q; H, D undamped. */
 rq_status rq_layer_loss(const float *w, const float *q, int64_t n_out, int64_t n, const double *h, const double *d,

@@ -4,7 +4,7 @@
 #include <math.h>
 
 #include "backend.h"
-#include "comp.h"
+#include "device.h"
 
 bool rq_quant_wants_h(const rq_quant_opt *o) {
     if (rq_comp_get(o->comp)->propagates) return true;
@@ -143,13 +143,11 @@ static rq_status check_finite(const double *a, int64_t n, const char *what, cons
     return RQ_OK;
 }
 
-/* U in fp32, sweep order; climbs the damping ladder. hp is scratch [n][n] fp64 and ends as the damped matrix. */
+/* p->u, sweep order; climbs the damping ladder. hp is scratch [n][n] fp64 and ends as the damped matrix. */
 static rq_status factor(rq_prep *p, const double *h, const rq_quant_opt *o, double mean_diag, double *hp,
                         const char *label) {
     rq_status status = RQ_OK;
-    double *u = NULL;
     double damp = o->damp_frac * mean_diag;
-    RQ_TRY(RQ_NEW(u, p->n * p->n));
     for (int step = 0;; ++step) {
         int64_t bad = 0;
         gather_arg a = {p, h, hp, 1.0 - o->shrink, damp, p->unit, p->span ? 0 : 1, false};
@@ -158,7 +156,7 @@ static rq_status factor(rq_prep *p, const double *h, const rq_quant_opt *o, doub
             p->diagonal_only = true;
         }
         rq_parallel_for(p->n, gather_h_row, &a);
-        status = rq_factor_upper(u, NULL, hp, p->n, &bad);
+        status = rq_device_row(p->device)->factor(rq_device_own(p->device), p, hp, &bad);
         p->damp_used = damp;
         p->n_retries = step;
         if (status == RQ_OK) break;
@@ -167,61 +165,40 @@ static rq_status factor(rq_prep *p, const double *h, const rq_quant_opt *o, doub
                (long long)bad, damp, step < LADDER_STEPS ? "ten times more" : "its diagonal alone");
         if (step < LADDER_STEPS) damp *= 10;
     }
-    RQ_TRY(RQ_NEW(p->u, p->n * p->n));
-    for (int64_t i = 0; i < p->n * p->n; ++i) p->u[i] = (float)u[i];
 done:
-    free(u);
     return status;
 }
 
-/* M = D (H + damping)^-1 = (D U^T) U in sweep order, carried back to natural order. */
-static rq_status target_move(rq_prep *p, const double *d) {
+/* D in sweep order, for the terms of the device: p->t without rows of dead features; p->m with them, for W D is where the contribution
+ * of features that are dead only in the quantized stream enters. */
+static rq_status cross_terms(rq_prep *p, const double *d, bool needs_t, bool needs_m) {
     rq_status status = RQ_OK;
-    int64_t n = p->n;
-    float *dp = NULL, *du = NULL;
-    RQ_TRY(RQ_NEW(dp, n * n));
-    RQ_TRY(RQ_NEW(du, n * n));
-    RQ_TRY(RQ_NEW(p->m, n * n));
-    /* Rows of features that are dead only in the quantized stream stay: W D is where their contribution enters. */
-    gather_arg a = {p, d, dp, 1, 0, p->unit, 1, false};
-    rq_parallel_for(n, gather_d_row, &a);
-    rq_sgemm(RQ_N, RQ_T, n, n, n, 1, dp, n, p->u, n, 0, du, n);
-    rq_sgemm(RQ_N, RQ_N, n, n, n, 1, du, n, p->u, n, 0, dp, n);
-    for (int64_t r = 0; r < n; ++r) {
-        for (int64_t c = 0; c < n; ++c) p->m[p->perm[r] * n + p->perm[c]] = dp[r * n + c];
-    }
-done:
-    free(dp);
-    free(du);
-    return status;
-}
-
-static rq_status triangular_term(rq_prep *p, const double *d) {
-    rq_status status = RQ_OK;
-    int64_t n = p->n;
-    float *dp = NULL, *du = NULL;
-    RQ_TRY(RQ_NEW(dp, n * n));
-    RQ_TRY(RQ_NEW(du, n * n));
+    const rq_device_ops *row = rq_device_row(p->device);
+    void *own = rq_device_own(p->device);
+    float *dp = NULL;
+    RQ_TRY(RQ_NEW(dp, p->n * p->n));
     gather_arg a = {p, d, dp, 1, 0, p->unit, 1, true};
-    rq_parallel_for(n, gather_d_row, &a);
-    rq_sgemm_du(du, dp, p->u, n);
-    for (int64_t b = 0; b < p->n_span;
-         ++b) { /* columns of a vector are finished together: nothing is owed among them */
-        const rq_span *s = &p->span[b];
-        for (int64_t r = s->pos; r < s->pos + s->width; ++r)
-            memset(du + r * n + s->pos, 0, (size_t)s->width * sizeof *du);
+    if (needs_t) {
+        rq_parallel_for(p->n, gather_d_row, &a);
+        RQ_TRY(row->triangular_term(own, p, dp));
     }
-    rq_sgemm_tu(dp, du, p->u, n);
-    p->t = dp;
-    dp = NULL;
+    if (needs_m) {
+        a.zero_dead_rows = false;
+        rq_parallel_for(p->n, gather_d_row, &a);
+        RQ_TRY(row->target_move(own, p, dp));
+    }
 done:
     free(dp);
-    free(du);
     return status;
 }
 
 rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, const rq_quant_opt *o,
                      const char *label) {
+    return rq_prepare_on(p, NULL, h, d, n, o, label);
+}
+
+rq_status rq_prepare_on(rq_prep *p, const rq_device *device, const double *h, const double *d, int64_t n,
+                        const rq_quant_opt *o, const char *label) {
     rq_status status = RQ_OK;
     const rq_comp_row *row = rq_comp_get(o->comp);
     bool book = rq_round_is_book(o->round);
@@ -230,7 +207,7 @@ rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, co
     bool needs_t = row->propagates && (o->alpha != 0 || o->alpha2 != 0);
     bool needs_m = row->propagates && (o->rho != 0 || (refine && o->alpha != 0));
     double *hp = NULL;
-    *p = (rq_prep){.n = n, .unit = 1};
+    *p = (rq_prep){.n = n, .unit = 1, .device = device};
     RQ_TRY(rq_quant_check(o, n));
     if (needs_h && !h) RQ_FAIL(RQ_ERR_ARG, "%s: %s needs the Gram matrix H", label, row->name);
     if ((needs_t || needs_m) && !d) {
@@ -270,8 +247,7 @@ rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, co
 
     RQ_TRY(RQ_NEW(hp, n * n));
     RQ_TRY(factor(p, h, o, mean_diag, hp, label));
-    if (needs_t) RQ_TRY(triangular_term(p, d));
-    if (needs_m) RQ_TRY(target_move(p, d));
+    if (needs_t || needs_m) RQ_TRY(cross_terms(p, d, needs_t, needs_m));
     if (refine) {
         RQ_TRY(RQ_NEW(p->hd, n * n));
         bool stored_is_sweep = rq_groups_in_sweep_order(o, n) && o->act_order; /* never with a codebook */
@@ -284,11 +260,13 @@ rq_status rq_prepare(rq_prep *p, const double *h, const double *d, int64_t n, co
     }
 done:
     free(hp);
+    if (status == RQ_ERR_DEVICE || status == RQ_ERR_NOMEM) rq_fail_context(status, "%s", label);
     if (status != RQ_OK) rq_prep_free(p);
     return status;
 }
 
 void rq_prep_free(rq_prep *p) {
+    if (p->on_device) rq_device_row(p->device)->forget(rq_device_own(p->device), p);
     free(p->perm);
     free(p->dead);
     free(p->hdiag);

@@ -5,7 +5,7 @@
 #include "backend.h"
 #include "comp.h"
 #include "comp_book.h"
-#include "comp_sweep.h"
+#include "device.h"
 
 #include <jansson.h>
 
@@ -57,9 +57,8 @@ static rq_status check_weights(const float *w, int64_t n_out, int64_t n, const c
 
 /* out = w + factor * w M, in natural order (rq_prep.m). */
 static rq_status moved_target(float *out, const float *w, int64_t n_out, const rq_prep *p, double factor) {
-    memcpy(out, w, (size_t)(n_out * p->n) * sizeof *out);
-    rq_sgemm(RQ_N, RQ_N, n_out, p->n, p->n, (float)factor, w, p->n, p->m, p->n, 1, out, p->n);
-    return check_weights(out, n_out, p->n, "the moved target");
+    rq_status status = rq_device_row(p->device)->move(rq_device_own(p->device), out, w, n_out, p, factor);
+    return status == RQ_OK ? check_weights(out, n_out, p->n, "the moved target") : status;
 }
 
 /* dst[i][perm ? position of j : j] = src[i][j], dead features as zero. */
@@ -73,7 +72,7 @@ static void to_stored_order(float *dst, const float *src, int64_t n_out, const r
 }
 
 static rq_status refine(rq_quant_result *r, float *zero, float *step, const float *start, int64_t n_out, int64_t group,
-                        const rq_prep *p, const rq_quant_opt *o, bool sweep_order) {
+                        const rq_prep *p, const rq_quant_opt *o, bool sweep_order, const char *label) {
     rq_status status = RQ_OK;
     float *target = NULL, *moved = NULL;
     const float *goal = start; /* the exact target when rho moved it */
@@ -84,7 +83,8 @@ static rq_status refine(rq_quant_result *r, float *zero, float *step, const floa
         goal = moved;
     }
     to_stored_order(target, goal, n_out, p, sweep_order);
-    RQ_TRY(rq_refine_grid(r->codes, r->scale, zero, step, target, p->hd, n_out, p->n, group, o));
+    const rq_refine job = {r->codes, r->scale, zero, step, target, p->hd, n_out, p->n, group, o};
+    RQ_TRY(rq_device_row(p->device)->refine(rq_device_own(p->device), &job, p, label));
 done:
     free(target);
     free(moved);
@@ -167,9 +167,9 @@ static rq_status quantize_grid(rq_quant_result *r, const float *w, int64_t n_out
     const bool output = o->clip == RQ_CLIP_OUTPUT;
     rq_sweep sweep = {p, o, start, n_out, group, n_group, r->codes, r->scale, zero, step, r->q, dynamic, output};
     if (output) RQ_TRY(rq_clip_output(&sweep));
-    RQ_TRY(rq_sweep_run(&sweep));
+    RQ_TRY(rq_device_row(p->device)->sweep(rq_device_own(p->device), &sweep, label));
     bool sweep_order = dynamic && o->act_order;
-    if (p->hd) RQ_TRY(refine(r, zero, step, start, n_out, group, p, o, sweep_order));
+    if (p->hd) RQ_TRY(refine(r, zero, step, start, n_out, group, p, o, sweep_order, label));
     if (sweep_order) RQ_TRY(to_natural_order(r, p, n_out, group));
 
     if (step) {
@@ -204,7 +204,13 @@ rq_status rq_quantize_set(rq_quant_result *r, const rq_quant_matrix *m, int n_ma
     for (int i = 0; i < n_matrices; ++i) {
         if (m[i].n_out < 1) RQ_FAIL(RQ_ERR_ARG, "%s: %lld rows", m[i].name, (long long)m[i].n_out);
     }
-    if (rq_round_is_book(o->round)) RQ_TRY(rq_quantize_books(r, m, n_matrices, p, o));
+    if (rq_round_is_book(o->round)) {
+        if (rq_device_row(p->device) != &rq_device_cpu) {
+            rq_log(RQ_LOG_INFO, "%s: device %s has no sweep for %s: its codebook, sweep and refinement are the CPU's",
+                   m[0].name, p->device->ops->name, rq_round_name(o->round));
+        }
+        RQ_TRY(rq_quantize_books(r, m, n_matrices, p, o));
+    }
     for (int i = 0; i < n_matrices && !rq_round_is_book(o->round); ++i)
         RQ_TRY(quantize_grid(&r[i], m[i].w, m[i].n_out, p, o, m[i].name));
 done:

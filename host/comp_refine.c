@@ -332,10 +332,20 @@ done:
     free(b.solution);
 }
 
-rq_status rq_refine_grid(uint8_t *codes, float *scale, float *zero, float *step, const float *target, const float *hd,
-                         int64_t n_out, int64_t n, int64_t group, const rq_quant_opt *o) {
-    refine_shared s = {codes, scale, zero, step, target, hd, n_out, n, group, rq_ceil_div(n, group), step ? n : group,
-                       o,     0};
-    rq_parallel_for(rq_ceil_div(n_out, TILE), refine_tile, &s);
+rq_status rq_refine_grid(const rq_refine *r) {
+    refine_shared s = {r->codes,
+                       r->scale,
+                       r->zero,
+                       r->step,
+                       r->target,
+                       r->hd,
+                       r->n_out,
+                       r->n,
+                       r->group,
+                       rq_ceil_div(r->n, r->group),
+                       r->step ? r->n : r->group,
+                       r->opt,
+                       0};
+    rq_parallel_for(rq_ceil_div(r->n_out, TILE), refine_tile, &s);
     return s.failed ? rq_fail(RQ_ERR_NOMEM, "out of memory in the refinement") : RQ_OK;
 }

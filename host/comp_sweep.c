@@ -73,12 +73,15 @@ static void scratch_free(sweep_scratch *b) {
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
 }
 
-/* Weights of the clip search for n_cols stored columns from col: diag H or ones. */
-static const float *clip_weights(const rq_sweep *s, sweep_scratch *b, int64_t col, int64_t n_cols, bool sweep_order) {
+void rq_sweep_clip_weights(const rq_sweep *s, float *weight, int64_t col, int64_t n_cols, bool sweep_order) {
     for (int64_t j = 0; j < n_cols; ++j) {
         int64_t natural = sweep_order ? s->prep->perm[col + j] : col + j;
-        b->weight[j] = s->opt->clip_weights == RQ_CLIP_HDIAG && s->prep->hdiag ? s->prep->hdiag[natural] : 1.0f;
+        weight[j] = s->opt->clip_weights == RQ_CLIP_HDIAG && s->prep->hdiag ? s->prep->hdiag[natural] : 1.0f;
     }
+}
+
+static const float *clip_weights(const rq_sweep *s, sweep_scratch *b, int64_t col, int64_t n_cols, bool sweep_order) {
+    rq_sweep_clip_weights(s, b->weight, col, n_cols, sweep_order);
     return b->weight;
 }
 
@@ -167,9 +170,7 @@ static void sweep_block(const sweep_shared *sh, sweep_scratch *b, int64_t c0, in
     }
 }
 
-/* End of the block that starts at c0. Dynamic groups begin at block starts (and a block never spans two of them), so that a
- * group's scale never rests on columns that miss the updates of the open block. */
-static int64_t block_end(const rq_sweep *s, int64_t block, int64_t c0) {
+int64_t rq_sweep_block_end(const rq_sweep *s, int64_t block, int64_t c0) {
     int64_t end = c0 + block;
     if (s->groups_in_sweep_order) end = rq_min_i64(end, (c0 / s->group + 1) * s->group);
     return rq_min_i64(end, s->prep->n);
@@ -195,7 +196,7 @@ static void sweep_tile(void *arg, int64_t tile) {
         }
     }
     for (int64_t c0 = 0, c1; c0 < n; c0 = c1) {
-        c1 = block_end(s, sh->block, c0);
+        c1 = rq_sweep_block_end(s, sh->block, c0);
         int64_t width = c1 - c0;
         for (int64_t i = 0; p->u && i < width; ++i) {
             memcpy(b.ut + i * width, p->u + (c0 + i) * n + c0, (size_t)width * sizeof(float));
@@ -212,11 +213,30 @@ done:
     scratch_free(&b);
 }
 
+bool rq_sweep_allw(const rq_quant_opt *o) {
+    return o->update == RQ_UPDATE_ALLW || (o->update == RQ_UPDATE_AUTO && o->comp == RQ_COMP_RESCOMP && o->bits > 2);
+}
+
 rq_status rq_sweep_run(const rq_sweep *s) {
-    sweep_shared sh = {.s = s, .a1 = s->opt->alpha, .a2 = s->opt->alpha2};
+    sweep_shared sh = {.s = s, .a1 = s->opt->alpha, .a2 = s->opt->alpha2, .allw = rq_sweep_allw(s->opt)};
     sh.block = rq_min_i64(s->opt->block, s->prep->n);
-    sh.allw = s->opt->update == RQ_UPDATE_ALLW ||
-              (s->opt->update == RQ_UPDATE_AUTO && s->opt->comp == RQ_COMP_RESCOMP && s->opt->bits > 2);
     rq_parallel_for(rq_ceil_div(s->n_out, TILE), sweep_tile, &sh);
     return sh.failed ? rq_fail(RQ_ERR_NOMEM, "out of memory in the column sweep") : RQ_OK;
+}
+
+static void groups_tile(void *arg, int64_t tile) {
+    sweep_shared *sh = arg;
+    int64_t row0 = tile * TILE;
+    sweep_scratch b;
+    if (scratch_new(&b, sh->s->prep->n, 1, false))
+        static_groups(sh->s, &b, row0, rq_min_i64(TILE, sh->s->n_out - row0));
+    else
+        sh->failed = 1;
+    scratch_free(&b);
+}
+
+rq_status rq_sweep_find_groups(const rq_sweep *s) {
+    sweep_shared sh = {.s = s};
+    rq_parallel_for(rq_ceil_div(s->n_out, TILE), groups_tile, &sh);
+    return sh.failed ? rq_fail(RQ_ERR_NOMEM, "out of memory for the scales of groups") : RQ_OK;
 }

@@ -13,7 +13,7 @@ typedef struct rq_sweep {
     uint8_t *codes;             /* [n_out][n] stored order */
     float *scale, *zero;        /* [n_out][n_group] stored-order groups */
     float *step;                /* the same for a rounder with find_row(), otherwise NULL */
-    float *q;                   /* [n_out][n] stored order */
+    float *q;                   /* [n_out][n] stored order; only the CPU fills it */
     bool groups_in_sweep_order; /* dynamic groups are cut in sweep order and found as the sweep reaches them */
     bool found;                 /* scale, zero and step are there already */
 } rq_sweep;
@@ -22,5 +22,17 @@ typedef struct rq_sweep {
 rq_status rq_clip_output(const rq_sweep *s);
 
 rq_status rq_sweep_run(const rq_sweep *s);
+
+/* ---- pieces, for sweeps on other devices ---- */
+
+/* End of the block of at most `block` columns that starts at c0. Dynamic groups begin at block starts (and a block never spans two of them),
+ * so that a group's scale never rests on columns that miss the updates of the open block. */
+int64_t rq_sweep_block_end(const rq_sweep *s, int64_t block, int64_t c0);
+/* Whether the trailing update takes A as w clamped to the grid rather than as q. */
+bool rq_sweep_allw(const rq_quant_opt *o);
+/* Weights of the clip search for n_cols stored columns from col: diag H or ones. */
+void rq_sweep_clip_weights(const rq_sweep *s, float *weight, int64_t col, int64_t n_cols, bool sweep_order);
+/* Scales and zero points (and steps) of all rows, where groups are found before the sweep. */
+rq_status rq_sweep_find_groups(const rq_sweep *s);
 
 #endif

@@ -38,7 +38,7 @@ static int check_output(int code) {
     return code == EXIT_OK ? EXIT_FAILED : code;
 }
 
-int main(int argc, char **argv) {
+static int run(int argc, char **argv) {
     if (argc < 2) {
         help(stderr);
         return EXIT_USAGE;
@@ -59,4 +59,11 @@ int main(int argc, char **argv) {
     }
     fprintf(stderr, "requite: no command '%s'; `requite --help` lists them\n", argv[1]);
     return EXIT_USAGE;
+}
+
+int main(int argc, char **argv) {
+    if (!cmd_ranks_start(&argc, &argv)) return EXIT_FAILED;
+    int code = run(argc, argv);
+    cmd_ranks_end(code);
+    return code;
 }

@@ -9,6 +9,7 @@
 #include <xxhash.h>
 
 #include "backend.h"
+#include "device.h"
 #include "quantize.h"
 
 /* ---- plan ---- */
@@ -140,13 +141,45 @@ double rq_plan_bits(const rq_matrix_plan *p, int n_set) {
     return bits + book / n_set + (double)o->outliers * (8.0 * (double)p->n_out + 64);
 }
 
+double rq_plan_flops(const rq_matrix_plan *p) {
+    const double square = (double)p->n_out * (double)p->n_in * (double)p->n_in;
+    return (4.0 + (p->opt.clip == RQ_CLIP_OUTPUT ? 2.0 * p->opt.clip_steps : 0)) * square;
+}
+
+/* Work on the matrices of all blocks by the rank that has most of it, sets being dealt out as quantize_sets does. */
+static double busiest_flops(const rq_quantizer *z, int n_ranks) {
+    double total = 0;
+    for (int64_t layer = 0; layer < z->model->cfg.n_layer; ++layer) {
+        for (int st = 0; st < RQ_N_STAGES; ++st) {
+            double round = 0;
+            int n_sets = 0;
+            for (int lead = rq_stage_first[st]; lead < rq_stage_first[st + 1]; ++lead) {
+                const rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS];
+                double set = 0;
+                for (int m = lead; m < rq_stage_first[st + 1]; ++m) {
+                    if (p[m].quantized && p[m].lead == lead) set += rq_plan_flops(&p[m]);
+                }
+                if (set == 0) continue;
+                if (n_sets++ % n_ranks == 0) { /* a round ends when its longest set does */
+                    total += round;
+                    round = 0;
+                }
+                round = set > round ? set : round;
+            }
+            total += round;
+        }
+    }
+    return total;
+}
+
 static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
     const rq_config *c = &z->model->cfg;
     const rq_quantize_job *job = z->job;
     int64_t qd = c->n_head * c->head_dim, kd = c->n_kv_head * c->head_dim;
     int64_t widest = rq_max_i64(rq_max_i64(c->d_model, c->d_ff), qd), block_weights = 0, tallest = 0;
     double tokens = (double)(job->samples.n_samples * job->samples.seq_len), bits = 0;
-    bool cross = false, refine = false;
+    bool cross = false, refine = false, output = false;
+    r->n_ranks = job->dry_run && job->dry_ranks ? job->dry_ranks : rq_n_ranks(job->ranks);
     for (int64_t i = 0; i < c->n_layer * RQ_N_LINEARS; ++i) {
         const rq_matrix_plan *p = &z->plan[i];
         int64_t n = p->n_out * p->n_in;
@@ -157,29 +190,34 @@ static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
         r->n_weights += n;
         cross |= rq_quant_wants_cross(&p->opt);
         refine |= p->opt.cd_sweeps > 0 || p->opt.refit > 0;
+        output |= p->opt.clip == RQ_CLIP_OUTPUT;
         bits += rq_plan_bits(p, z->plan[i / RQ_N_LINEARS * RQ_N_LINEARS + p->lead].n_set);
-        r->flops += 4.0 * (double)n * (double)p->n_in;
+        r->flops += rq_plan_flops(p);
     }
     r->bpw = r->n_weights ? bits / (double)r->n_weights : 0;
     if (job->bpw > 0) { /* the plan's own settings are only the start */
         int n_bank = 0;
         while (rq_bank_setting(job, n_bank)) ++n_bank;
         r->flops *= 1 + n_bank;
+        r->flops_rank = (double)n_bank * r->flops / (1 + n_bank); /* every rank measures all settings */
         r->bpw = job->bpw;
     }
+    r->flops_rank += busiest_flops(z, r->n_ranks);
     bool forward = rq_plan_needs_calibration(z);
     for (int stage = 0; (forward || job->factors != RQ_FACTORS_NONE) && stage <= 4; ++stage) {
         double width = stage == 1 ? (double)qd : stage == 3 ? (double)c->d_ff : (double)c->d_model;
         const int passes = (!forward ? 0 : cross ? 2 : 1) + (job->factors != RQ_FACTORS_NONE);
         double per_token = rq_stage_flops(c, stage, job->samples.seq_len) * passes;
         if (forward && stage < 4) per_token += width * width * (cross ? 3 : 1);
-        r->flops += per_token * tokens * (double)(stage == 4 ? c->n_layer - 1 : c->n_layer);
+        double stage_flops = per_token * tokens * (double)(stage == 4 ? c->n_layer - 1 : c->n_layer);
+        r->flops += stage_flops;
+        r->flops_rank += stage_flops / r->n_ranks;
     }
     /* Two streams of one block in fp32, Gram matrices in fp64, factors and terms in fp32 (and one fp64 scratch), one chunk of
      * activations, the sweep's copies of the largest matrix. */
     int64_t chunk = rq_max_i64(job->samples.seq_len, 2048);
     r->ram_bytes = 8 * block_weights + 8 * widest * widest * (cross ? 2 : 1) +
-                   widest * widest * (16 + 4 * (cross ? 4 : 1) + (refine ? 4 : 0)) +
+                   widest * widest * (16 + 4 * (cross ? 4 : 1) + (refine ? 4 : 0) + (output ? 4 : 0)) +
                    4 * chunk * (3 * c->d_model + 2 * qd + 2 * kd + 2 * c->d_ff + 3 * widest) + 24 * tallest +
                    (64LL << 20);
     r->spill_bytes = (int64_t)(tokens * 4) * (c->d_model + qd + c->d_ff) * (cross ? 2 : 1);
@@ -236,12 +274,16 @@ static rq_status fingerprint(const rq_quantizer *z, char text[40]) {
                  (long long)job->samples.seq_len, (long long)job->skip_tokens, job->rotate ? job->rotate : "none",
                  (unsigned long long)job->seed, rq_token_weights_name(job->token_weights), job->token_min);
     XXH3_128bits_update(state, line, (size_t)used);
-    used = snprintf(line, sizeof line, "%.17g/%d/%d/%d/%d/%.17g/%.17g", job->bpw, (int)job->bpw_loss, job->hadamard[0],
-                    job->hadamard[1], (int)job->factors, job->factor_a, job->factor_b);
+    used =
+        snprintf(line, sizeof line, "%.17g/%d/%d/%d/%d/%.17g/%.17g/%u", job->bpw, (int)job->bpw_loss, job->hadamard[0],
+                 job->hadamard[1], (int)job->factors, job->factor_a, job->factor_b, job->factor_stages);
     XXH3_128bits_update(state, line, (size_t)used);
     for (int i = 0; job->bpw > 0 && rq_bank_setting(job, i); ++i) {
         XXH3_128bits_update(state, rq_bank_setting(job, i), strlen(rq_bank_setting(job, i)) + 1);
     }
+    /* Another device's codes may differ where a weight lies on an edge. */
+    if (z->device && z->device->ops != &rq_device_cpu)
+        XXH3_128bits_update(state, z->device->ops->name, strlen(z->device->ops->name));
     XXH128_hash_t h = XXH3_128bits_digest(state);
     snprintf(text, 40, "%016llx%016llx\n", (unsigned long long)h.high64, (unsigned long long)h.low64);
 done:
@@ -272,13 +314,12 @@ static bool folder_is_used(const char *path) {
     return used;
 }
 
-static rq_status open_work_dir(rq_quantizer *z) {
+static rq_status open_first_work_dir(rq_quantizer *z, const char *now) {
     rq_status status = RQ_OK;
     const rq_quantize_job *job = z->job;
-    char now[40], *path = rq_path_join(z->work_dir, "fingerprint"), *before = NULL;
+    char *path = rq_path_join(z->work_dir, "fingerprint"), *before = NULL;
     int64_t n;
     if (!path) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
-    RQ_TRY(fingerprint(z, now));
     bool there = access(path, F_OK) == 0;
     if (there && job->resume) {
         RQ_TRY(rq_read_file(path, 4096, &before, &n));
@@ -304,6 +345,32 @@ static rq_status open_work_dir(rq_quantizer *z) {
 done:
     free(before);
     free(path);
+    return status;
+}
+
+/* That of rank 0 first; the others put their activations beside it, or where it would be. All must have the same work. */
+static rq_status open_work_dir(rq_quantizer *z) {
+    rq_status status = RQ_OK;
+    const rq_ranks *ranks = z->job->ranks;
+    char own[40] = {0}, first[40];
+    RQ_TRY(fingerprint(z, own));
+    memcpy(first, own, sizeof first);
+    if (rq_rank(ranks) == 0) RQ_TRY(open_first_work_dir(z, own));
+    RQ_TRY(rq_ranks_bcast(ranks, first, sizeof first, 0));
+    if (strcmp(own, first) != 0)
+        RQ_FAIL(RQ_ERR_ARG, "rank %d has other weights, calibration or options than rank 0", rq_rank(ranks));
+    if (rq_rank(ranks) > 0 && mkdir(z->work_dir, 0777) != 0 && errno != EEXIST)
+        RQ_FAIL(RQ_ERR_IO, "cannot make the folder %s: %s", z->work_dir, strerror(errno));
+done:
+    return status;
+}
+
+/* Rank 0 writes; nobody goes on before it has. */
+static rq_status write_output(const rq_quantizer *z, rq_quantize_report *report) {
+    rq_status status = RQ_OK;
+    if (rq_rank(z->job->ranks) == 0) RQ_TRY(rq_write_output(z, report));
+    RQ_TRY(rq_ranks_bcast(z->job->ranks, report, sizeof *report, 0));
+done:
     return status;
 }
 
@@ -345,7 +412,12 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
         RQ_FAIL(RQ_ERR_ARG, "token-min is %g: above 0 and at most 1 is wanted", job->token_min);
     }
     RQ_TRY(rq_backend_init());
-    if (!job->dry_run) RQ_TRY(check_out(job));
+    if (job->device) RQ_TRY(rq_device_check(job->device));
+    if (job->device && strcmp(job->device, "cpu") != 0 && rq_n_ranks(job->ranks) > 1) {
+        RQ_FAIL(RQ_ERR_UNSUPPORTED, "--device %s with %d ranks: several ranks quantize on the CPU", job->device,
+                rq_n_ranks(job->ranks));
+    }
+    if (!job->dry_run && rq_rank(job->ranks) == 0) RQ_TRY(check_out(job));
     RQ_TRY(rq_model_open(&z.model, job->model_path));
     own = z.model->rotation;
     if (own) RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s is a rotated model: quantize starts from the original", job->model_path);
@@ -373,12 +445,13 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
                 (double)report->ram_bytes / 1048576, (double)job->max_ram_bytes / 1048576);
     }
     if (job->dry_run) goto done;
+    if (job->device) RQ_TRY(rq_device_open(&z.device, job->device));
     if (asprintf(&z.work_dir, "%s.partial", job->out_path) < 0) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(open_work_dir(&z));
     if (job->bpw > 0) RQ_TRY(rq_plan_allocate(&z));
     RQ_TRY(rq_plan_factors(&z));
     RQ_TRY(rq_quantize_blocks(&z));
-    RQ_TRY(rq_write_output(&z, report));
+    RQ_TRY(write_output(&z, report));
     remove_folder(z.work_dir);
     report->n_resumed = z.n_resumed;
     report->seconds = rq_seconds() - started;
@@ -389,6 +462,7 @@ done:
     rq_rotation_free(z.head_rotation);
     rq_inputs_free(&z);
     rq_model_close(z.model);
+    rq_device_close(z.device);
     free(z.plan);
     free(z.allocation);
     free(z.work_dir);

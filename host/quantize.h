@@ -7,6 +7,7 @@
 #include "calib_tokens.h"
 #include "comp.h"
 #include "llama.h"
+#include "ranks.h"
 
 /* Called often; true asks to stop: the matrix at hand is finished and kept, and the call returns RQ_ERR_CANCELLED. */
 typedef bool (*rq_progress_fn)(void *user, double done_frac, const char *text);
@@ -59,6 +60,8 @@ typedef struct rq_quantize_job {
     int hadamard[2];    /* full: order of the Hadamard matrix at the inputs of o and of down; 0: chosen, -1: none */
     rq_factors factors; /* of the columns of inputs (docs/methods.md, "Column factors") */
     double factor_a, factor_b;
+    const char *device;      /* "cpu" (as NULL), "cuda" or "cuda:N" */
+    unsigned factor_stages;  /* bit s: stage s has them; 0: all have */
     double bpw;              /* above 0: one of the bank's settings for each matrix, so many bits a weight in all */
     const char *const *bank; /* "key=value,key=value" each; without one: that of the rounder */
     int n_bank;
@@ -66,6 +69,9 @@ typedef struct rq_quantize_job {
     uint64_t seed;
     int64_t max_ram_bytes; /* 0: no limit */
     bool resume, force, dry_run;
+    int dry_ranks; /* dry_run: as if there were so many; 0: as many as there are */
+    const rq_ranks
+        *ranks; /* NULL: one process does it all. Of several, each needs model_path; out_path is rank 0's to write */
     const char *options_json; /* the command's resolved options, for report.json and the fingerprint */
     rq_progress_fn progress;
     void *user;
@@ -76,6 +82,8 @@ typedef struct rq_quantize_report {
     double bpw;
     int64_t out_bytes, ram_bytes, spill_bytes;
     double flops, seconds;
+    int n_ranks;
+    double flops_rank; /* of the rank that has most: a share of the tokens and of H, and whole sets of each stage */
     int64_t n_resumed; /* matrices taken from an interrupted run */
 } rq_quantize_report;
 
@@ -103,6 +111,7 @@ extern const int rq_stage_first[RQ_N_STAGES + 1];
 
 typedef struct rq_quantizer {
     const rq_quantize_job *job;
+    rq_device *device; /* NULL: the CPU */
     rq_model *model;
     rq_rotation *rotation, *head_rotation; /* NULL unless rotated; the model's own pointer is set to the first */
     rq_rotation *online[2];                /* Hadamard matrices at the inputs of o and down, or NULL; for weights ... */
@@ -121,6 +130,9 @@ rq_status rq_rotated_matrix(const rq_quantizer *z, int64_t layer, int which, flo
 rq_status rq_rotated_bias(const rq_quantizer *z, int64_t layer, int which, float *bias);
 /* The gains of a block's norms in the basis that is quantized, with the column factors of the matrices behind them. Either may be NULL. */
 void rq_block_gains(const rq_quantizer *z, int64_t layer, float *norm1, float *norm2);
+
+/* Work for one matrix once its H is there. */
+double rq_plan_flops(const rq_matrix_plan *p);
 
 /* Whether anything in the plan needs calibration. */
 bool rq_plan_needs_calibration(const rq_quantizer *z);

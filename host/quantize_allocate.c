@@ -206,7 +206,7 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const rq_gat
             o.cd_sweeps = o.refit = o.sign_steps = 0;
             if (!prepared) {
                 rq_prep_free(&prep);
-                RQ_TRY(rq_prepare(&prep, h, NULL, p->n_in, &o, p->name));
+                RQ_TRY(rq_prepare_on(&prep, g->z->device, h, NULL, p->n_in, &o, p->name));
                 prepared = true;
             }
             count_bits(g, i, s, &o, &prep);
@@ -215,7 +215,9 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const rq_gat
             snprintf(text, sizeof text, "measuring %s: %s", g->setting[s], p->name);
             double n = (double)p->n_in, flops = 0;
             for (int k = 0; k < g->units[i].n; ++k) flops += 4.0 * (double)plan_of(g, &g->units[i], k)->n_out * n * n;
-            if (rq_quantizer_progress(g->z, flops, text)) {
+            bool stop = rq_quantizer_progress(g->z, flops, text);
+            RQ_TRY(rq_ranks_any(g->z->job->ranks, &stop));
+            if (stop) {
                 RQ_FAIL(RQ_ERR_CANCELLED, "stopped while measuring %s; nothing is kept of that", p->name);
             }
         }
@@ -276,7 +278,7 @@ static rq_status measure_and_choose(measure *g, const char *path) {
     j = to_json(g, &r);
     z->allocation = j ? json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     if (!z->allocation) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
-    RQ_TRY(rq_write_file(path, z->allocation, (int64_t)strlen(z->allocation)));
+    if (rq_rank(z->job->ranks) == 0) RQ_TRY(rq_write_file(path, z->allocation, (int64_t)strlen(z->allocation)));
 done:
     json_decref(j);
     return status;
@@ -307,10 +309,12 @@ done:
 rq_status rq_plan_allocate(rq_quantizer *z) {
     rq_status status = RQ_OK;
     measure g = {.z = z};
+    bool found;
     char *path = rq_path_join(z->work_dir, "allocation.json");
     if (!path) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(make_units(&g));
-    if (access(path, F_OK) == 0) {
+    RQ_TRY(rq_ranks_file_from_first(z->job->ranks, path, &found));
+    if (found) {
         RQ_TRY(load_choice(&g, path));
     } else {
         RQ_TRY(measure_and_choose(&g, path));

@@ -82,6 +82,10 @@ done:
     return status;
 }
 
+static bool has_factors(const rq_quantize_job *job, int stage) {
+    return job->factor_stages == 0 || job->factor_stages >> stage & 1;
+}
+
 rq_status rq_plan_inputs(rq_quantizer *z) {
     rq_status status = RQ_OK;
     const rq_quantize_job *job = z->job;
@@ -101,7 +105,8 @@ rq_status rq_plan_inputs(rq_quantizer *z) {
             RQ_FAIL(RQ_ERR_ARG, "--%s: %s is quantized by %s; column factors are for --round w4a8",
                     job->factors == RQ_FACTORS_SMOOTH ? "smooth" : "cross", p->name, round_of(p));
         }
-        p->wants_in_scale = p->quantized && (i % RQ_N_LINEARS == RQ_O || i % RQ_N_LINEARS == RQ_DOWN);
+        p->wants_in_scale = p->quantized && ((i % RQ_N_LINEARS == RQ_O && has_factors(job, 1)) ||
+                                             (i % RQ_N_LINEARS == RQ_DOWN && has_factors(job, 3)));
     }
     if (factors && job->samples.n_samples == 0)
         RQ_FAIL(RQ_ERR_ARG, "column factors are measured on calibration text: give --calib FILE");
@@ -195,7 +200,7 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const rq_gat
     double mean = 0;
     int64_t alive = 0;
     weight_max(g, layer, stage, w);
-    for (int64_t j = 0; j < n; ++j) {
+    for (int64_t j = 0; j < n && has_factors(job, stage); ++j) {
         const double c = (double)of->max[j], most = (double)g->weight[j];
         g->log_f[j] = NAN;
         if (!isfinite(c)) {
@@ -209,7 +214,7 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const rq_gat
         ++alive;
     }
     for (int64_t j = 0; j < n; ++j) {
-        const double v = alive ? g->log_f[j] - mean / (double)alive : 0, most = log(1e5);
+        const double v = alive ? g->log_f[j] - mean / (double)alive : NAN, most = log(1e5);
         f[j] = isnan(v) ? 1.0f : (float)exp(v < -most ? -most : v > most ? most : v);
     }
     return RQ_OK;
@@ -235,13 +240,15 @@ rq_status rq_plan_factors(rq_quantizer *z) {
     const rq_config *c = &z->model->cfg;
     const int64_t widest = rq_max_i64(rq_max_i64(c->d_ff, c->d_model), c->n_head * c->head_dim);
     measure g = {.z = z};
+    bool found;
     char *path = rq_path_join(z->work_dir, "factors.safetensors");
     if (z->job->factors == RQ_FACTORS_NONE) goto done;
     if (!path) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(RQ_NEW(g.factors, c->n_layer * layer_width(c)));
     RQ_TRY(RQ_NEW(g.log_f, widest));
     RQ_TRY(RQ_NEW(g.weight, widest));
-    if (access(path, F_OK) == 0) {
+    RQ_TRY(rq_ranks_file_from_first(z->job->ranks, path, &found));
+    if (found) {
         RQ_TRY(load_factors(z, g.factors, path));
     } else {
         RQ_TRY(rq_calibrate_stages(z, RQ_GATHER_MAX, measure_stage, &g));
@@ -249,7 +256,7 @@ rq_status rq_plan_factors(rq_quantizer *z) {
             .name = "factors", .dtype = RQ_F32, .rank = 2, .fill = rq_fill_from_memory, .arg = g.factors};
         t.shape[0] = c->n_layer;
         t.shape[1] = layer_width(c);
-        RQ_TRY(rq_safetensors_write(path, &t, 1, NULL, 0));
+        if (rq_rank(z->job->ranks) == 0) RQ_TRY(rq_safetensors_write(path, &t, 1, NULL, 0));
     }
     z->factors = g.factors;
     g.factors = NULL;

@@ -3,10 +3,10 @@
 
   leaf headers (rq_base.h, ops.h, fmt_*.h)   the C library and each other
   public headers (rq.h and what it includes) installed headers only
-  host/                                      host/; only backend_cuda.c and kernels.c also cuda/rq_cuda.h
+  host/                                      host/; only backend_cuda*.c and kernels.c also cuda/rq_cuda*.h
   the library (host/ but main.c, cmd_*)      not cmd.h
   cuda/                                      cuda/, the leaf headers, kernels.def
-  tests/, bench/, python/                    their own folder, host/ and cuda/rq_cuda.h
+  tests/, bench/, python/                    their own folder, host/ and cuda/rq_cuda*.h
 """
 import os
 import re
@@ -51,8 +51,8 @@ def main():
             bad = None
             if folder == "host":
                 if to_folder == "cuda":
-                    if name not in ("backend_cuda.c", "kernels.c") or to_name != "rq_cuda.h":
-                        bad = "only backend_cuda.c and kernels.c include of cuda/, and only rq_cuda.h"
+                    if not re.match(r"(backend_cuda\w*|kernels)\.[ch]$", name) or not re.match(r"rq_cuda\w*\.h$", to_name):
+                        bad = "only backend_cuda*.c and kernels.c include of cuda/, and only rq_cuda*.h"
                 elif to_folder != "host":
                     bad = "host/ includes host/ only"
                 elif is_leaf(name) and not is_leaf(to_name):
@@ -66,8 +66,8 @@ def main():
                     bad = "cuda/ includes of host/ only the leaf headers and kernels.def"
                 elif to_folder not in ("cuda", "host"):
                     bad = "cuda/ includes cuda/ and the leaf headers"
-            elif to_folder not in (folder, "host") and target != "cuda/rq_cuda.h":
-                bad = f"{folder}/ includes its own folder, host/ and cuda/rq_cuda.h"
+            elif to_folder not in (folder, "host") and not re.match(r"cuda/rq_cuda\w*\.h$", target):
+                bad = f"{folder}/ includes its own folder, host/ and cuda/rq_cuda*.h"
             if bad:
                 findings.append(f'{path}: "{quoted}": {bad}')
 

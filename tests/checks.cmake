@@ -29,3 +29,9 @@ if(NOT RQ_FUZZ)
            ${CMAKE_CURRENT_SOURCE_DIR})
   set_tests_properties(test_command PROPERTIES TIMEOUT 900 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
 endif()
+# Several processes on one model.
+if(NOT RQ_FUZZ AND MPI_C_FOUND AND RQ_MPI)
+  add_test(NAME test_ranks COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_ranks.py $<TARGET_FILE:requite>
+           ${CMAKE_CURRENT_SOURCE_DIR} ${MPIEXEC_EXECUTABLE})
+  set_tests_properties(test_ranks PROPERTIES TIMEOUT 1200 SKIP_RETURN_CODE 77 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+endif()

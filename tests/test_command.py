@@ -274,7 +274,7 @@ def test_w4a8_inputs():
     """Full rotation and column factors from quantize to eval and generate: sizes to the bit, resume, threads, what inspect says, refusals."""
     calib, text = ids_file("in.safetensors", 8, 64), ids_file("int.safetensors", 2, 64, seed=2)
     base = ["--round", "w4a8", "--group", 32, "--calib", calib]
-    for name, options, orders in (("full", ["--rotate", "full", "--comp", "gptq"], (64, 96)), ("cross", ["--rotate", "full", "--hadamard", "0,48", "--cross", ".85", "--comp", "rescomp"], (0, 48)),
+    for name, options, orders in (("full", ["--rotate", "full", "--comp", "gptq"], (64, 96)), ("cross", ["--rotate", "full", "--hadamard", "0,48", "--cross", ".85", "--factors-at", "gateup,down", "--comp", "rescomp"], (0, 48)),
                                   ("smooth", ["--rotate", "none", "--smooth", ".3,.7", "--comp", "rtn", "--skip", r"0\..*(v|down)_proj"], (0, 0))):
         out, words = path("in-" + name), [*base, *options]
         dry = run_json("quantize", tiny("linear"), out, *words, "--dry-run")
@@ -283,7 +283,7 @@ def test_w4a8_inputs():
             assert abs(q["bpw"] - dry["bpw"]) < 1e-6, (q["bpw"], dry["bpw"])
         i = {t["name"].split(".", 2)[2]: t for t in run_json("inspect", out)["tensors"] if "format" in t}
         assert (i["1.self_attn.o_proj"]["hadamard"], i["1.mlp.down_proj"]["hadamard"]) == orders and i["1.mlp.up_proj"]["hadamard"] == 0
-        assert i["1.mlp.down_proj"]["in_scale"] == i["1.self_attn.o_proj"]["in_scale"] == (name != "full") and not i["1.mlp.up_proj"]["in_scale"]
+        assert i["1.mlp.down_proj"]["in_scale"] == (name != "full") and i["1.self_attn.o_proj"]["in_scale"] == (name == "smooth") and not i["1.mlp.up_proj"]["in_scale"]
         log = {l["name"].split(".", 2)[2]: l for l in map(json.loads, open(os.path.join(out, "quantize_log.jsonl")))}
         assert all((l["hadamard"], l["in_scale"]) == (i[k]["hadamard"], i[k]["in_scale"]) for k, l in log.items()) and len(log) == len(i)
         e = run_json("eval", out, "--text", text, "--ref", tiny("linear"), "--threads", 1)
@@ -313,7 +313,7 @@ def test_w4a8_inputs():
     run("quantize", tiny(), path("in-whole"), *words, "--progress", "none")
     assert digest(path("in-cut")) == digest(path("in-whole"))
     for bad, word in ((["--hadamard", "20", "--rotate", "full"], "divide"), (["--hadamard", "16"], "full"), (["--hadamard", "x", "--rotate", "full"], "order"),
-                      (["--smooth", "0.5", "--cross", "0.5"], "one of them"), (["--smooth", "2"], "0..1"), (["--cross", "0.1,0.2"], "number"), (["--smooth", "a"], "A or"),
+                      (["--smooth", "0.5", "--cross", "0.5"], "one of them"), (["--smooth", "2"], "0..1"), (["--cross", "0.1,0.2"], "number"), (["--smooth", "a"], "A or"), (["--smooth", ".5", "--factors-at", "o,up"], "gateup"), (["--factors-at", "o"], "--smooth"),
                       (["--rotate", "full", "--bpw", "4"], "--bpw"), (["--rotate", "full", "--override", "down:round=grid,bits=4,group=32"], "down_proj"),
                       (["--smooth", "0.5", "--override", "k_proj:round=grid,bits=4,group=32"], "k_proj")):
         said = sentence(run("quantize", tiny(), path("in-bad"), *base, *bad, code=2))
@@ -611,9 +611,11 @@ def test_bad_calibration():
         assert not os.path.exists(path("o")) and not os.path.exists(path("o.partial")), name
     sentence(quantize(model, path("o"), "--comp", "gptq", code=2))  # none given
     assert "larger than the row" in sentence(quantize(model, path("o"), "--calib", good, "--group", 4096, code=2))
-    for flags in (["--bits", "5"], ["--damp", "-1"], ["--comp", "magic"], ["--device", "cuda"], ["--rotate", "sideways"], ["--threads", "0"],
+    for flags in (["--bits", "5"], ["--damp", "-1"], ["--comp", "magic"], ["--device", "tpu"], ["--device", "cuda:x"], ["--rotate", "sideways"], ["--threads", "0"],
                   ["--preset", "worst"], ["--preset", "vptq", "--round", "ssvq"], ["--shrink", "2"], ["--bits", "three"]):
         sentence(quantize(model, path("o"), "--calib", good, *flags, code=2))
+    # No such backend in this program, or no such GPU in this machine.
+    assert "CUDA" in sentence(quantize(model, path("o"), "--calib", good, "--device", "cuda:99", code=1))
     assert not os.path.exists(path("o")) and not os.path.exists(path("o.partial"))
 
 

@@ -59,6 +59,8 @@ loadable libopenblas.so.0 libopenblas0
 if [ "$what" = check ]; then
     tool python3 python3
     tool git git
+    tool mpirun openmpi-bin
+    tool mpicc libopenmpi-dev
     tool clang clang
     tool clang-format clang-format
     tool clang-tidy clang-tidy

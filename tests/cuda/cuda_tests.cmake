@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# The CUDA tests. A new *.cu, ptx_*.c or rt_*.c of this folder is a program of its own, built from the same source
+# The CUDA tests. A new *.cu, ptx_*.c, rt_*.c or comp*.c of this folder is a program of its own, built from the same source
 #   bin/sim/NAME  for the simulator (RQ_GPUSIM): nvcc's PTX, with tests/gpusim in the place of the CUDA runtime; label gpusim
 #   bin/gpu/NAME  for a GPU (RQ_CUDA): machine code, the static CUDA runtime; label gpu, skipped where no GPU is
 # bad_*.cu are wrong on purpose: built for the simulator alone, and run by test_bad.py. A source whose head comment says
-# "Targets: sm_80 sm_90a" gets machine code for both; without such a line, sm_90a. "Libraries: cublas cublasLt cusolver nccl requite"
-# links those, or what the simulator has in their place (requite: the kernels of cuda/); where one is missing, the program is
+# "Targets: sm_80 sm_90a" gets machine code for both; without such a line, sm_90a. "Libraries: cublas cublasLt cusolver nccl requite quantizer"
+# links those, or what the simulator has in their place (requite: the kernels of cuda/; quantizer: the library with host/backend_cuda*.c); where one is missing, the program is
 # not built.
 set(RQ_CUDA_TESTS ${CMAKE_CURRENT_LIST_DIR})
 if(NOT CMAKE_CUDA_COMPILER)
@@ -61,6 +61,40 @@ if(RQ_CUDA)
                          "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-gencode arch=compute_80,code=sm_80;SHELL:-gencode arch=compute_90a,code=sm_90a;SHELL:-Xptxas --warn-on-spills,--warning-as-error>")
 endif()
 
+if(RQ_GPUSIM)
+  include(${CMAKE_CURRENT_LIST_DIR}/../gpusim/gpusim.cmake)
+endif()
+
+# The quantizer's CUDA backend, host/backend_cuda*.c: objects, so that a program that names them has the row of device.h. Where the toolkit lacks
+# the headers of cuBLAS or cuSOLVER there is none.
+file(GLOB RQ_BACKEND_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/host/backend_cuda*.c)
+find_file(RQ_CUBLAS_HEADER cublas_v2.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH)
+find_file(RQ_CUSOLVER_HEADER cusolverDn.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH)
+function(rq_add_backend target kernels)
+  if(NOT TARGET requite_static OR NOT RQ_CUBLAS_HEADER OR NOT RQ_CUSOLVER_HEADER)
+    return()
+  endif()
+  add_library(${target} OBJECT ${RQ_BACKEND_SOURCES})
+  target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+  target_link_libraries(${target} PUBLIC requite_static ${kernels})
+endfunction()
+if(RQ_GPUSIM AND TARGET gpusim_cublas AND TARGET gpusim_cusolver)
+  rq_add_backend(requite_backend_sim requite_cuda_sim)
+  # The stand-ins are found in the program, as on a GPU the libraries are found on disk: so they are to be in it.
+  if(TARGET requite_backend_sim)
+    target_link_libraries(requite_backend_sim PUBLIC gpusim_cusolver gpusim_cublas gpusim)
+    foreach(symbol cublasCreate_v2 cublasSetMathMode cublasSgemm_v2 cusolverDnCreate cusolverDnXpotrf cusolverDnXtrtri)
+      target_link_options(requite_backend_sim INTERFACE LINKER:--undefined=${symbol})
+    endforeach()
+  endif()
+endif()
+if(RQ_CUDA)
+  rq_add_backend(requite_backend requite_cuda)
+  if(TARGET requite_backend)
+    target_link_libraries(requite PRIVATE requite_backend CUDA::cudart_static)
+  endif()
+endif()
+
 # The libraries that it names; `there` is false when one of them is not. What: sim or gpu.
 function(rq_cuda_libraries out there source what)
   file(STRINGS ${source} line REGEX "Libraries: [a-zA-Z ]+" LIMIT_COUNT 1)
@@ -74,6 +108,12 @@ function(rq_cuda_libraries out there source what)
         set(library requite_cuda_sim)
       else()
         set(library requite_cuda)
+      endif()
+    elseif(name STREQUAL quantizer)
+      if(what STREQUAL sim)
+        set(library requite_backend_sim)
+      else()
+        set(library requite_backend)
       endif()
     elseif(what STREQUAL sim)
       string(REPLACE cublasLt cublas name ${name})
@@ -129,11 +169,9 @@ function(rq_add_gpu_program source)
   target_link_libraries(gpu_${name} PRIVATE ${libraries} CUDA::cudart_static)
 endfunction()
 
-if(RQ_GPUSIM)
-  include(${CMAKE_CURRENT_LIST_DIR}/../gpusim/gpusim.cmake)
-endif()
 if(RQ_BUILD_TESTS)
-  file(GLOB RQ_CUDA_TEST_SOURCES CONFIGURE_DEPENDS ${RQ_CUDA_TESTS}/*.cu ${RQ_CUDA_TESTS}/ptx_*.c ${RQ_CUDA_TESTS}/rt_*.c)
+  file(GLOB RQ_CUDA_TEST_SOURCES CONFIGURE_DEPENDS ${RQ_CUDA_TESTS}/*.cu ${RQ_CUDA_TESTS}/ptx_*.c ${RQ_CUDA_TESTS}/rt_*.c
+       ${RQ_CUDA_TESTS}/comp*.c)
   foreach(source ${RQ_CUDA_TEST_SOURCES})
     get_filename_component(name ${source} NAME_WE)
     rq_cuda_libraries(libraries sim_there ${source} sim)

@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The quantizer on a GPU: the device, its memory and copies, products, and Gram matrices. backend_cuda_factor.c and backend_cuda_sweep.c have the
+ * other operations. Products are in fp32 without shortcuts (no TF32), masters of Gram matrices and the factor in fp64. */
+#include "backend_cuda.h"
+
+enum { STAGE_BYTES = 16 << 20, PANEL_ROWS = 2048, MIN_CAPABILITY = 8 };
+
+rq_status cuda_failed(cudaError_t e, const char *call, const char *what) {
+    char name[64];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(call, "("), call);
+    return rq_fail(e == cudaErrorMemoryAllocation ? RQ_ERR_NOMEM : RQ_ERR_DEVICE, "%s for %s: %s", name, what,
+                   cudaGetErrorString(e));
+}
+
+rq_status cuda_new(const cuda_device *dev, void **out, int64_t count, size_t elem_bytes, const char *what) {
+    int64_t bytes;
+    *out = NULL;
+    if (!rq_mul_size(count, (int64_t)elem_bytes, &bytes))
+        return rq_fail(RQ_ERR_NOMEM, "impossible allocation of %lld elements for %s", (long long)count, what);
+    cudaError_t e = cudaMalloc(out, (size_t)rq_max_i64(bytes, 1));
+    if (e == cudaSuccess) return RQ_OK;
+    size_t free_bytes = 0, total = 0;
+    cudaGetLastError(); /* out of memory is not sticky: later calls are to go on */
+    if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) free_bytes = 0;
+    *out = NULL;
+    return rq_fail(e == cudaErrorMemoryAllocation ? RQ_ERR_NOMEM : RQ_ERR_DEVICE,
+                   "cudaMalloc of %lld bytes for %s: %s; cuda:%d has %zu of %zu bytes free", (long long)bytes, what,
+                   cudaGetErrorString(e), dev->index, free_bytes, total);
+}
+
+void cuda_release(void *device_pointer) {
+    if (device_pointer) (void)cudaFree(device_pointer);
+}
+
+/* ---- copies ----------------------------------------------------------------------------------------------------------- */
+
+rq_status cuda_upload(cuda_device *dev, void *to, const void *from, int64_t bytes, cudaStream_t stream) {
+    rq_status status = RQ_OK;
+    for (int64_t at = 0; at < bytes; at += STAGE_BYTES) {
+        cuda_stage *s = &dev->stage[dev->turn];
+        int64_t n = rq_min_i64(STAGE_BYTES, bytes - at);
+        dev->turn = !dev->turn;
+        CUDA_TRY(cudaEventSynchronize(s->done), "an upload");
+        memcpy(s->host, (const char *)from + at, (size_t)n);
+        CUDA_TRY(cudaMemcpyAsync((char *)to + at, s->host, (size_t)n, cudaMemcpyHostToDevice, stream), "an upload");
+        CUDA_TRY(cudaEventRecord(s->done, stream), "an upload");
+    }
+done:
+    return status;
+}
+
+rq_status cuda_download(cuda_device *dev, void *to, const void *from, int64_t bytes) {
+    rq_status status = RQ_OK;
+    int64_t n_piece = rq_ceil_div(bytes, STAGE_BYTES);
+    for (int64_t i = 0; i <= n_piece; ++i) { /* piece i is under way while piece i - 1 is taken out */
+        if (i < n_piece) {
+            cuda_stage *s = &dev->stage[i % 2];
+            int64_t n = rq_min_i64(STAGE_BYTES, bytes - i * STAGE_BYTES);
+            CUDA_TRY(cudaEventSynchronize(s->done), "a download");
+            CUDA_TRY(cudaMemcpyAsync(s->host, (const char *)from + i * STAGE_BYTES, (size_t)n, cudaMemcpyDeviceToHost,
+                                     dev->compute),
+                     "a download");
+            CUDA_TRY(cudaEventRecord(s->done, dev->compute), "a download");
+        }
+        if (i > 0) {
+            cuda_stage *s = &dev->stage[(i - 1) % 2];
+            int64_t at = (i - 1) * STAGE_BYTES;
+            CUDA_TRY(cudaEventSynchronize(s->done), "a download");
+            memcpy((char *)to + at, s->host, (size_t)rq_min_i64(STAGE_BYTES, bytes - at));
+        }
+    }
+done:
+    return status;
+}
+
+/* ---- products --------------------------------------------------------------------------------------------------------- */
+
+static rq_status blas_call(cuda_device *dev, cublasOperation_t ta, cublasOperation_t tb, int64_t m, int64_t n,
+                           int64_t k, float alpha, const float *a, int64_t lda, const float *b, int64_t ldb, float beta,
+                           float *c, int64_t ldc, const char *what) {
+    if (m > INT32_MAX || n > INT32_MAX || k > INT32_MAX || lda > INT32_MAX || ldb > INT32_MAX || ldc > INT32_MAX)
+        return rq_fail(RQ_ERR_UNSUPPORTED, "cublasSgemm for %s: a side of %lld x %lld x %lld is too long", what,
+                       (long long)n, (long long)m, (long long)k);
+    cublasStatus_t s = dev->libs->sgemm(dev->blas, ta, tb, (int)m, (int)n, (int)k, &alpha, a, (int)lda, b, (int)ldb,
+                                        &beta, c, (int)ldc);
+    if (s == CUBLAS_STATUS_SUCCESS) return RQ_OK;
+    return rq_fail(RQ_ERR_DEVICE, "cublasSgemm of %lld x %lld x %lld for %s: status %d", (long long)n, (long long)m,
+                   (long long)k, what, (int)s);
+}
+
+/* cuBLAS goes by columns: it computes C^T = op(B)^T A^T. */
+rq_status cuda_sgemm(cuda_device *dev, rq_trans tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
+                     int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc, const char *what) {
+    return blas_call(dev, tb == RQ_T ? CUBLAS_OP_T : CUBLAS_OP_N, CUBLAS_OP_N, n, m, k, alpha, b, ldb, a, lda, beta, c,
+                     ldc, what);
+}
+
+rq_status cuda_sgemm_tn(cuda_device *dev, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                        int64_t ldb, float *c, int64_t ldc, const char *what) {
+    return blas_call(dev, CUBLAS_OP_N, CUBLAS_OP_T, n, m, k, 1, b, ldb, a, lda, 0, c, ldc, what);
+}
+
+/* ---- Gram matrices ---------------------------------------------------------------------------------------------------- */
+
+static void gram_free(cuda_device *dev) {
+    cuda_release(dev->h);
+    cuda_release(dev->d);
+    cuda_release(dev->panel);
+    dev->h = dev->d = NULL;
+    dev->panel = NULL;
+    for (int i = 0; i < 2; ++i) {
+        cuda_release(dev->a[i]);
+        cuda_release(dev->b[i]);
+        dev->a[i] = dev->b[i] = NULL;
+    }
+}
+
+static rq_status gram_start(void *own, double *h, double *d, int64_t n) {
+    rq_status status = RQ_OK;
+    cuda_device *dev = own;
+    (void)h;
+    CUDA_TRY(cudaSetDevice(dev->index), "a Gram matrix");
+    gram_free(dev);
+    RQ_TRY(CUDA_NEW(dev, dev->h, n * n, "the Gram matrix"));
+    CUDA_TRY(cudaMemsetAsync(dev->h, 0, (size_t)(n * n) * sizeof *dev->h, dev->compute), "the Gram matrix");
+    if (d) {
+        RQ_TRY(CUDA_NEW(dev, dev->d, n * n, "the cross Gram matrix"));
+        CUDA_TRY(cudaMemsetAsync(dev->d, 0, (size_t)(n * n) * sizeof *dev->d, dev->compute), "the cross Gram matrix");
+    }
+    RQ_TRY(CUDA_NEW(dev, dev->panel, rq_min_i64(n, PANEL_ROWS) * n, "a panel of a Gram matrix"));
+    for (int i = 0; i < 2; ++i) {
+        RQ_TRY(CUDA_NEW(dev, dev->a[i], CUDA_GRAM_CHUNK * n, "activations"));
+        if (d) RQ_TRY(CUDA_NEW(dev, dev->b[i], CUDA_GRAM_CHUNK * n, "activations"));
+    }
+    dev->chunk = 0;
+done:
+    if (status != RQ_OK) gram_free(dev);
+    return status;
+}
+
+/* Panels of the lower triangle of H and, with b, of all of D, from one chunk on the device. */
+static rq_status gram_chunk(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n) {
+    rq_status status = RQ_OK;
+    for (int64_t r0 = 0; r0 < n; r0 += PANEL_ROWS) {
+        int64_t rows = rq_min_i64(PANEL_ROWS, n - r0), cols = r0 + rows;
+        RQ_TRY(cuda_sgemm_tn(dev, rows, cols, n_tok, a + r0, n, a, n, dev->panel, cols, "the Gram matrix"));
+        KERNEL_TRY(rq_cuda_gram_fold(dev->h, n, dev->panel, cols, r0, rows, cols, 1, dev->compute));
+        if (!b) continue;
+        RQ_TRY(cuda_sgemm_tn(dev, rows, n, n_tok, b + r0, n, a, n, dev->panel, n, "the cross Gram matrix"));
+        KERNEL_TRY(rq_cuda_gram_fold(dev->d, n, dev->panel, n, r0, rows, n, 0, dev->compute));
+    }
+done:
+    return status;
+}
+
+static rq_status gram_add(void *own, double *h, double *d, const float *a, const float *b, int64_t n_tok, int64_t n) {
+    rq_status status = RQ_OK;
+    cuda_device *dev = own;
+    (void)h;
+    CUDA_TRY(cudaSetDevice(dev->index), "activations");
+    for (int64_t t0 = 0; t0 < n_tok; t0 += CUDA_GRAM_CHUNK) {
+        int64_t tokens = rq_min_i64(CUDA_GRAM_CHUNK, n_tok - t0), bytes = tokens * n * (int64_t)sizeof *a;
+        int i = (int)(dev->chunk++ % 2);
+        CUDA_TRY(cudaStreamWaitEvent(dev->copy, dev->used[i], 0), "activations");
+        RQ_TRY(cuda_upload(dev, dev->a[i], a + t0 * n, bytes, dev->copy));
+        if (d) RQ_TRY(cuda_upload(dev, dev->b[i], b + t0 * n, bytes, dev->copy));
+        CUDA_TRY(cudaEventRecord(dev->filled[i], dev->copy), "activations");
+        CUDA_TRY(cudaStreamWaitEvent(dev->compute, dev->filled[i], 0), "activations");
+        RQ_TRY(gram_chunk(dev, dev->a[i], d ? dev->b[i] : NULL, tokens, n));
+        CUDA_TRY(cudaEventRecord(dev->used[i], dev->compute), "activations");
+    }
+done:
+    return status;
+}
+
+static rq_status gram_finish(void *own, double *h, double *d, int64_t n) {
+    rq_status status = RQ_OK;
+    cuda_device *dev = own;
+    CUDA_TRY(cudaSetDevice(dev->index), "a Gram matrix");
+    KERNEL_TRY(rq_cuda_gram_mirror(dev->h, n, dev->compute));
+    RQ_TRY(cuda_download(dev, h, dev->h, n * n * (int64_t)sizeof *h));
+    if (d) RQ_TRY(cuda_download(dev, d, dev->d, n * n * (int64_t)sizeof *d));
+done:
+    gram_free(dev);
+    return status;
+}
+
+/* ---- the device ------------------------------------------------------------------------------------------------------- */
+
+static void close_device(void *own) {
+    cuda_device *dev = own;
+    if (!dev) return;
+    (void)cudaSetDevice(dev->index);
+    gram_free(dev);
+    if (dev->params) (void)dev->libs->params_destroy(dev->params);
+    if (dev->solver) (void)dev->libs->solver_destroy(dev->solver);
+    if (dev->blas) (void)dev->libs->blas_destroy(dev->blas);
+    for (int i = 0; i < 2; ++i) {
+        if (dev->stage[i].host) (void)cudaFreeHost(dev->stage[i].host);
+        cudaEvent_t events[] = {dev->stage[i].done, dev->filled[i], dev->used[i]};
+        for (size_t k = 0; k < sizeof events / sizeof *events; ++k) {
+            if (events[k]) (void)cudaEventDestroy(events[k]);
+        }
+    }
+    if (dev->copy) (void)cudaStreamDestroy(dev->copy);
+    if (dev->compute) (void)cudaStreamDestroy(dev->compute);
+    free(dev);
+}
+
+static rq_status open_libraries(cuda_device *dev) {
+    rq_status status = RQ_OK;
+    RQ_TRY(cuda_libs_load(&dev->libs));
+    const cuda_libs *l = dev->libs;
+    cublasStatus_t s = l->blas_create(&dev->blas);
+    if (s == CUBLAS_STATUS_SUCCESS) s = l->blas_set_stream(dev->blas, dev->compute);
+    if (s == CUBLAS_STATUS_SUCCESS) s = l->blas_set_math(dev->blas, CUBLAS_DEFAULT_MATH);
+    if (s != CUBLAS_STATUS_SUCCESS)
+        RQ_FAIL(RQ_ERR_DEVICE, "cuBLAS on cuda:%d: no handle, status %d", dev->index, (int)s);
+    cusolverStatus_t t = l->solver_create(&dev->solver);
+    if (t == CUSOLVER_STATUS_SUCCESS) t = l->solver_set_stream(dev->solver, dev->compute);
+    if (t == CUSOLVER_STATUS_SUCCESS) t = l->params_create(&dev->params);
+    if (t != CUSOLVER_STATUS_SUCCESS)
+        RQ_FAIL(RQ_ERR_DEVICE, "cuSOLVER on cuda:%d: no handle, status %d", dev->index, (int)t);
+done:
+    return status;
+}
+
+static rq_status open_device(void **own, int index) {
+    rq_status status = RQ_OK;
+    cuda_device *dev = NULL;
+    int count = 0, major = 0;
+    cudaError_t e = cudaGetDeviceCount(&count);
+    *own = NULL;
+    if (e != cudaSuccess) RQ_FAIL(RQ_ERR_DEVICE, "no CUDA device: %s", cudaGetErrorString(e));
+    if (index >= count)
+        RQ_FAIL(RQ_ERR_DEVICE, "cuda:%d: this machine has %d CUDA device%s", index, count, count == 1 ? "" : "s");
+    RQ_TRY(rq_backend_init()); /* losses, forward pass and codebooks are the CPU's */
+    RQ_TRY(RQ_NEW_ZERO(dev, 1));
+    dev->index = index;
+    CUDA_TRY(cudaSetDevice(index), "the device");
+    CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "the device");
+    if (major < MIN_CAPABILITY)
+        RQ_FAIL(RQ_ERR_UNSUPPORTED, "cuda:%d has compute capability %d: the kernels need 8.0", index, major);
+    CUDA_TRY(cudaStreamCreateWithFlags(&dev->compute, cudaStreamNonBlocking), "the device");
+    CUDA_TRY(cudaStreamCreateWithFlags(&dev->copy, cudaStreamNonBlocking), "the device");
+    for (int i = 0; i < 2; ++i) {
+        CUDA_TRY(cudaMallocHost(&dev->stage[i].host, STAGE_BYTES), "pinned memory");
+        cudaEvent_t *events[] = {&dev->stage[i].done, &dev->filled[i], &dev->used[i]};
+        for (size_t k = 0; k < sizeof events / sizeof *events; ++k)
+            CUDA_TRY(cudaEventCreateWithFlags(events[k], cudaEventDisableTiming), "the device");
+    }
+    RQ_TRY(open_libraries(dev));
+done:
+    if (status != RQ_OK)
+        close_device(dev);
+    else
+        *own = dev;
+    return status;
+}
+
+const rq_device_ops rq_device_cuda = {"cuda",      open_device, close_device,         gram_start,       gram_add,
+                                      gram_finish, cuda_factor, cuda_triangular_term, cuda_target_move, cuda_move,
+                                      cuda_sweep,  cuda_refine, cuda_forget};

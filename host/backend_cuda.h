@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The CUDA row of device.h, shared by its files backend_cuda*.c: one GPU, two streams, cuBLAS and cuSOLVER. Only built where there is a CUDA
+ * toolkit (RQ_CUDA, or the simulator). Nothing outside of these files knows CUDA. */
+#ifndef RQ_BACKEND_CUDA_H
+#define RQ_BACKEND_CUDA_H
+
+#include <cublas_v2.h>
+#include <cuda_runtime_api.h>
+#include <cusolverDn.h>
+
+#include "backend.h"
+#include "device.h"
+#include "rq_cuda_comp.h"
+
+/* backend_cuda_libs.c: both libraries, loaded when the first device is opened. Types and constants are those of the toolkit's headers. */
+typedef struct cuda_libs {
+    __typeof__(cublasCreate_v2) *blas_create;
+    __typeof__(cublasDestroy_v2) *blas_destroy;
+    __typeof__(cublasSetStream_v2) *blas_set_stream;
+    __typeof__(cublasSetMathMode) *blas_set_math;
+    __typeof__(cublasSgemm_v2) *sgemm;
+    __typeof__(cusolverDnCreate) *solver_create;
+    __typeof__(cusolverDnDestroy) *solver_destroy;
+    __typeof__(cusolverDnSetStream) *solver_set_stream;
+    __typeof__(cusolverDnCreateParams) *params_create;
+    __typeof__(cusolverDnDestroyParams) *params_destroy;
+    __typeof__(cusolverDnXpotrf_bufferSize) *potrf_size;
+    __typeof__(cusolverDnXpotrf) *potrf;
+    __typeof__(cusolverDnXtrtri_bufferSize) *trtri_size;
+    __typeof__(cusolverDnXtrtri) *trtri;
+} cuda_libs;
+/* RQ_ERR_DEVICE names the file that is missing, or what it lacks. */
+rq_status cuda_libs_load(const cuda_libs **libs);
+
+enum { CUDA_GRAM_CHUNK = 2048 }; /* tokens whose products are summed in fp32: as on the CPU */
+
+/* A buffer in pinned memory and the copy that reads or writes it. */
+typedef struct cuda_stage {
+    void *host;
+    cudaEvent_t done;
+} cuda_stage;
+
+typedef struct cuda_device {
+    int index;
+    const cuda_libs *libs;
+    cudaStream_t compute, copy;
+    cublasHandle_t blas;
+    cusolverDnHandle_t solver;
+    cusolverDnParams_t params;
+    cuda_stage stage[2];
+    int turn; /* the stage to be used next */
+    /* The Gram matrices that are being summed, and two chunks each of A and B: one is copied while the other is multiplied. */
+    double *h, *d;
+    float *a[2], *b[2], *panel;
+    cudaEvent_t filled[2], used[2];
+    int64_t chunk;
+    bool told; /* that refinement is the CPU's */
+} cuda_device;
+
+/* What a preparation keeps on the device (rq_prep.on_device). */
+typedef struct cuda_prep {
+    float *u, *t, *m;
+} cuda_prep;
+rq_status cuda_prep_of(cuda_prep **own, rq_prep *p);
+
+/* Sentences: the failing call, what for, how large. */
+rq_status cuda_failed(cudaError_t e, const char *call, const char *what);
+#define CUDA_TRY(call, what)                                                                                           \
+    do {                                                                                                               \
+        cudaError_t e_ = (call);                                                                                       \
+        if (e_ != cudaSuccess) {                                                                                       \
+            status = cuda_failed(e_, #call, what);                                                                     \
+            goto done;                                                                                                 \
+        }                                                                                                              \
+    } while (0)
+/* A kernel of cuda/: its sentence is rq_cuda_last_error's. */
+#define KERNEL_TRY(call)                                                                                               \
+    do {                                                                                                               \
+        status = (call);                                                                                               \
+        if (status != RQ_OK) {                                                                                         \
+            rq_fail(status, "%s", rq_cuda_last_error());                                                               \
+            goto done;                                                                                                 \
+        }                                                                                                              \
+    } while (0)
+
+/* Device memory for count elements; what names it. NULL may be freed. */
+rq_status cuda_new(const cuda_device *dev, void **out, int64_t count, size_t elem_bytes, const char *what);
+#define CUDA_NEW(dev, ptr, count, what) cuda_new((dev), (void **)&(ptr), (count), sizeof *(ptr), (what))
+void cuda_release(void *device_pointer);
+
+/* Through pinned memory on `stream`, piece by piece while the host copies the next one. Upload returns when the source may be changed; download when
+ * everything is there. Both are in the stream's order. */
+rq_status cuda_upload(cuda_device *dev, void *to, const void *from, int64_t bytes, cudaStream_t stream);
+rq_status cuda_download(cuda_device *dev, void *to, const void *from, int64_t bytes);
+
+/* Row-major C[m][n] = alpha A op(B) + beta C in fp32, on the compute stream. */
+rq_status cuda_sgemm(cuda_device *dev, rq_trans tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
+                     int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc, const char *what);
+/* C[m][n] = A^T B, A[k][m] and B[k][n]. */
+rq_status cuda_sgemm_tn(cuda_device *dev, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                        int64_t ldb, float *c, int64_t ldc, const char *what);
+
+/* backend_cuda_factor.c */
+rq_status cuda_factor(void *own, rq_prep *p, const double *h, int64_t *bad);
+rq_status cuda_triangular_term(void *own, rq_prep *p, float *d);
+rq_status cuda_target_move(void *own, rq_prep *p, float *d);
+rq_status cuda_move(void *own, float *out, const float *w, int64_t n_out, const rq_prep *p, double factor);
+void cuda_forget(void *own, rq_prep *p);
+/* backend_cuda_sweep.c */
+rq_status cuda_sweep(void *own, const rq_sweep *s, const char *label);
+rq_status cuda_refine(void *own, const rq_refine *r, const rq_prep *p, const char *label);
+
+#endif

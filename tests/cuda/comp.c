@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The quantizer's CUDA row (host/backend_cuda*.c, cuda/comp_*.cu) against its CPU row, which tests/test_comp.c holds against fp64 definitions: Gram
+ * matrices of whole numbers to the last bit, the factor against its definition, codes of every compensator and rounder of columns.
+ *
+ * Codes may differ where a weight lies on an edge of two, and then in what follows in its row; with these numbers at most one row in a hundred does.
+ * Libraries: quantizer requite. Targets: sm_80 sm_90a. In table.json. */
+/* The types of records have the names of the library's types. */
+#define RQ_I8   RECORD_I8
+#define RQ_U8   RECORD_U8
+#define RQ_I16  RECORD_I16
+#define RQ_U16  RECORD_U16
+#define RQ_I32  RECORD_I32
+#define RQ_U32  RECORD_U32
+#define RQ_I64  RECORD_I64
+#define RQ_U64  RECORD_U64
+#define RQ_F16  RECORD_F16
+#define RQ_BF16 RECORD_BF16
+#define RQ_F32  RECORD_F32
+#define RQ_F64  RECORD_F64
+#include "cudatest.h"
+#undef RQ_I8
+#undef RQ_U8
+#undef RQ_I16
+#undef RQ_U16
+#undef RQ_I32
+#undef RQ_U32
+#undef RQ_I64
+#undef RQ_U64
+#undef RQ_F16
+#undef RQ_BF16
+#undef RQ_F32
+#undef RQ_F64
+
+#include "backend.h"
+#include "device.h"
+
+#define CHECK_RQ(call)                                                                                                 \
+    do {                                                                                                               \
+        rq_status s_ = (call);                                                                                         \
+        if (s_ != RQ_OK) RQ_DIE("%s: %s", #call, rq_last_error());                                                     \
+    } while (0)
+
+static rq_device *gpu;
+
+typedef struct problem {
+    int64_t n_out, n;
+    float *w;
+    double *h, *d;
+} problem;
+
+/* dead: every 13th feature is zero. */
+static problem problem_new(int64_t n_out, int64_t n, int tokens, bool dead) {
+    problem p = {n_out, n, NULL, NULL, NULL};
+    rq_rng r = {(uint64_t)(n_out * 1000 + n)};
+    double *x = rq_host_alloc((size_t)n * sizeof *x), *dx = rq_host_alloc((size_t)n * sizeof *dx);
+    p.w = rq_host_alloc((size_t)(n_out * n) * sizeof *p.w);
+    p.h = rq_host_alloc((size_t)(n * n) * sizeof *p.h);
+    p.d = rq_host_alloc((size_t)(n * n) * sizeof *p.d);
+    for (int64_t i = 0; i < n * n; ++i) p.h[i] = p.d[i] = 0;
+    for (int64_t i = 0; i < n_out * n; ++i) p.w[i] = rq_rand_float(&r) + rq_rand_float(&r);
+    for (int t = 0; t < tokens; ++t) {
+        double common = (double)rq_rand_float(&r);
+        for (int64_t j = 0; j < n; ++j) {
+            x[j] = (double)rq_rand_float(&r) * (1 + (double)(j % 7)) + common;
+            if (dead && j % 13 == 5) x[j] = 0;
+            dx[j] = 0.2 * (double)rq_rand_float(&r) + 0.1 * common + 0.05 * x[j];
+        }
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = 0; j < n; ++j) p.h[i * n + j] += x[i] * x[j], p.d[i * n + j] += dx[i] * x[j];
+    }
+    free(x), free(dx);
+    return p;
+}
+
+static void problem_free(problem *p) { free(p->w), free(p->h), free(p->d); }
+
+/* ---- Gram matrices: small whole numbers, so every sum is exact */
+
+static void test_gram(int64_t n, int64_t n_tok, int calls, bool cross) {
+    float *a = rq_host_alloc((size_t)(n_tok * n) * sizeof *a), *b = rq_host_alloc((size_t)(n_tok * n) * sizeof *b);
+    double *h[2], *d[2];
+    rq_rng r = {(uint64_t)n};
+    for (int k = 0; k < 2; ++k) {
+        h[k] = rq_host_alloc((size_t)(n * n) * sizeof **h);
+        d[k] = rq_host_alloc((size_t)(n * n) * sizeof **d);
+    }
+    const rq_device_ops *row[2] = {&rq_device_cpu, gpu->ops};
+    void *own[2] = {NULL, gpu->own};
+    for (int k = 0; k < 2; ++k) CHECK_RQ(row[k]->gram_start(own[k], h[k], cross ? d[k] : NULL, n));
+    for (int c = 0; c < calls; ++c) {
+        for (int64_t i = 0; i < n_tok * n; ++i) {
+            a[i] = (float)(rq_rand_u32(&r) % 9) - 4;
+            b[i] = (float)(rq_rand_u32(&r) % 5) - 2;
+        }
+        for (int k = 0; k < 2; ++k)
+            CHECK_RQ(row[k]->gram_add(own[k], h[k], cross ? d[k] : NULL, a, cross ? b : NULL, n_tok, n));
+    }
+    for (int k = 0; k < 2; ++k) CHECK_RQ(row[k]->gram_finish(own[k], h[k], cross ? d[k] : NULL, n));
+    for (int64_t i = 0; i < n * n; ++i) {
+        EXPECT_EQ_AT(i, h[1][i], h[0][i]);
+        if (cross) EXPECT_EQ_AT(i, d[1][i], d[0][i]);
+    }
+    for (int k = 0; k < 2; ++k) free(h[k]), free(d[k]);
+    free(a), free(b);
+}
+
+/* ---- the factor and its terms */
+
+static void test_prepare(int64_t n, bool act_order) {
+    problem p = problem_new(1, n, (int)(2 * n), true);
+    rq_quant_opt o;
+    rq_prep prep[2];
+    rq_quant_default(&o, RQ_COMP_RESCOMP);
+    o.act_order = act_order;
+    o.group = 0;
+    for (int k = 0; k < 2; ++k) CHECK_RQ(rq_prepare_on(&prep[k], k ? gpu : NULL, p.h, p.d, n, &o, "test"));
+    EXPECT_EQ(prep[1].n_retries, prep[0].n_retries);
+    EXPECT_EQ(prep[1].n_dead, prep[0].n_dead);
+    /* (H + damping) U^T U = 1, in sweep order */
+    double worst = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        double *row = rq_host_alloc((size_t)n * sizeof *row); /* of (H + damping) U^T */
+        for (int64_t k = 0; k < n; ++k) {
+            row[k] = 0;
+            for (int64_t j = k; j < n; ++j) {
+                int64_t a = prep[1].perm[i], b = prep[1].perm[j];
+                double v = p.h[a * n + b] + (a == b ? prep[1].damp_used + (prep[1].dead[a] ? 1 : 0) : 0);
+                row[k] += v * (double)prep[1].u[k * n + j];
+            }
+        }
+        for (int64_t j = 0; j < n; ++j) {
+            double sum = 0;
+            for (int64_t k = 0; k <= j; ++k) sum += row[k] * (double)prep[1].u[k * n + j];
+            worst = fmax(worst, fabs(sum - (i == j)));
+        }
+        free(row);
+    }
+    EXPECT_NEAR(worst, 0, 2e-4);
+    double most[3] = {0};
+    for (int64_t i = 0; i < n * n; ++i) {
+        most[0] = fmax(most[0], fabs((double)prep[0].u[i]));
+        most[1] = fmax(most[1], fabs((double)prep[0].t[i]));
+        most[2] = fmax(most[2], fabs((double)prep[0].m[i]));
+    }
+    for (int64_t i = 0; i < n * n; ++i) {
+        EXPECT_NEAR_AT(i, prep[1].u[i], prep[0].u[i], 1e-5 * most[0]);
+        EXPECT_NEAR_AT(i, prep[1].t[i], prep[0].t[i], 1e-5 * most[1]);
+        EXPECT_NEAR_AT(i, prep[1].m[i], prep[0].m[i], 1e-5 * most[2]);
+        EXPECT_NEAR_AT(i, prep[1].hd[i], prep[0].hd[i], 0);
+    }
+    for (int k = 0; k < 2; ++k) rq_prep_free(&prep[k]);
+    problem_free(&p);
+}
+
+/* The damping ladder: H that is not positive definite until damping has grown. */
+static void test_ladder(void) {
+    enum { N = 40 };
+    problem p = problem_new(1, N, N, false);
+    rq_quant_opt o;
+    rq_prep prep[2];
+    rq_quant_reference(&o, RQ_COMP_GPTQ);
+    o.damp_frac = 1e-6;
+    o.group = 0;
+    for (int64_t i = 0; i < N; ++i)
+        for (int64_t j = 0; j < N; ++j)
+            if (i != j) p.h[i * N + j] *= 1.5;
+    for (int k = 0; k < 2; ++k) CHECK_RQ(rq_prepare_on(&prep[k], k ? gpu : NULL, p.h, NULL, N, &o, "test"));
+    EXPECT(prep[0].n_retries > 0);
+    EXPECT_EQ(prep[1].n_retries, prep[0].n_retries);
+    EXPECT_EQ(prep[1].diagonal_only, prep[0].diagonal_only);
+    for (int k = 0; k < 2; ++k) rq_prep_free(&prep[k]);
+    problem_free(&p);
+}
+
+/* ---- codes */
+
+static int64_t rows_compared, rows_other;
+
+/* settings: as --override has them, after the compensator's defaults. */
+static void test_codes(int64_t n_out, int64_t n, bool reference, const char *settings) {
+    problem p = problem_new(n_out, n, (int)n + 30, true);
+    rq_quant_opt o;
+    rq_prep prep[2];
+    rq_quant_result r[2];
+    double loss[2], whole[2], unused;
+    (reference ? rq_quant_reference : rq_quant_default)(&o, RQ_COMP_GPTQ);
+    CHECK_RQ(rq_quant_set_all(&o, settings));
+    for (int k = 0; k < 2; ++k) {
+        CHECK_RQ(rq_prepare_on(&prep[k], k ? gpu : NULL, p.h, p.d, n, &o, settings));
+        CHECK_RQ(rq_quantize_matrix(&r[k], p.w, n_out, &prep[k], &o, settings));
+        CHECK_RQ(rq_layer_loss(p.w, r[k].q, n_out, n, p.h, p.d, &unused, &loss[k], &whole[k]));
+    }
+    int64_t other = 0;
+    for (int64_t i = 0; i < n_out; ++i) other += memcmp(r[0].codes + i * n, r[1].codes + i * n, (size_t)n) != 0;
+    rows_compared += n_out;
+    rows_other += other;
+    if (other > 1)
+        fprintf(stderr, "%s: %lld of %lld rows have other codes\n", settings, (long long)other, (long long)n_out);
+    EXPECT(other <= 1);
+    EXPECT_NEAR(loss[1], loss[0], 1e-3 * fabs(loss[0]) + 1e-5 * whole[0]);
+    if (o.group == 0 || o.group == n || o.static_groups) {
+        int64_t groups = n_out * (o.round == RQ_ROUND_W4A8 ? 1 : r[0].grid.n_group);
+        const float *want = o.round == RQ_ROUND_W4A8 ? r[0].w4a8.scale : r[0].scale,
+                    *got = o.round == RQ_ROUND_W4A8 ? r[1].w4a8.scale : r[1].scale;
+        for (int64_t i = 0; i < groups && o.cd_sweeps == 0; ++i)
+            EXPECT_NEAR_AT(i, got[i], want[i], 1e-6 * (double)want[i]);
+    }
+    for (int k = 0; k < 2; ++k) {
+        rq_quant_result_free(&r[k]);
+        rq_prep_free(&prep[k]);
+    }
+    problem_free(&p);
+}
+
+static void test_all_codes(void) {
+    static const char *const grids[] = {"bits=4,group=32,static-groups=false,act-order=false",
+                                        "bits=3,group=48,static-groups=true,act-order=true",
+                                        "bits=2,group=0,sym=true,clip=mse,clip-weights=none,clip-power=2.4",
+                                        "bits=8,group=32,clip=none,scale-dtype=f32"};
+    char text[256];
+    for (int c = 0; c < RQ_N_COMPS && !rq_small(); ++c) {
+        for (size_t g = 0; g < sizeof grids / sizeof *grids; ++g) {
+            snprintf(text, sizeof text, "comp=%s,cd-sweeps=0,refit=0,%s", rq_comp_get((rq_comp)c)->name, grids[g]);
+            test_codes(40, 150, g == 2, text);
+        }
+        snprintf(text, sizeof text, "round=w4a8,comp=%s,cd-sweeps=0,refit=0,group=%d", rq_comp_get((rq_comp)c)->name,
+                 c % 2 ? 32 : 0);
+        test_codes(20, 128, false, text);
+    }
+    /* One row more than a block has, a column alone in the last block, blocks that are cut short by groups, the other trailing update. */
+    test_codes(33, 129, false, "comp=rescomp,cd-sweeps=0,refit=0,group=64,static-groups=false,act-order=true");
+    if (!rq_small()) test_codes(5, 24, false, "comp=gptaq,cd-sweeps=0,refit=0,group=16,block=7,update=allw");
+    test_codes(3, 1, false, "comp=gptq,cd-sweeps=0,refit=0,group=0");
+    test_codes(20, 96, false, "comp=gptq,cd-sweeps=0,refit=0,group=0,clip=output");
+    test_codes(20, 96, false, "comp=qep,group=32,bits=3"); /* with refinement */
+    EXPECT(100 * rows_other <= rows_compared);
+    printf("%lld of %lld rows have other codes than on the CPU\n", (long long)rows_other, (long long)rows_compared);
+}
+
+/* ---- what is refused */
+
+static void test_refused(void) {
+    problem p = problem_new(2, 300, 20, false);
+    rq_quant_opt o;
+    rq_prep prep;
+    rq_quant_result r;
+    rq_device *other = NULL;
+    rq_quant_default(&o, RQ_COMP_GPTQ);
+    o.block = 256;
+    CHECK_RQ(rq_prepare_on(&prep, gpu, p.h, NULL, p.n, &o, "test"));
+    EXPECT_EQ(rq_quantize_matrix(&r, p.w, 2, &prep, &o, "proj"), RQ_ERR_UNSUPPORTED);
+    EXPECT(strstr(rq_last_error(), "proj") && strstr(rq_last_error(), "256"));
+    rq_prep_free(&prep);
+    EXPECT_EQ(rq_device_open(&other, "cuda:77"), RQ_ERR_DEVICE);
+    EXPECT_EQ(rq_device_open(&other, "cuda:"), RQ_ERR_ARG);
+    EXPECT_EQ(rq_device_open(&other, "cuda:1x"), RQ_ERR_ARG);
+    EXPECT_EQ(rq_device_open(&other, "tpu"), RQ_ERR_ARG);
+    EXPECT(other == NULL);
+    problem_free(&p);
+}
+
+int main(void) {
+    rq_need_device(80);
+    CHECK_RQ(rq_device_open(&gpu, "cuda"));
+    test_gram(37, 50, 3, true);
+    if (!rq_small()) test_gram(130, 2049, 2, false);
+    if (!rq_small()) test_gram(2080, 3, 1, true); /* two panels */
+    test_prepare(70, true);
+    if (!rq_small()) test_prepare(33, false);
+    if (!rq_small()) test_ladder();
+    test_all_codes();
+    test_refused();
+    rq_device_close(gpu);
+    return rq_done(__FILE__);
+}
