@@ -80,7 +80,7 @@ static rq_status make_inputs(job *j, void **memory, int64_t n_tok) {
     int8_t *q = (int8_t *)*memory + (RQ_ACT8_ALIGN - (uintptr_t)*memory % RQ_ACT8_ALIGN) % RQ_ACT8_ALIGN;
     scale = (float *)(void *)(q + n_tok * pitch);
     sum = (int32_t *)(void *)(scale + n_tok);
-    const rq_act_rows rows = {n_in, j->in};
+    const rq_act_rows rows = {.n_in = n_in, .x = j->in};
     rq_kernel_pick("quantize", "act_rows")->quantize(q, pitch, scale, sum, &rows, 0, n_tok);
     j->x = (rq_act8){q, pitch, scale, sum};
     j->n_tok = n_tok;

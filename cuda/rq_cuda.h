@@ -178,6 +178,20 @@ typedef struct rq_cuda_silu_args {
 } rq_cuda_silu_args;
 rq_status rq_cuda_silu_quantize(const rq_cuda_silu_args *a, rq_cuda_stream stream);
 
+/* ---- y[t][i] = x[t][i] + table[k][i], in fp32 and rounded once to act; k = step[t / rows_per_step], or step[0] when rows_per_step is 0. With the
+ * projections of a time embedding for all steps in the table (rq_steps_project), and *step on the device, a captured graph serves all steps. */
+typedef struct rq_cuda_step_rows_args {
+    void *y;             /* [n_tok][n] of act; may be x */
+    const void *x;       /* [n_tok][n] of act, or NULL: y is the row of the table */
+    const float *table;  /* [n_step][n] on the device */
+    const int32_t *step; /* on the device; one that is not in 0 .. n_step - 1 makes its rows NaN */
+    int64_t n_step, rows_per_step;
+    rq_act act;
+    int64_t n_tok, n;
+    int early_launch;
+} rq_cuda_step_rows_args;
+rq_status rq_cuda_step_rows(const rq_cuda_step_rows_args *a, rq_cuda_stream stream);
+
 /* W as a dense matrix to[n_out][ld] of d->act, in stored column order: each weight is the number of the format's definition in fp32, rounded once.
  * What lies between n_in and ld is not written. n_tok, bias, residual and early_launch of d do not count. A run only launches. */
 rq_status rq_cuda_unpack_supports(const rq_cuda_gemv_desc *d, const char **why);
