@@ -220,7 +220,6 @@ rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
     job.rb_step = plan->blocks / plan->split * (RQ_GEMV_WARPS >> plan->log_warps) * k.rows;
     job.batch_step = k.depth << plan->log_warps;
     job.rounds = (plan->part_kb + job.batch_step - 1) / job.batch_step;
-    job.x_stride = d->x_pitch ? d->x_pitch : d->n_in;
     job.x_pitch = (int)x_pitch(d, plan->part_kb);
     job.shared_format = k.shared_format + (int)(plan->part_kb * x_sum_bytes(&k, d->n_tok));
     alignas(16) uint8_t format_args[RQ_GEMV_ARGS] = {};

@@ -10,7 +10,7 @@
  *   F(args, job, front)     front: shared memory of the format's own, job.shared_format bytes
  *   stage(kb0, kb1)         fills it, once, by all threads, for tile columns kb0 .. kb1 - 1; a barrier follows
  *   F::EDITS_X, edits_x(), edit_x(job, x, kb0, kb1)   where both are true, by all threads, when x is in shared memory
- *   rq_gemv_x_of<F, HALVES>  where x is not of ACT
+ *   rq_gemv_x_of<F, HALVES>  where x is not of ACT; rq_gemv_x_stride<F>
  *   F::SAVES_X              lanes of tokens that are not there load no x: where shared memory is what there is least of
  *   F::SUMS                 0, or 1, 2, 4: x[0].sums(run, half) has the sums of x over the run-th of so many runs of the tile's
  *                           columns, for the tokens of acc[half][0], [1]
@@ -188,6 +188,10 @@ struct rq_gemv_x_e4m3 {
 template <class F, int HALVES> struct rq_gemv_x_of {
     typedef rq_gemv_x<F::SAVES_X && HALVES == 1, rq_gemv_sums<F::SUMS, HALVES>> type;
 };
+/* Bytes from a token of x to the next, of formats that know better than n_in. */
+template <class F> struct rq_gemv_x_stride {
+    static __device__ __forceinline__ int64_t of(const typename F::args &) { return 0; }
+};
 
 /* Columns kb0 * 128 .. kb1 * 128 - 1 of all tokens to shared memory, zeros beyond n_in. Not by ld.global.nc: the kernel before may
  * have written x while this one was already there. Loops are hardly unrolled: the first weights are in registers already. */
@@ -245,9 +249,9 @@ static __device__ __forceinline__ void rq_gemv_stage_x_bytes(const rq_gemv_job &
     }
 }
 
-/* 8 bytes of a token from column j on, zeros past the end. */
-static __device__ __forceinline__ bool rq_gemv_eight_whole(const rq_gemv_job &job) {
-    return job.perm == nullptr && (job.n_in | job.x_stride) % 8 == 0 && reinterpret_cast<uintptr_t>(job.x) % 8 == 0;
+/* 8 bytes of a token from column j on, zeros past the end. stride: from a token to the next. */
+static __device__ __forceinline__ bool rq_gemv_eight_whole(const rq_gemv_job &job, int64_t stride) {
+    return job.perm == nullptr && (job.n_in | stride) % 8 == 0 && reinterpret_cast<uintptr_t>(job.x) % 8 == 0;
 }
 static __device__ __forceinline__ uint2 rq_gemv_eight_bytes(const rq_gemv_job &job, const uint8_t *x, int j,
                                                             bool whole) {
@@ -260,13 +264,13 @@ static __device__ __forceinline__ uint2 rq_gemv_eight_bytes(const rq_gemv_job &j
 
 /* For rq_gemv_x_bytes_in_order: words c and c + 4 of each 8 become neighbours. The upper half of a warp stores its two words the other way
  * round, so that no two lanes meet in a bank. */
-static __device__ __forceinline__ void rq_gemv_stage_x_bytes_in_order(const rq_gemv_job &job, uint8_t *to, int kb0,
-                                                                      int kb1) {
+static __device__ __forceinline__ void rq_gemv_stage_x_bytes_in_order(const rq_gemv_job &job, int64_t stride,
+                                                                      uint8_t *to, int kb0, int kb1) {
     const int n_col = (kb1 - kb0) * RQ_TILE_COLS, col0 = kb0 * RQ_TILE_COLS;
     const uint8_t *x = static_cast<const uint8_t *>(job.x);
-    const bool whole = rq_gemv_eight_whole(job), other = threadIdx.x & 16;
+    const bool whole = rq_gemv_eight_whole(job, stride), other = threadIdx.x & 16;
 #pragma unroll 1
-    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += job.x_stride)
+    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += stride)
 #pragma unroll 1
         for (int i = threadIdx.x * 8; i < n_col; i += RQ_GEMV_THREADS * 8) {
             const uint2 eight = rq_gemv_eight_bytes(job, x, col0 + i, whole);
@@ -278,12 +282,13 @@ static __device__ __forceinline__ void rq_gemv_stage_x_bytes_in_order(const rq_g
 
 /* For rq_gemv_x_e4m3, likewise: of 4 columns, columns 0 and 2, then 1 and 3. The upper half of each 16 lanes stores its two pieces the other
  * way round, for the banks. */
-static __device__ __forceinline__ void rq_gemv_stage_x_e4m3(const rq_gemv_job &job, uint8_t *to, int kb0, int kb1) {
+static __device__ __forceinline__ void rq_gemv_stage_x_e4m3(const rq_gemv_job &job, int64_t stride, uint8_t *to,
+                                                            int kb0, int kb1) {
     const int n_col = (kb1 - kb0) * RQ_TILE_COLS, col0 = kb0 * RQ_TILE_COLS;
     const uint8_t *x = static_cast<const uint8_t *>(job.x);
-    const bool whole = rq_gemv_eight_whole(job), other = threadIdx.x & 8;
+    const bool whole = rq_gemv_eight_whole(job, stride), other = threadIdx.x & 8;
 #pragma unroll 1
-    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += job.x_stride)
+    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += stride)
 #pragma unroll 1
         for (int i = threadIdx.x * 8; i < n_col; i += RQ_GEMV_THREADS * 8) {
             const uint2 eight = rq_gemv_eight_bytes(job, x, col0 + i, whole);
@@ -397,9 +402,9 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
     if (std::is_same<x_type, rq_gemv_x_bytes>::value)
         rq_gemv_stage_x_bytes(job, shared_x, kb0, kb1);
     else if (std::is_same<x_type, rq_gemv_x_bytes_in_order>::value)
-        rq_gemv_stage_x_bytes_in_order(job, shared_x, kb0, kb1);
+        rq_gemv_stage_x_bytes_in_order(job, rq_gemv_x_stride<F>::of(args), shared_x, kb0, kb1);
     else if (std::is_same<x_type, rq_gemv_x_e4m3>::value)
-        rq_gemv_stage_x_e4m3(job, shared_x, kb0, kb1);
+        rq_gemv_stage_x_e4m3(job, rq_gemv_x_stride<F>::of(args), shared_x, kb0, kb1);
     else
         rq_gemv_stage_x<rq_gemv_sides<F>::X_IS_A>(job, shared_x, kb0, kb1);
     __syncthreads();

@@ -40,8 +40,7 @@ typedef struct rq_gemv_job {
     int x_pitch;          /* bytes of a token in shared memory */
     int shared_format;    /* bytes of shared memory before x: the format's, then the sums of x where it wants them */
     rq_act act;           /* of x and y, for kernels that do both */
-    const int32_t *x_sum; /* W4A8, as what follows */
-    int64_t x_stride;     /* bytes from a token of x to the next */
+    const int32_t *x_sum; /* W4A8 */
 } rq_gemv_job;
 
 /* One compiled kernel. */

@@ -46,6 +46,7 @@ static void fill(void *to, const rq_cuda_gemv_desc *d, const void *weights) {
     a.scales = reinterpret_cast<const float *>(base + t.scales);
     a.zeros = reinterpret_cast<const int32_t *>(base + t.zero_points);
     a.n_kb = (int)t.n_kb, a.n_group = (int)t.n_group;
+    a.x_stride = d->x_pitch ? d->x_pitch : d->n_in;
     a.steps_of_group = (uint32_t)(d->group / 32);
     a.reciprocal = a.steps_of_group <= 1 ? 0 : (uint32_t)(((uint64_t)1 << 32) / a.steps_of_group + 1);
     memcpy(to, &a, sizeof a);

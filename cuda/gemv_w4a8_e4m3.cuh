@@ -53,4 +53,7 @@ template <int STEPS> struct rq_gemv_w4a8_e4m3_tiles : rq_gemv_w4a8_tiles<STEPS> 
 template <int STEPS, int HALVES> struct rq_gemv_x_of<rq_gemv_w4a8_e4m3_tiles<STEPS>, HALVES> {
     typedef rq_gemv_x_e4m3 type;
 };
+template <int STEPS> struct rq_gemv_x_stride<rq_gemv_w4a8_e4m3_tiles<STEPS>> {
+    static __device__ __forceinline__ int64_t of(const rq_gemv_w4a8_args &a) { return a.x_stride; }
+};
 #endif

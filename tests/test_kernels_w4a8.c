@@ -497,7 +497,7 @@ static void test_e4m3(void **state) {
         const int64_t n_in = n_ins[kind % 4];
         rq_packed p;
         float *bias = random_f32(20), *in_scale = random_f32(n_in);
-        make_weights(&p, 20, n_in, kind & 4 ? 64 : 0, false, false, kind & 8 ? in_scale : NULL,
+        make_weights(&p, 20, n_in, kind & 4 ? n_in < 64 ? 32 : 64 : 0, false, false, kind & 8 ? in_scale : NULL,
                      kind & 8 && n_in == 192 ? 64 : 0);
         check_e4m3(&p.u.w4a8, kind % 2 ? bias : NULL, 1 + kind);
         rq_packed_free(&p);
