@@ -8,7 +8,7 @@
 
 enum {
     RQ_CUDA_GRAM_CHUNK = 2048,       /* tokens whose products are summed in fp32: as on the CPU */
-    RQ_CUDA_PANEL = 2048,            /* rows of a panel of a Gram matrix */
+    RQ_CUDA_PANEL = 1024,            /* rows of a panel of a Gram matrix */
     RQ_CUDA_TILE = 2048,             /* of products with a triangle: those that are zero are left out */
     RQ_CUDA_BLOCK = 128,             /* columns of a block */
     RQ_CUDA_SYSTEM_BYTES = 256 << 20 /* of normal equations of the refit at a time */

@@ -325,7 +325,7 @@ int main(void) {
     CHECK_RQ(rq_device_open(&gpu, "cuda"));
     test_gram(37, 50, 3, true);
     if (!rq_small()) test_gram(130, 2049, 2, false);
-    if (!rq_small()) test_gram(2080, 3, 1, true); /* two panels */
+    if (!rq_small()) test_gram(1040, 3, 1, true); /* two panels */
     test_prepare(70, true);
     if (!rq_small()) test_prepare(33, false);
     if (!rq_small()) test_ladder();

@@ -217,6 +217,12 @@ if(RQ_BUILD_TESTS)
   endif()
 endif()
 
+if(RQ_BUILD_TESTS AND TARGET sim_requite)
+  add_test(NAME sim_quantize COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_quantize.py $<TARGET_FILE:sim_requite>
+                                     ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied)
+  set_tests_properties(sim_quantize PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 300)
+endif()
+
 if(RQ_BUILD_TESTS AND TARGET gpusim_cublas)
   add_test(NAME sim_simcc COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_simcc.py ${CMAKE_BINARY_DIR} ${CMAKE_CUDA_COMPILER})
   set_tests_properties(sim_simcc PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 1200)
