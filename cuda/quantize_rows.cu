@@ -1,102 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Activations as int8 with a scale and a sum a row, in one kernel with what comes before: nothing (rq_cuda_quantize_rows), RMSNorm with the
  * residual's sum (rq_cuda_rmsnorm_quantize), SiLU and product (rq_cuda_silu_quantize). fmt_act.h is the definition, and its roundings are
- * kept, so that a CPU gets the same bytes.
+ * kept, so that a CPU gets the same bytes. With a Hadamard matrix the row goes through shared memory: quantize_rows_hadamard.cu.
  *
  * A block has a row. Thread t takes columns 8 t .. 8 t + 7, then those 2048 further, and keeps them in registers from the first reading to the
  * quotients; rows of more than CHUNKS x 2048 columns are read again, from L2. The sum of squares goes the way of fmt_act.h: what a
  * thread adds up are 8 of its partial sums, shared memory brings those that are 256 apart together, then those 32 apart, a shuffle the
  * rest. Targets: sm_80 sm_90a. */
-#include "fmt_act.h"
-#include "gemv_tile.cuh"
+#include "quantize_rows.cuh"
 
-enum { ROW_THREADS = 256, ROW_WARPS = ROW_THREADS / 32, CHUNK = 8, STRIDE = ROW_THREADS * CHUNK };
+enum { ROW_WARPS = ROW_THREADS / 32, STRIDE = ROW_THREADS * CHUNK };
 static_assert((int)STRIDE == (int)RQ_ACT_PARTIALS, "a thread has 8 of the partial sums");
-enum source { PLAIN, RMSNORM, SILU };
-
-struct row_job {
-    int8_t *q;
-    float *scale;
-    int32_t *sum;                  /* or NULL */
-    const void *x, *second;        /* second: the residual, or the factors of SiLU */
-    const void *weight;            /* of RMSNorm, or NULL */
-    void *stream;                  /* where x + residual goes, or NULL */
-    int64_t x_pitch, second_pitch; /* elements from row to row */
-    int n_in;
-    float eps;
-    rq_act act;
-    bool fixed, whole; /* whole: all rows are multiples of 16 bytes, and begin at such */
-};
-
-/* ---- 8 columns */
-
-static __device__ __forceinline__ float value_of(rq_act act, uint32_t bits) {
-    return act == RQ_ACT_F16 ? ptx_float_of_f16(bits) : __uint_as_float(bits << 16);
-}
-static __device__ __forceinline__ uint16_t bits_of(rq_act act, float v) {
-    return act == RQ_ACT_F16 ? __half_as_ushort(__float2half_rn(v)) : __bfloat16_as_ushort(__float2bfloat16_rn(v));
-}
-/* Zeros past the end. */
-static __device__ __forceinline__ void load(float (&v)[CHUNK], const row_job &job, const void *row_, int i) {
-    const uint16_t *row = static_cast<const uint16_t *>(row_);
-    if (job.whole) {
-        const uint4 four = *reinterpret_cast<const uint4 *>(row + i);
-        const uint32_t pair[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-        for (int k = 0; k < CHUNK; ++k) v[k] = value_of(job.act, k % 2 ? pair[k / 2] >> 16 : pair[k / 2] & 0xffffu);
-    } else {
-#pragma unroll
-        for (int k = 0; k < CHUNK; ++k) v[k] = i + k < job.n_in ? value_of(job.act, row[i + k]) : 0.0f;
-    }
-}
-static __device__ __forceinline__ void store(const row_job &job, void *row_, int i, const float (&v)[CHUNK]) {
-    uint16_t *row = static_cast<uint16_t *>(row_);
-    uint32_t pair[4];
-#pragma unroll
-    for (int k = 0; k < 4; ++k) pair[k] = bits_of(job.act, v[2 * k]) | (uint32_t)bits_of(job.act, v[2 * k + 1]) << 16;
-    if (job.whole)
-        *reinterpret_cast<uint4 *>(row + i) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
-    else
-#pragma unroll
-        for (int k = 0; k < CHUNK; ++k)
-            if (i + k < job.n_in) row[i + k] = (uint16_t)(pair[k / 2] >> 16 * (k % 2));
-}
-static __device__ __forceinline__ const void *row_of(const void *p, int64_t pitch) {
-    return static_cast<const uint16_t *>(p) + blockIdx.x * pitch;
-}
-
-/* The columns as they are before RMSNorm's factors. AGAIN: for the second time, when the sum with the residual is there already. */
-template <int SOURCE, bool AGAIN>
-static __device__ __forceinline__ void read(float (&v)[CHUNK], const row_job &job, int i) {
-    if (SOURCE == RMSNORM && AGAIN && job.stream) return load(v, job, row_of(job.stream, job.n_in), i);
-    load(v, job, row_of(job.x, job.x_pitch), i);
-    if (SOURCE == PLAIN || (SOURCE == RMSNORM && !job.second)) return;
-    float u[CHUNK];
-    load(u, job, row_of(job.second, job.second_pitch), i);
-#pragma unroll
-    for (int k = 0; k < CHUNK; ++k)
-        v[k] = SOURCE == SILU ? __fmul_rn(rq_act_silu(v[k]), u[k]) : value_of(job.act, bits_of(job.act, v[k] + u[k]));
-    if (SOURCE == RMSNORM && job.stream) store(job, const_cast<void *>(row_of(job.stream, job.n_in)), i, v);
-}
-static __device__ __forceinline__ void norm(float (&v)[CHUNK], const row_job &job, int i, float r) {
-    float w[CHUNK];
-    if (job.weight) load(w, job, job.weight, i);
-#pragma unroll
-    for (int k = 0; k < CHUNK; ++k) {
-        v[k] = __fmul_rn(v[k], r);
-        if (job.weight) v[k] = __fmul_rn(v[k], w[k]);
-    }
-}
-static __device__ __forceinline__ int quotient(float v, float scale) {
-    const float q = scale > 0.0f ? rintf(__fdiv_rn(v, scale)) : 0.0f;
-    return (int)(q == q ? fminf(fmaxf(q, -127.0f), 127.0f) : 0.0f);
-}
-
-/* ---- over the block, the result in all threads */
 
 struct row_shared {
-    float partial[STRIDE], again[ROW_THREADS], most[ROW_WARPS];
-    int sum[ROW_WARPS];
+    float partial[STRIDE], again[ROW_THREADS];
+    row_reduced<ROW_WARPS> reduced;
 };
 /* rq_act_sum; mine[k] is partial sum 8 t + k. */
 static __device__ __forceinline__ float sum_in_order(const float (&mine)[CHUNK], row_shared &s) {
@@ -126,26 +44,6 @@ static __device__ __forceinline__ float sum_in_order(const float (&mine)[CHUNK],
     for (int by = 16; by; by /= 2) v[0] += __shfl_xor_sync(0xffffffffu, v[0], by);
     return v[0];
 }
-static __device__ __forceinline__ float largest(float mine, row_shared &s) {
-#pragma unroll
-    for (int by = 16; by; by /= 2) mine = fmaxf(mine, __shfl_xor_sync(0xffffffffu, mine, by));
-    if (threadIdx.x % 32 == 0) s.most[threadIdx.x / 32] = mine;
-    __syncthreads();
-    mine = s.most[threadIdx.x % ROW_WARPS];
-#pragma unroll
-    for (int by = ROW_WARPS / 2; by; by /= 2) mine = fmaxf(mine, __shfl_xor_sync(0xffffffffu, mine, by));
-    return mine;
-}
-static __device__ __forceinline__ void write_sum(const row_job &job, int mine, row_shared &s) {
-    mine = __reduce_add_sync(0xffffffffu, mine);
-    if (threadIdx.x % 32 == 0) s.sum[threadIdx.x / 32] = mine;
-    __syncthreads();
-    if (threadIdx.x != 0) return;
-#pragma unroll
-    for (int w = 1; w < ROW_WARPS; ++w) mine += s.sum[w];
-    job.sum[blockIdx.x] = mine;
-}
-
 /* ---- the kernel */
 
 template <int SOURCE, int CHUNKS> __global__ void __launch_bounds__(ROW_THREADS) rq_quantize_rows(const row_job job) {
@@ -178,11 +76,11 @@ template <int SOURCE, int CHUNKS> __global__ void __launch_bounds__(ROW_THREADS)
         float(&v)[CHUNK] = kept[CHUNKS ? c : 0];
         if (SOURCE != RMSNORM || !CHUNKS) read<SOURCE, SOURCE == RMSNORM>(v, job, i);
         if (SOURCE == RMSNORM) norm(v, job, i, r);
+        multiply(v, job, i);
 #pragma unroll
         for (int k = 0; k < CHUNK; ++k) most = fmaxf(most, fabsf(v[k])); /* NaN is not the largest */
     }
-    const float scale = job.fixed ? job.scale[blockIdx.x] : __fdiv_rn(largest(most, shared), 127.0f);
-    if (!job.fixed && threadIdx.x == 0) job.scale[blockIdx.x] = scale;
+    const float scale = scale_of(job, most, shared.reduced);
     int sum = 0;
 #pragma unroll
     for (int c = 0; c < n_chunk; ++c) {
@@ -192,6 +90,7 @@ template <int SOURCE, int CHUNKS> __global__ void __launch_bounds__(ROW_THREADS)
         if (!CHUNKS) {
             read<SOURCE, true>(v, job, i);
             if (SOURCE == RMSNORM) norm(v, job, i, r);
+            multiply(v, job, i);
         }
         int8_t *q = job.q + (size_t)blockIdx.x * job.n_in + i;
         uint2 to = make_uint2(0, 0);
@@ -204,7 +103,7 @@ template <int SOURCE, int CHUNKS> __global__ void __launch_bounds__(ROW_THREADS)
         }
         if (job.whole) *reinterpret_cast<uint2 *>(q) = to;
     }
-    if (job.sum) write_sum(job, sum, shared);
+    if (job.sum) write_sum(job, sum, shared.reduced);
 }
 
 template <int SOURCE> static const void *pick(int n_in) {
@@ -214,16 +113,27 @@ template <int SOURCE> static const void *pick(int n_in) {
 }
 
 static bool sixteen(const void *p, int64_t pitch) { return reinterpret_cast<uintptr_t>(p) % 16 == 0 && pitch % 8 == 0; }
-static rq_status launch(row_job *job, const void *kernel, int64_t n_tok, int early_launch, rq_cuda_stream stream) {
+rq_status rq_rows_check(row_job *job, int64_t n_tok) {
     if (!job->q || !job->scale || !job->x) return rq_gemv_fail(RQ_ERR_ARG, "q, scale or x is NULL");
     if (n_tok < 1 || n_tok > 1 << 20) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "n_tok is 1 to 2^20");
     if (job->act != RQ_ACT_F16 && job->act != RQ_ACT_BF16)
         return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "activations are fp16 or bf16");
+    const rq_act_steps &s = job->steps;
+    if (s.scale && (!s.step || s.n_step < 1 || s.rows_per_step < 0))
+        return rq_gemv_fail(
+            RQ_ERR_ARG, "a table of scales has an index on the device, at least one entry, and 0 or more rows a step");
+    if (s.scale && job->fixed) return rq_gemv_fail(RQ_ERR_ARG, "scales are fixed, or from a table");
     job->whole = job->n_in % 8 == 0 && sixteen(job->x, job->x_pitch) && sixteen(job->second, job->second_pitch) &&
-                 sixteen(job->weight, 0) && sixteen(job->stream, 0) && reinterpret_cast<uintptr_t>(job->q) % 8 == 0;
+                 sixteen(job->weight, 0) && sixteen(job->stream, 0) && sixteen(job->factor, 0) &&
+                 reinterpret_cast<uintptr_t>(job->q) % 8 == 0;
+    return RQ_OK;
+}
+rq_status rq_rows_launch(const void *kernel, void *job, int64_t n_tok, int threads, int shared_bytes, int early_launch,
+                         rq_cuda_stream stream) {
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3((unsigned)n_tok);
-    config.blockDim = dim3(ROW_THREADS);
+    config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = (size_t)shared_bytes;
     config.stream = stream;
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -234,6 +144,10 @@ static rq_status launch(row_job *job, const void *kernel, int64_t n_tok, int ear
     if (cudaError_t e = cudaLaunchKernelExC(&config, kernel, params)) return rq_gemv_fail_cuda("launch", e);
     return RQ_OK;
 }
+static rq_status launch(row_job *job, const void *kernel, int64_t n_tok, int early_launch, rq_cuda_stream stream) {
+    const rq_status s = rq_rows_check(job, n_tok);
+    return s == RQ_OK ? rq_rows_launch(kernel, job, n_tok, ROW_THREADS, 0, early_launch, stream) : s;
+}
 static bool columns_are_there(int64_t n_in) { return n_in >= 1 && n_in <= 1 << 20; }
 static const char *const columns_text = "n_in is 1 to 2^20", *const no_arguments = "there are no arguments";
 
@@ -243,6 +157,8 @@ rq_status rq_cuda_quantize_rows(const rq_cuda_quantize_args *a, rq_cuda_stream s
     row_job job = {};
     job.q = a->q, job.scale = a->scale, job.sum = a->sum, job.x = a->x, job.x_pitch = a->n_in;
     job.n_in = (int)a->n_in, job.act = a->act, job.fixed = a->fixed != 0;
+    job.factor = a->factor, job.steps = a->steps;
+    if (a->hadamard) return rq_rows_hadamard(&job, false, a->hadamard, a->n_tok, a->early_launch, stream);
     return launch(&job, pick<PLAIN>(job.n_in), a->n_tok, a->early_launch, stream);
 }
 
@@ -256,6 +172,7 @@ rq_status rq_cuda_rmsnorm_quantize(const rq_cuda_rmsnorm_args *a, rq_cuda_stream
     job.q = a->q, job.scale = a->scale, job.sum = a->sum, job.x = a->x, job.x_pitch = a->n_in;
     job.second = a->residual, job.second_pitch = a->n_in, job.stream = a->stream, job.weight = a->weight;
     job.n_in = (int)a->n_in, job.eps = a->eps, job.act = a->act;
+    job.factor = a->factor, job.steps = a->steps;
     return launch(&job, pick<RMSNORM>(job.n_in), a->n_tok, a->early_launch, stream);
 }
 
@@ -266,5 +183,7 @@ rq_status rq_cuda_silu_quantize(const rq_cuda_silu_args *a, rq_cuda_stream strea
     row_job job = {};
     job.q = a->q, job.scale = a->scale, job.sum = a->sum, job.x = a->gate, job.second = a->up;
     job.x_pitch = job.second_pitch = a->pitch, job.n_in = (int)a->n_in, job.act = a->act;
+    job.factor = a->factor, job.steps = a->steps;
+    if (a->hadamard) return rq_rows_hadamard(&job, true, a->hadamard, a->n_tok, a->early_launch, stream);
     return launch(&job, pick<SILU>(job.n_in), a->n_tok, a->early_launch, stream);
 }

@@ -9,6 +9,7 @@
 #ifndef RQ_CUDA_H
 #define RQ_CUDA_H
 
+#include "fmt_act.h"
 #include "fmt_tile.h"
 
 #ifdef __cplusplus
@@ -103,7 +104,15 @@ rq_status rq_cuda_gemm_run(const rq_cuda_gemm_plan *plan, const rq_cuda_gemv_des
 
 /* ---- Activations as int8, for x_s8 and W4A8: q, a scale and, where sum is not NULL, the sum of q for each row. host/fmt_act.h is their
  * definition, to the last bit:  q[t][j] = rint(h[t][j] / scale[t]), at most 127 in size, ties to even; NaN becomes 0.
- * scale[t] = max_j |h[t][j]| / 127. A row of zeros has scale 0. early_launch as of a gemv. */
+ * scale[t] = max_j |h[t][j]| / 127. A row of zeros has scale 0. early_launch as of a gemv.
+ *
+ * What a W4A8 matrix wants of its input (in_scale and hadamard of fmt_w4a8.h) is no part of its tiles. It is done here, and the gemv or gemm gets
+ * q, scale and sum: `hadamard` is &w->online[0], `factor` is in_scale on the device. rq_repack_w4a8_plan has them in the layout, so that it is seen
+ * what the matrix was quantized for.
+ *   factor    float[n_in] on the device, or NULL: h[t][j] times factor[j], after RMSNorm's weight and after the Hadamard matrix
+ *   hadamard  on the host, copied into the launch; or NULL: each hadamard->size columns of h times that matrix. Up to 32,768 columns.
+ *   steps     steps.scale set: scale[t] is steps.scale[steps.step[t / rows_per_step]], from tables on the device: one captured graph serves all
+ *             steps of a process, and *step alone changes. A step outside of 0 .. n_step - 1 gives the scale NaN, codes and sum 0. */
 
 /* h = x. fixed: scale[t] is there already (positive). */
 typedef struct rq_cuda_quantize_args {
@@ -114,6 +123,9 @@ typedef struct rq_cuda_quantize_args {
     rq_act act;
     int64_t n_tok, n_in;
     int fixed, early_launch;
+    const float *factor;
+    const rq_hadamard *hadamard;
+    rq_act_steps steps; /* not with fixed */
 } rq_cuda_quantize_args;
 rq_status rq_cuda_quantize_rows(const rq_cuda_quantize_args *a, rq_cuda_stream stream);
 
@@ -130,6 +142,8 @@ typedef struct rq_cuda_rmsnorm_args {
     rq_act act;
     int64_t n_tok, n_in;
     int early_launch;
+    const float *factor;
+    rq_act_steps steps;
 } rq_cuda_rmsnorm_args;
 rq_status rq_cuda_rmsnorm_quantize(const rq_cuda_rmsnorm_args *a, rq_cuda_stream stream);
 
@@ -144,8 +158,25 @@ typedef struct rq_cuda_silu_args {
     rq_act act;
     int64_t n_tok, n_in;
     int early_launch;
+    const float *factor;
+    const rq_hadamard *hadamard;
+    rq_act_steps steps;
 } rq_cuda_silu_args;
 rq_status rq_cuda_silu_quantize(const rq_cuda_silu_args *a, rq_cuda_stream stream);
+
+/* ---- y[t][i] = x[t][i] + table[k][i], in fp32 and rounded once to act; k = step[t / rows_per_step], or step[0] when rows_per_step is 0. With the
+ * projections of a time embedding for all steps in the table (rq_steps_project), and *step on the device, a captured graph serves all steps. */
+typedef struct rq_cuda_step_rows_args {
+    void *y;             /* [n_tok][n] of act; may be x */
+    const void *x;       /* [n_tok][n] of act, or NULL: y is the row of the table */
+    const float *table;  /* [n_step][n] on the device */
+    const int32_t *step; /* on the device; one that is not in 0 .. n_step - 1 makes its rows NaN */
+    int64_t n_step, rows_per_step;
+    rq_act act;
+    int64_t n_tok, n;
+    int early_launch;
+} rq_cuda_step_rows_args;
+rq_status rq_cuda_step_rows(const rq_cuda_step_rows_args *a, rq_cuda_stream stream);
 
 /* W as a dense matrix to[n_out][ld] of d->act, in stored column order: each weight is the number of the format's definition in fp32, rounded once.
  * What lies between n_in and ld is not written. n_tok, bias, residual and early_launch of d do not count. A run only launches. */

@@ -53,6 +53,7 @@
  *   W4A8: scales are [rows] fp32, zero_points [rows] int32 (8 when symmetric, 128 in two levels), rows a multiple of 128;
  *   levels      in two levels, [n_rb / 8][n_group][8][8][4] uint8: of row block 8 i + b and lanes 4 g ..: step and 128 + base of row g, then of
  *               row g + 8. So u * step + 128 + base is a byte, 128 above the level.
+ *   factors     W4A8: [n_in] fp32, where there are any: in_scale of fmt_w4a8.h, for the kernel that quantizes x
  *   outliers    SSVQ, VQ: [n_rb][n_outlier][16] int8, then [n_outlier] int32 columns, [n_rb][n_outlier] float scales
  * Rows beyond n_out have scale 0. Several matrices with one x (q, k, v) are stacked to one, row block by row block: that is why
  * what is one number a matrix is here one a row block. */
@@ -79,11 +80,12 @@ typedef struct rq_tile_layout { /* offsets in bytes from the start of the repack
     int64_t n_book, book_cols; /* SSVQ, VQ: book_cols a multiple of 128, or n_in */
     int book_u8;               /* magnitudes are uint8 with a scale, not fp16 */
     int n_outlier;
+    int factors, hadamard; /* W4A8: x has factors; the order of its Hadamard matrix, or 0. Products know of neither */
     int64_t tile_bytes;
     /* Offsets. VQ's book_2 is where SSVQ has book_scales. */
     int64_t tiles, scales, zero_points, book, book_scales, book_2, columns_at, outliers, outlier_cols, outlier_scales;
-    int64_t levels; /* W4A8 */
-    int64_t bytes;  /* of all of it */
+    int64_t levels, factors_at; /* W4A8 */
+    int64_t bytes;              /* of all of it */
 } rq_tile_layout;
 
 static inline int64_t rq_tile_round(int64_t bytes) {
@@ -125,7 +127,8 @@ static inline void rq_tile_plan_w4a8(rq_tile_layout *t) {
     t->scales = rb * t->n_kb * t->tile_bytes;
     t->zero_points = t->scales + rb * RQ_TILE_ROWS * 4;
     t->levels = t->zero_points + rb * RQ_TILE_ROWS * 4;
-    t->bytes = t->levels + rb * t->n_group * RQ_TILE_ROWS * 2;
+    t->bytes = t->factors_at = t->levels + rb * t->n_group * RQ_TILE_ROWS * 2;
+    if (t->factors) t->bytes = rq_tile_round(t->bytes + t->n_in * 4);
     t->book = t->book_scales = t->book_2 = t->columns_at = t->bytes;
     t->outliers = t->outlier_cols = t->outlier_scales = t->bytes;
 }

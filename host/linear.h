@@ -26,6 +26,9 @@ rq_status rq_linear_rows(const rq_linear *l, int64_t row0, int64_t n_rows, float
 
 /* The part of it that is w4a8's. */
 rq_status rq_linear_w4a8(const rq_w4a8 *w, const float *bias, float *y, const float *x, int64_t n_tok);
+/* With scales of the tokens of x from a table. */
+rq_status rq_linear_w4a8_steps(const rq_w4a8 *w, const float *bias, float *y, const float *x, int64_t n_tok,
+                               const rq_act_steps *steps);
 
 /* x[n_tok][n_in] becomes what its 8-bit codes stand for (fmt_act.h), token by token. */
 rq_status rq_act8_round_trip(float *x, int64_t n_tok, int64_t n_in);

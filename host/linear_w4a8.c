@@ -10,6 +10,7 @@ enum { TILE_ROWS = 96, TILE_TOK = 256, ACT_TOK = 8 };
 typedef struct job {
     const rq_w4a8 *w;
     const float *bias;
+    const rq_act_steps *steps;
     float *y, *scratch; /* scratch: a row for each item, with a Hadamard matrix */
     const float *x;
     int64_t n_tok, item_tok, item_rows;
@@ -24,11 +25,12 @@ static void quantize_body(void *arg, int64_t item) {
     const job *j = arg;
     const rq_w4a8 *w = j->w;
     const int64_t t0 = item * ACT_TOK, t1 = rq_min_i64(j->n_tok, t0 + ACT_TOK);
-    const rq_act_rows rows = {.n_in = w->n_in,
-                              .x = j->x,
-                              .after = {.hadamard = w->hadamard ? &w->online[0] : NULL,
-                                        .scratch = w->hadamard ? j->scratch + item * w->n_in : NULL,
-                                        .factor = w->in_scale}};
+    rq_act_rows rows = {.n_in = w->n_in,
+                        .x = j->x,
+                        .after = {.hadamard = w->hadamard ? &w->online[0] : NULL,
+                                  .scratch = w->hadamard ? j->scratch + item * w->n_in : NULL,
+                                  .factor = w->in_scale}};
+    if (j->steps) rows.after.steps = *j->steps;
     j->quantize->quantize(j->q, j->pitch, j->scale, j->sum, &rows, t0, t1 - t0);
 }
 
@@ -45,10 +47,11 @@ static void gemm_body(void *arg, int64_t item) {
     }
 }
 
-rq_status rq_linear_w4a8(const rq_w4a8 *w, const float *bias, float *y, const float *x, int64_t n_tok) {
+rq_status rq_linear_w4a8_steps(const rq_w4a8 *w, const float *bias, float *y, const float *x, int64_t n_tok,
+                               const rq_act_steps *steps) {
     rq_status status = RQ_OK;
     void *q = NULL;
-    job j = {.w = w, .bias = bias, .y = y, .x = x, .n_tok = n_tok};
+    job j = {.w = w, .steps = steps, .bias = bias, .y = y, .x = x, .n_tok = n_tok};
     j.pitch = rq_ceil_div(w->n_in, RQ_ACT8_ALIGN) * RQ_ACT8_ALIGN;
     RQ_TRY(RQ_NEW(j.scale, n_tok));
     RQ_TRY(RQ_NEW(j.sum, n_tok));
@@ -66,6 +69,10 @@ done:
     free(j.sum);
     free(j.scratch);
     return status;
+}
+
+rq_status rq_linear_w4a8(const rq_w4a8 *w, const float *bias, float *y, const float *x, int64_t n_tok) {
+    return rq_linear_w4a8_steps(w, bias, y, x, n_tok, NULL);
 }
 
 typedef struct trip {

@@ -70,10 +70,11 @@ typedef struct rq_vq_arrays { /* the arrays of rq_vq, to be written; what is NUL
 void rq_repack_vq_back(const rq_vq_arrays *to, const rq_vq *shape, const rq_tile_layout *t, const void *from,
                        int64_t first);
 
-/* ---- W4A8. n matrices that share x are stacked to one: the same columns and groups. All but the last have a multiple of 16 rows. */
+/* ---- W4A8. n matrices that share x are stacked to one: the same columns, groups, factors and Hadamard matrix of x. All but the last have a
+ * multiple of 16 rows. */
 
-/* Fills t, or says in *why (if not NULL) what the tiles cannot hold. Factors and Hadamard matrices of the input are not part of
- * the layout, and refused. */
+/* Fills t, or says in *why (if not NULL) what the tiles cannot hold. Products take x as it is: who quantizes it (rq_cuda_quantize_rows and its
+ * like) applies the Hadamard matrix of order t->hadamard, then the factors at t->factors_at. */
 rq_status rq_repack_w4a8_plan(rq_tile_layout *t, const rq_w4a8 *matrices, int n, const char **why);
 /* Writes t->bytes bytes, 4-byte aligned. */
 void rq_repack_w4a8(void *to, const rq_tile_layout *t, const rq_w4a8 *matrices, int n);
@@ -83,6 +84,7 @@ typedef struct rq_w4a8_arrays { /* the arrays of rq_w4a8, to be written; what is
     float *scale;
     uint8_t *zero, *step;
     int8_t *base;
+    float *in_scale;
 } rq_w4a8_arrays;
 /* The matrix with the sizes of `shape` (its pointers are not looked at) whose first row is row `first` of the stack. */
 void rq_repack_w4a8_back(const rq_w4a8_arrays *to, const rq_w4a8 *shape, const rq_tile_layout *t, const void *from,

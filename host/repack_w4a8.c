@@ -10,20 +10,27 @@ static rq_status refuse(const char **why, const char *text) {
     return RQ_ERR_UNSUPPORTED;
 }
 
+static bool same_input(const rq_w4a8 *a, const rq_w4a8 *b) {
+    if (a->hadamard != b->hadamard || !a->in_scale != !b->in_scale) return false;
+    return !a->in_scale || memcmp(a->in_scale, b->in_scale, (size_t)a->n_in * sizeof *a->in_scale) == 0;
+}
+
 rq_status rq_repack_w4a8_plan(rq_tile_layout *t, const rq_w4a8 *m, int n, const char **why) {
     if (n < 1) return refuse(why, "no matrix to repack");
     if (m->n_in < 1 || m->n_in > RQ_W4A8_MAX_COLS) return refuse(why, "W4A8 has 1 to 131072 columns");
     if (m->group < 0 || m->group % STEP_COLS) return refuse(why, "groups are multiples of 32 columns");
     int64_t rows = 0;
     for (int i = 0; i < n; ++i) {
-        if (m[i].in_scale || m[i].hadamard)
-            return refuse(why, "factors and Hadamard matrices of the input have no CUDA kernel");
         if (m[i].n_in != m->n_in || m[i].group != m->group)
             return refuse(why, "the stacked matrices have different columns or groups");
+        if (!same_input(&m[i], m))
+            return refuse(why, "the stacked matrices have different factors or Hadamard matrices of the input");
         if (rows % RQ_TILE_ROWS) return refuse(why, "all stacked matrices but the last have multiples of 16 rows");
         rows += m[i].n_out;
     }
     *t = (rq_tile_layout){.kind = RQ_TILE_W4A8, .n_out = rows, .n_in = m->n_in, .bits = 4, .group = m->group};
+    t->factors = m->in_scale != NULL;
+    t->hadamard = m->hadamard;
     rq_tile_plan(t);
     return RQ_OK;
 }
@@ -64,6 +71,7 @@ static void pack_row(uint8_t *to, const rq_tile_layout *t, const rq_w4a8 *w, int
 
 void rq_repack_w4a8(void *to, const rq_tile_layout *t, const rq_w4a8 *m, int n) {
     memset(to, 0, (size_t)t->bytes);
+    if (t->factors) memcpy((uint8_t *)to + t->factors_at, m->in_scale, (size_t)t->n_in * sizeof *m->in_scale);
     int64_t first = 0;
     for (int i = 0; i < n; first += m[i++].n_out)
         for (int64_t row = 0; row < m[i].n_out; ++row) pack_row(to, t, &m[i], row, first + row);
@@ -93,5 +101,6 @@ static void unpack_row(const rq_w4a8_arrays *to, const rq_w4a8 *w, const rq_tile
 
 void rq_repack_w4a8_back(const rq_w4a8_arrays *to, const rq_w4a8 *shape, const rq_tile_layout *t, const void *from,
                          int64_t first) {
+    if (to->in_scale && t->factors) memcpy(to->in_scale, (const uint8_t *)from + t->factors_at, (size_t)t->n_in * 4);
     for (int64_t row = 0; row < shape->n_out; ++row) unpack_row(to, shape, t, from, row, first + row);
 }

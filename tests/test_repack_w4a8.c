@@ -158,7 +158,6 @@ static void test_levels(void **state) {
 static void test_refusals(void **state) {
     (void)state;
     matrix a = make(20, 64, 0, false), b = make(20, 64, 32, false);
-    float factors[64] = {0};
     rq_tile_layout t;
     const char *why = NULL;
     rq_w4a8 two[2] = {a.w, a.w};
@@ -167,15 +166,48 @@ static void test_refusals(void **state) {
     two[1] = b.w;
     assert_int_equal(rq_repack_w4a8_plan(&t, two, 2, &why), RQ_ERR_UNSUPPORTED);
     assert_non_null(strstr(why, "groups"));
-    a.w.in_scale = factors;
-    assert_int_equal(rq_repack_w4a8_plan(&t, &a.w, 1, NULL), RQ_ERR_UNSUPPORTED);
-    a.w.in_scale = NULL, a.w.hadamard = 64;
-    assert_int_equal(rq_repack_w4a8_plan(&t, &a.w, 1, &why), RQ_ERR_UNSUPPORTED);
+    drop(&a), drop(&b);
+}
+
+/* What x is multiplied with before it is quantized goes along: factors in the buffer, the order of the Hadamard matrix in the layout. */
+static void test_input(void **state) {
+    (void)state;
+    matrix a = make(16, 96, 32, false), b = make(20, 96, 32, false);
+    float factors[96], others[96], back[96] = {0};
+    for (int j = 0; j < 96; ++j) factors[j] = others[j] = (float)j * 0.5f - 7.0f;
+    others[95] = 1.0f;
+    rq_tile_layout t, plain;
+    const char *why = NULL;
+    rq_w4a8 two[2] = {a.w, b.w};
+    assert_int_equal(rq_repack_w4a8_plan(&plain, two, 2, &why), RQ_OK);
+    for (int i = 0; i < 2; ++i) two[i].in_scale = factors, two[i].hadamard = 48;
+    assert_int_equal(rq_repack_w4a8_plan(&t, two, 2, &why), RQ_OK);
+    assert_int_equal(t.hadamard, 48);
+    assert_int_equal(t.factors_at, plain.bytes);
+    assert_int_equal(t.factors_at % RQ_TILE_ALIGN, 0);
+    assert_true(t.bytes >= plain.bytes + 96 * 4);
+    uint8_t *tiles = take(t.bytes, 1), *without = take(plain.bytes, 1);
+    rq_repack_w4a8(tiles, &t, two, 2);
+    assert_memory_equal(tiles + t.factors_at, factors, sizeof factors);
+    const rq_w4a8_arrays to = {.in_scale = back};
+    rq_repack_w4a8_back(&to, &two[1], &t, tiles, 16);
+    assert_memory_equal(back, factors, sizeof factors);
+    two[0] = a.w, two[1] = b.w;
+    rq_repack_w4a8(without, &plain, two, 2);
+    assert_memory_equal(tiles, without, (size_t)plain.bytes); /* what products read is the same */
+    two[0].in_scale = factors, two[1].in_scale = others;
+    assert_int_equal(rq_repack_w4a8_plan(&t, two, 2, &why), RQ_ERR_UNSUPPORTED);
+    assert_non_null(strstr(why, "factors"));
+    two[1].in_scale = NULL;
+    assert_int_equal(rq_repack_w4a8_plan(&t, two, 2, &why), RQ_ERR_UNSUPPORTED);
+    two[1].in_scale = factors, two[1].hadamard = 96;
+    assert_int_equal(rq_repack_w4a8_plan(&t, two, 2, &why), RQ_ERR_UNSUPPORTED);
+    free(tiles), free(without);
     drop(&a), drop(&b);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_shapes), cmocka_unit_test(test_levels),
-                                       cmocka_unit_test(test_refusals)};
+                                       cmocka_unit_test(test_refusals), cmocka_unit_test(test_input)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

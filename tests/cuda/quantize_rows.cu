@@ -2,12 +2,7 @@
 /* Rows of activations as int8 (cuda/quantize_rows.cu), alone, after RMSNorm and after SiLU: the bytes, scales and sums of plain C on
  * host/fmt_act.h, whose own parts are held against double.
  * Libraries: requite. Targets: sm_80 sm_90a. In table.json. */
-#include "cudatest.h"
-#include "fmt_act.h"
-#include "rq_cuda.h"
-
-static uint16_t bits_of(bool bf16, float v) { return bf16 ? rq_bf16_bits(v) : rq_half_bits(v); }
-static float value_of(bool bf16, uint16_t b) { return bf16 ? rq_bf16_value(b) : rq_half_value(b); }
+#include "act_case.h"
 
 static void test(int n_tok, int n_in, bool bf16, bool fixed) {
     const size_t n = (size_t)n_tok * n_in;
@@ -55,20 +50,6 @@ static void test(int n_tok, int n_in, bool bf16, bool fixed) {
 }
 
 /* ---- RMSNorm and SiLU */
-
-/* Scale and bytes of fp32 numbers, in place of `want`. */
-static int32_t quantize(const float *h, int n, float *scale, int8_t *q) {
-    float most = 0;
-    int32_t sum = 0;
-    for (int j = 0; j < n; ++j) most = fmaxf(most, fabsf(h[j]));
-    *scale = most / 127.0f;
-    for (int j = 0; j < n; ++j) {
-        const float v = *scale > 0 ? nearbyintf(h[j] / *scale) : 0.0f;
-        q[j] = (int8_t)(v != v ? 0.0f : v > 127.0f ? 127.0f : v < -127.0f ? -127.0f : v);
-        sum += q[j];
-    }
-    return sum;
-}
 
 enum fusion { NORM, NORM_WEIGHT, NORM_RESIDUAL, SILU, FUSIONS };
 
@@ -119,11 +100,14 @@ static void test_fusion(enum fusion f, int n_tok, int n_in, bool bf16) {
     const rq_act act = bf16 ? RQ_ACT_BF16 : RQ_ACT_F16;
     const float eps = 1e-5f;
     if (f == SILU) {
-        const rq_cuda_silu_args a = {q, scale, sum, d_x, d_second, pitch, act, n_tok, n_in, 1};
+        rq_cuda_silu_args a = {};
+        a.q = q, a.scale = scale, a.sum = sum, a.gate = d_x, a.up = d_second, a.pitch = pitch;
+        a.act = act, a.n_tok = n_tok, a.n_in = n_in, a.early_launch = 1;
         EXPECT_EQ(rq_cuda_silu_quantize(&a, 0), RQ_OK);
     } else {
-        rq_cuda_rmsnorm_args a = {q,   scale, sum,   NULL, d_x, NULL, f == NORM ? NULL : d_weight,
-                                  eps, act,   n_tok, n_in, 0};
+        rq_cuda_rmsnorm_args a = {};
+        a.q = q, a.scale = scale, a.sum = sum, a.x = d_x, a.weight = f == NORM ? NULL : d_weight;
+        a.eps = eps, a.act = act, a.n_tok = n_tok, a.n_in = n_in;
         if (f == NORM_RESIDUAL) a.residual = d_second, a.stream = d_stream;
         EXPECT_EQ(rq_cuda_rmsnorm_quantize(&a, 0), RQ_OK);
     }
@@ -136,7 +120,7 @@ static void test_fusion(enum fusion f, int n_tok, int n_in, bool bf16) {
         float want_scale;
         definition(f, bf16, n_in, x + t * pitch, second + t * pitch, f == NORM ? NULL : weight, eps, h,
                    stream + (size_t)t * n_in);
-        const int32_t want_sum = quantize(h, n_in, &want_scale, want + (size_t)t * n_in);
+        const int32_t want_sum = quantize(h, n_in, false, &want_scale, want + (size_t)t * n_in);
         EXPECT(got_scale[t] == want_scale);
         EXPECT_EQ_AT(t, got_sum[t], want_sum);
     }
@@ -145,6 +129,51 @@ static void test_fusion(enum fusion f, int n_tok, int n_in, bool bf16) {
     rq_device_free_all();
     free(x), free(stream), free(got_stream), free(weight), free(want), free(got), free(h), free(got_scale),
         free(got_sum);
+}
+
+/* Factors, and scales from a table, in the three kernels. */
+static void test_after(enum fusion f, int n_in, bool factors, bool steps) {
+    const int n_tok = ACT_ROWS;
+    const size_t n = (size_t)n_tok * n_in;
+    rq_rng rng = {(uint64_t)n_in * 17u + (uint64_t)f};
+    uint16_t *x = (uint16_t *)rq_host_alloc(2 * n * 2), *stream = (uint16_t *)rq_host_alloc(n * 2);
+    float *h = (float *)rq_host_alloc(n * 4), *factor = (float *)rq_host_alloc((size_t)n_in * 4);
+    for (size_t i = 0; i < 2 * n; ++i) x[i] = bits_of(false, 2 * rq_rand_float(&rng));
+    for (int j = 0; j < n_in; ++j) factor[j] = rq_rand_float(&rng);
+    x[0] = 0x7fff; /* NaN, for its row where there is a norm */
+    for (int t = 0; t < n_tok; ++t) {
+        float *row = h + (size_t)t * n_in;
+        if (f == FUSIONS)
+            for (int j = 0; j < n_in; ++j) row[j] = value_of(false, x[(size_t)t * n_in + j]);
+        else
+            definition(f, false, n_in, x + (size_t)t * n_in, x + n + (size_t)t * n_in, NULL, 1e-5f, row, stream);
+        for (int j = 0; factors && j < n_in; ++j) row[j] *= factor[j];
+    }
+    const uint16_t *d_x = (const uint16_t *)rq_device_copy(x, 2 * n * 2);
+    int8_t *q = (int8_t *)rq_device_buffer(n);
+    float *scale = (float *)rq_device_buffer((size_t)n_tok * 4);
+    int32_t *sum = (int32_t *)rq_device_buffer((size_t)n_tok * 4);
+    const float *d_factor = factors ? (const float *)rq_device_copy(factor, (size_t)n_in * 4) : NULL;
+    const rq_act_steps table = steps ? act_steps_on_device() : rq_act_steps{};
+    if (f == SILU) {
+        rq_cuda_silu_args a = {};
+        a.q = q, a.scale = scale, a.sum = sum, a.gate = d_x, a.up = d_x + n, a.pitch = n_in;
+        a.n_tok = n_tok, a.n_in = n_in, a.factor = d_factor, a.steps = table;
+        EXPECT_EQ(rq_cuda_silu_quantize(&a, 0), RQ_OK);
+    } else if (f == NORM) {
+        rq_cuda_rmsnorm_args a = {};
+        a.q = q, a.scale = scale, a.sum = sum, a.x = d_x, a.eps = 1e-5f;
+        a.n_tok = n_tok, a.n_in = n_in, a.factor = d_factor, a.steps = table;
+        EXPECT_EQ(rq_cuda_rmsnorm_quantize(&a, 0), RQ_OK);
+    } else {
+        rq_cuda_quantize_args a = {};
+        a.q = q, a.scale = scale, a.sum = sum, a.x = d_x;
+        a.n_tok = n_tok, a.n_in = n_in, a.factor = d_factor, a.steps = table;
+        EXPECT_EQ(rq_cuda_quantize_rows(&a, 0), RQ_OK);
+    }
+    act_check(h, n_tok, n_in, steps, q, scale, sum);
+    rq_device_free_all();
+    free(x), free(stream), free(h), free(factor);
 }
 
 /* The parts of fmt_act.h against double. */
@@ -182,6 +211,13 @@ int main(void) {
             test_fusion(of, 2, 9002, bf16); /* rows that do not begin at multiples of 16 bytes */
             if (!rq_small()) test_fusion(of, 2, 16384, bf16), test_fusion(of, 1, 28672, bf16);
         }
+    for (int flags = 1; flags < 4; ++flags)
+        for (const int n_in : {37, 576, 2056}) {
+            test_after(NORM, n_in, flags & 1, flags & 2);
+            test_after(SILU, n_in, flags & 1, flags & 2);
+            test_after(FUSIONS, n_in, flags & 1, flags & 2);
+        }
+    if (!rq_small()) test_after(FUSIONS, 17000, true, false), test_after(NORM, 17000, true, true);
     rq_cuda_rmsnorm_args norm = {};
     norm.n_in = 8, norm.n_tok = 1, norm.residual = &norm;
     EXPECT_EQ(rq_cuda_rmsnorm_quantize(&norm, 0), RQ_ERR_ARG);

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the tests of activations as int8 share: 16-bit numbers, and rows h in the words of host/fmt_act.h, in plain C. */
+#ifndef RQ_ACT_CASE_H
+#define RQ_ACT_CASE_H
+#include "cudatest.h"
+#include "fmt_act.h"
+#include "rq_cuda.h"
+
+static inline uint16_t bits_of(bool bf16, float v) { return bf16 ? rq_bf16_bits(v) : rq_half_bits(v); }
+static inline float value_of(bool bf16, uint16_t b) { return bf16 ? rq_bf16_value(b) : rq_half_value(b); }
+
+/* Scale and bytes of a row, and their sum, which is returned. fixed: the scale is there already. */
+static inline int32_t quantize(const float *h, int n, bool fixed, float *scale, int8_t *q) {
+    float most = 0;
+    int32_t sum = 0;
+    for (int j = 0; j < n; ++j) most = fmaxf(most, fabsf(h[j]));
+    if (!fixed) *scale = most / 127.0f;
+    for (int j = 0; j < n; ++j) {
+        const float v = *scale > 0 ? nearbyintf(h[j] / *scale) : 0.0f;
+        q[j] = (int8_t)(v != v ? 0.0f : v > 127.0f ? 127.0f : v < -127.0f ? -127.0f : v);
+        sum += q[j];
+    }
+    return sum;
+}
+
+/* Five rows, two a step, with a table: its index, and the scale of each row. One step is not in the table, and one scale is 0. */
+enum { ACT_ROWS = 5, ACT_STEPS = 4, ACT_ROWS_PER_STEP = 2 };
+static const int32_t act_step[3] = {2, ACT_STEPS, 3};
+static const float act_table[ACT_STEPS] = {0.5f, 0.25f, 0.017f, 0.0f};
+static inline float act_scale(int t) { return t / 2 == 1 ? NAN : t / 2 == 0 ? act_table[2] : act_table[3]; }
+static inline rq_act_steps act_steps_on_device(void) {
+    return {(const float *)rq_device_copy(act_table, sizeof act_table),
+            (const int32_t *)rq_device_copy(act_step, sizeof act_step), ACT_STEPS, ACT_ROWS_PER_STEP};
+}
+
+/* What a kernel made of rows h[n_tok][n_in], against plain C. steps: with the table above. */
+static inline void act_check(const float *h, int n_tok, int n_in, bool steps, const int8_t *q, const float *scale,
+                             const int32_t *sum) {
+    const size_t n = (size_t)n_tok * n_in;
+    int8_t *got = (int8_t *)rq_host_alloc(n), *want = (int8_t *)rq_host_alloc((size_t)n_in);
+    float *got_scale = (float *)rq_host_alloc((size_t)n_tok * 4);
+    int32_t *got_sum = (int32_t *)rq_host_alloc((size_t)n_tok * 4);
+    CHECK_CUDA(cudaDeviceSynchronize());
+    rq_device_read(got, q, n);
+    rq_device_read(got_scale, scale, (size_t)n_tok * 4);
+    rq_device_read(got_sum, sum, (size_t)n_tok * 4);
+    for (int t = 0; t < n_tok; ++t) {
+        float want_scale = steps ? act_scale(t) : 0.0f;
+        const int32_t want_sum = quantize(h + (size_t)t * n_in, n_in, steps, &want_scale, want);
+        EXPECT(rq_bits_of_float(got_scale[t]) == rq_bits_of_float(want_scale));
+        EXPECT_EQ_AT(t, got_sum[t], want_sum);
+        for (int j = 0; j < n_in; ++j) EXPECT_EQ_AT(t * 100000 + j, got[(size_t)t * n_in + j], want[j]);
+    }
+    free(got), free(want), free(got_scale), free(got_sum);
+}
+#endif
