@@ -210,11 +210,12 @@ def main():
     p.add_argument("--turns", type=int, default=7)
     p.add_argument("--seconds", type=float, default=0.5)
     p.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
+    p.add_argument("--label", default="", help="which build of ggml, for the records")
     p.add_argument("--json")
     a = p.parse_args()
     ggml, rng, records = Ggml(a.ggml), random.Random(0), []
     vnni = ggml.call("ggml_cpu_has_avx512_vnni", result=ctypes.c_int)
-    a.ggml_version = f"{ggml.text('ggml_version')} {ggml.text('ggml_commit')}, AVX-512 VNNI {'on' if vnni else 'off'}"
+    a.ggml_version = f"{ggml.text('ggml_version')}{', ' + a.label if a.label else ''}, AVX-512 VNNI {'on' if vnni else 'off'}"
     a.date = datetime.date.today().isoformat()
     print(f"ggml {a.ggml_version}; one thread, {a.turns} turns of {a.seconds} s, clock {a.clock}")
     for shape in a.shapes.split(","):

@@ -81,14 +81,10 @@ struct tile {
     int group, row; /* group of columns, tile of rows of the core */
 };
 static __device__ __forceinline__ tile tile_of(const hadamard_job &job, int item) {
-    /* 8 groups x 4 tiles of rows are a warp's, as long as there are 8 groups: then its loads meet in few units. */
-    const int rows = job.h.core / TILE, many = job.n_group / 8 * 8 * rows;
-    if (item < many) {
-        const int k = item / 8;
-        return {k / rows * 8 + item % 8, k % rows};
-    }
-    const int width = job.n_group % 8;
-    return {job.n_group - width + (item - many) % width, (item - many) / width};
+    /* Neighbours have groups of the same block, up to 8, then the next tile of rows: a warp's loads meet in few units. A row of the core is a
+     * power of two, so that its groups are cut without a rest. */
+    const int rows = job.h.core / TILE, log = min(max(job.log_width - 2, 0), 3), k = item >> log;
+    return {(k / rows << log) + (item & ((1 << log) - 1)), k % rows};
 }
 /* Column k of a group, in the first row of the core; -1 past the end. */
 static __device__ __forceinline__ int column_of(const hadamard_job &job, int group, int k) {

@@ -57,7 +57,7 @@ INLINE void tile_of(int n, int32_t *sum, const uint8_t *bytes, const int8_t *x, 
     UNROLL for (int t = 0; t < n; ++t) {
         const __m256i ab = _mm256_hadd_epi32(acc[t][0], acc[t][1]), cd = _mm256_hadd_epi32(acc[t][2], acc[t][3]);
         const __m256i all = _mm256_hadd_epi32(ab, cd);
-        __m128i *to = (__m128i *)(sum + t * OUT_ROWS);
+        __m128i *to = (__m128i *)(sum + t * ROWS);
         _mm_storeu_si128(to, _mm_add_epi32(_mm_loadu_si128(to), _mm_add_epi32(_mm256_castsi256_si128(all),
                                                                               _mm256_extracti128_si256(all, 1))));
     }

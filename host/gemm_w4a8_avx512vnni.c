@@ -72,7 +72,7 @@ INLINE void tile_of(int n, int32_t *sum, const uint8_t *bytes, const int8_t *x, 
         }
     }
     UNROLL for (int t = 0; t < n; ++t) {
-        __m128i *to = (__m128i *)(sum + t * OUT_ROWS);
+        __m128i *to = (__m128i *)(sum + t * ROWS);
         _mm_storeu_si128(to,
                          _mm_add_epi32(_mm_loadu_si128(to), add_across(acc[t][0], acc[t][1], acc[t][2], acc[t][3])));
     }

@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the SIMD twins of gemm_w4a8.c share; included by them alone. ROWS rows are decoded to bytes for PANEL columns at a time, which stay in
- * L1 while all tokens pass over them, TILE_TOK at once. The including file has defined, for BLOCK columns at a time:
+ * L1 while all tokens pass over them, TILE_TOK at once. Where all of the tokens are too much for L2, OUT_ROWS rows go through one panel before
+ * the next. The including file has defined, for BLOCK columns at a time:
  *
  *   TILE_TOK, BLOCK
  *   ZERO_ROW(w, row)   what the bytes of a row are above its levels
  *   unpack_row(to, w, row, j, n_block)   n_block blocks of bytes of a row from column j on; past n_in they may be anything, since
  *                      activations are 0 there
- *   tile(sum, bytes, x, pitch, n_block, n)   sum[t * OUT_ROWS + r] += the products of ROWS rows of PANEL bytes with n tokens
+ *   tile(sum, bytes, x, pitch, n_block, n)   sum[t * ROWS + r] += the products of ROWS rows of PANEL bytes with n tokens
  *
- * Sums of OUT_ROWS rows wait until they are a cache line of a token's outputs: written a few rows at a time, that line would have gone to the
- * outer caches and come back in between, since tokens' rows are far apart. */
+ * Sums of OUT_ROWS rows wait until they are whole cache lines of a token's outputs: written a few rows at a time, a line would have gone to
+ * the outer caches and come back in between, since tokens' rows are far apart. */
 
 /* x->pitch is a multiple of both blocks, so that the last block of a row needs no care. */
-enum { ROWS = 4, OUT_ROWS = 16, PANEL = 4096, TOKENS = 256 };
+enum { ROWS = 4, OUT_ROWS = 64, PANEL = 4096, TOKENS = 256, GAP = 4, CACHED_BYTES = 640 << 10 };
 RQ_STATIC_ASSERT(PANEL % BLOCK == 0 && RQ_ACT8_ALIGN % BLOCK == 0,
                  "blocks do not straddle panels, nor leave rows of x");
 
@@ -31,37 +32,40 @@ INLINE void finish_token(float *y, const int32_t *sum, __m128i zero, __m128 scal
     }
 }
 
-/* The sums of rows row .. row + ROWS - 1; beyond `last` it once more. */
+/* The sums of rows row .. row + ROWS - 1, beyond `last` of that once more, over the panel from column p on. */
 static void add_rows(int32_t *sum, const rq_w4a8 *w, const rq_act8 *x, int64_t tok0, int64_t n_tok, int64_t row,
-                     int64_t last) {
+                     int64_t last, int64_t p) {
     _Alignas(64) uint8_t bytes[ROWS * PANEL];
-    for (int64_t p = 0; p < w->n_in; p += PANEL) {
-        const int64_t left = w->n_in - p, n_block = ((left < PANEL ? left : PANEL) + BLOCK - 1) / BLOCK;
-        for (int r = 0; r < ROWS; ++r) unpack_row(bytes + r * PANEL, w, row + r < last ? row + r : last, p, n_block);
-        for (int64_t t = 0; t < n_tok; t += TILE_TOK) {
-            const int8_t *from = x->q + (tok0 + t) * x->pitch + p;
-            tile(sum + t * OUT_ROWS, bytes, from, x->pitch, n_block,
-                 n_tok - t < TILE_TOK ? (int)(n_tok - t) : TILE_TOK);
-        }
+    const int64_t left = w->n_in - p, n_block = ((left < PANEL ? left : PANEL) + BLOCK - 1) / BLOCK;
+    for (int r = 0; r < ROWS; ++r) unpack_row(bytes + r * PANEL, w, row + r < last ? row + r : last, p, n_block);
+    for (int64_t t = 0; t < n_tok; t += TILE_TOK) {
+        const int8_t *from = x->q + (tok0 + t) * x->pitch + p;
+        tile(sum + t * ROWS, bytes, from, x->pitch, n_block, n_tok - t < TILE_TOK ? (int)(n_tok - t) : TILE_TOK);
     }
 }
 
 /* Rows row .. row + OUT_ROWS - 1, those up to `last`. */
 static void some_rows(float *y, const rq_w4a8 *w, const rq_act8 *x, int64_t tok0, int64_t n_tok, int64_t row,
                       int64_t last) {
-    int32_t sum[TOKENS * OUT_ROWS], zero[OUT_ROWS];
+    int32_t sum[(TOKENS + GAP) * OUT_ROWS], zero[OUT_ROWS]; /* sum[row / ROWS][token][row % ROWS], not a page apart */
     float scale[OUT_ROWS];
+    const int64_t pitch = n_tok + GAP, together = n_tok * w->n_in > CACHED_BYTES ? OUT_ROWS : ROWS;
     const int64_t n_rows = last - row + 1 < OUT_ROWS ? last - row + 1 : OUT_ROWS;
     for (int64_t r = 0; r < OUT_ROWS; ++r) {
         const int64_t from = row + (r < n_rows ? r : n_rows - 1);
         zero[r] = ZERO_ROW(w, from);
         scale[r] = w->scale[from];
     }
-    memset(sum, 0, (size_t)(n_tok * OUT_ROWS) * sizeof *sum);
-    for (int64_t r = 0; r < n_rows; r += ROWS) add_rows(sum + r, w, x, tok0, n_tok, row + r, last);
+    memset(sum, 0, (size_t)(pitch * OUT_ROWS) * sizeof *sum);
+    for (int64_t r0 = 0; r0 < n_rows; r0 += together) {
+        for (int64_t p = 0; p < w->n_in; p += PANEL) {
+            for (int64_t r = r0; r < r0 + together && r < n_rows; r += ROWS)
+                add_rows(sum + r * pitch, w, x, tok0, n_tok, row + r, last, p);
+        }
+    }
     for (int64_t t = 0; t < n_tok; ++t) {
         for (int64_t r = 0; r < n_rows; r += ROWS) {
-            finish_token(y + (tok0 + t) * w->n_out + row + r, sum + t * OUT_ROWS + r,
+            finish_token(y + (tok0 + t) * w->n_out + row + r, sum + r * pitch + t * ROWS,
                          _mm_loadu_si128((const __m128i *)(zero + r)), _mm_loadu_ps(scale + r), x->scale[tok0 + t],
                          x->sum[tok0 + t], n_rows - r);
         }

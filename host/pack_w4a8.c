@@ -262,7 +262,7 @@ static void inspect(const rq_packed *p, void *json_object) {
     int64_t count[LEVELS] = {0}, steps[RQ_W4A8_MAX_STEP + 1] = {0};
     rq_pack_usage u = {.count = count, .n_codes = LEVELS};
     json_t *to = json_object;
-    char text[120], kind[40];
+    char text[160], kind[48], input[40] = "";
     for (int64_t i = 0; i < w->n_out; ++i) {
         for (int64_t j = 0; j < w->n_in; ++j) ++count[rq_w4a8_code(w, i, j)];
         for (int64_t k = 0; k < w->n_group; ++k) ++steps[w->step[i * w->n_group + k]];
@@ -278,10 +278,12 @@ static void inspect(const rq_packed *p, void *json_object) {
         json_object_set_new(to, "step_use", use);
     }
     snprintf(kind, sizeof kind, "group %lld in two levels", (long long)w->group);
-    snprintf(text, sizeof text, "4 bits for 8-bit inputs, %s",
+    if (w->hadamard) snprintf(input, sizeof input, ", inputs by H of %d", w->hadamard);
+    snprintf(text, sizeof text, "4 bits for 8-bit inputs, %s%s%s",
              w->group  ? kind
              : w->zero ? "a scale a row, asym"
-                       : "a scale a row, sym");
+                       : "a scale a row, sym",
+             input, w->in_scale ? ", input factors" : "");
     rq_pack_report(&u, to, text);
 }
 

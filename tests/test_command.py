@@ -286,6 +286,8 @@ def test_w4a8_inputs():
         assert i["1.mlp.down_proj"]["in_scale"] == (name != "full") and i["1.self_attn.o_proj"]["in_scale"] == (name == "smooth") and not i["1.mlp.up_proj"]["in_scale"]
         log = {l["name"].split(".", 2)[2]: l for l in map(json.loads, open(os.path.join(out, "quantize_log.jsonl")))}
         assert all((l["hadamard"], l["in_scale"]) == (i[k]["hadamard"], i[k]["in_scale"]) for k, l in log.items()) and len(log) == len(i)
+        row = next(l for l in run("inspect", out).stdout.splitlines() if "1.mlp.down_proj " in l)
+        assert (f"H of {orders[1]}," in row) == (orders[1] > 0) and ("input factors" in row) == (name != "full"), row
         e = run_json("eval", out, "--text", text, "--ref", tiny("linear"), "--threads", 1)
         assert e["kld_mean"] < 2 and run_json("eval", out, "--text", text, "--threads", 3)["ppl"] == e["ppl"]
         report = json.load(open(os.path.join(out, "report.json")))

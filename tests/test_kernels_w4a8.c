@@ -13,29 +13,9 @@
 #include "kernels.h"
 #include "linear.h"
 #include "rotate_hadamard.h"
+#include "w4a8_random.h"
 
 enum { GUARD = 64 };
-
-static uint64_t seed = 9;
-
-static uint32_t draw(uint32_t below) {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)((seed >> 33) % below);
-}
-
-static float noise(void) { return (float)((int32_t)draw(1u << 24) - (1 << 23)) * 0x1p-22f; }
-
-static void *must_alloc(int64_t n, size_t size) {
-    void *p;
-    assert_int_equal(rq_alloc(&p, n, size), RQ_OK);
-    return p;
-}
-
-static float *random_f32(int64_t n) {
-    float *p = must_alloc(n, sizeof *p);
-    for (int64_t i = 0; i < n; ++i) p[i] = noise();
-    return p;
-}
 
 static int n_run;
 
@@ -287,32 +267,6 @@ typedef struct gemm_case {
     float *want; /* [n_tok][n_out] */
 } gemm_case;
 
-static void make_weights(rq_packed *p, int64_t n_out, int64_t n_in, int64_t group, bool sym, bool extreme,
-                         const float *in_scale, int hadamard) {
-    int64_t n = group ? n_out * rq_ceil_div(n_in, group) : 0;
-    uint8_t *codes = must_alloc(n_out * n_in, 1), *zero = must_alloc(n_out, 1), *step = must_alloc(n, 1);
-    int8_t *base = must_alloc(n, 1);
-    float *scale = random_f32(n_out);
-    for (int64_t i = 0; i < n_out * n_in; ++i) codes[i] = (uint8_t)(extreme ? i / n_in % 2 * 15 : draw(16));
-    for (int64_t i = 0; i < n_out; ++i) zero[i] = (uint8_t)(extreme ? i % 3 / 2 * 15 : draw(16));
-    for (int64_t k = 0; k < n; ++k) {
-        step[k] = (uint8_t)(extreme ? 17 : 1 + draw(17));
-        base[k] = (int8_t)((int)draw(256u - 15u * step[k]) - 128);
-    }
-    const rq_w4a8_codes q = {.n_out = n_out,
-                             .n_in = n_in,
-                             .group = group,
-                             .codes = codes,
-                             .scale = scale,
-                             .zero = group || sym ? NULL : zero,
-                             .step = group ? step : NULL,
-                             .base = group ? base : NULL,
-                             .in_scale = in_scale,
-                             .hadamard = hadamard};
-    assert_int_equal(rq_w4a8_pack(p, &q), RQ_OK);
-    free(codes), free(zero), free(step), free(base), free(scale);
-}
-
 static void define(float *y, const rq_w4a8 *w, const rq_act8 *x, int64_t n_tok) {
     for (int64_t t = 0; t < n_tok; ++t) {
         for (int64_t r = 0; r < w->n_out; ++r) {
@@ -391,6 +345,8 @@ static void test_gemm(void **state) {
     check_gemm(5, 4096 + 40, 0, false, false, 3);
     check_gemm(6, 8192 + 96, 128, false, false, 21);
     check_gemm(9, 320, 64, false, false, 300);
+    check_gemm(131, 96, 32, false, false, 258);
+    check_gemm(71, 4096 + 64, 128, false, false, 160); /* more than the outer caches: rows take turns with the cuts */
     check_gemm(4, RQ_W4A8_MAX_COLS, 0, false, true, 2);
     check_gemm(4, RQ_W4A8_MAX_COLS, 128, false, true, 3);
     check_gemm(3, RQ_W4A8_MAX_COLS - 1, 32, false, true, 1);

@@ -10,29 +10,9 @@
 #include <cmocka.h>
 
 #include "act_steps.h"
+#include "w4a8_random.h"
 
 enum { STEPS = 8, TOK = 6, EMB = 32 };
-
-static uint64_t seed = 3;
-
-static uint32_t draw(uint32_t below) {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)((seed >> 33) % below);
-}
-
-static float noise(void) { return (float)((int32_t)draw(1u << 24) - (1 << 23)) * 0x1p-23f; }
-
-static void *must_alloc(int64_t n, size_t size) {
-    void *p;
-    assert_int_equal(rq_alloc(&p, n, size), RQ_OK);
-    return p;
-}
-
-static float *random_f32(int64_t n) {
-    float *p = must_alloc(n, sizeof *p);
-    for (int64_t i = 0; i < n; ++i) p[i] = noise();
-    return p;
-}
 
 /* ---- scales */
 
@@ -114,29 +94,6 @@ static void test_projections(void **state) {
 
 /* ---- a layer with 8-bit inputs */
 
-static void make_weights(rq_packed *p, int64_t n_out, int64_t n_in, int64_t group, const float *in_scale,
-                         int hadamard) {
-    const int64_t n = group ? n_out * rq_ceil_div(n_in, group) : 0;
-    uint8_t *codes = must_alloc(n_out * n_in, 1), *zero = must_alloc(n_out, 1), *step = must_alloc(n, 1);
-    int8_t *base = must_alloc(n, 1);
-    float *scale = random_f32(n_out);
-    for (int64_t i = 0; i < n_out * n_in; ++i) codes[i] = (uint8_t)draw(16);
-    for (int64_t i = 0; i < n_out; ++i) zero[i] = (uint8_t)draw(16);
-    for (int64_t k = 0; k < n; ++k) step[k] = (uint8_t)(1 + draw(17)), base[k] = (int8_t)(-(15 * step[k] + 1) / 2);
-    const rq_w4a8_codes q = {.n_out = n_out,
-                             .n_in = n_in,
-                             .group = group,
-                             .codes = codes,
-                             .scale = scale,
-                             .zero = group ? NULL : zero,
-                             .step = group ? step : NULL,
-                             .base = group ? base : NULL,
-                             .in_scale = in_scale,
-                             .hadamard = hadamard};
-    assert_int_equal(rq_w4a8_pack(p, &q), RQ_OK);
-    free(codes), free(zero), free(step), free(base), free(scale);
-}
-
 /* y in the words of fmt_w4a8.h and fmt_act.h, from inputs that are transformed already. */
 static void define(float *y, const rq_w4a8 *w, const float *bias, const float *h, float scale) {
     for (int64_t r = 0; r < w->n_out; ++r) {
@@ -160,7 +117,7 @@ static void check_layer(int64_t n_out, int64_t n_in, int64_t group, int hadamard
     float *h = random_f32(TOK * n_in), *y = random_f32(TOK * n_out), *want = random_f32(n_out);
     float most[STEPS], scale[STEPS];
     for (int64_t j = 0; j < n_in; ++j) factor[j] = 1.5f + factor[j];
-    make_weights(&p, n_out, n_in, group, factors ? factor : NULL, hadamard);
+    make_weights(&p, n_out, n_in, group, false, false, factors ? factor : NULL, hadamard);
     const rq_w4a8 *w = &p.u.w4a8;
     rq_steps_start(most, STEPS);
     for (int64_t k = 0; k < STEPS; ++k) { /* calibration */
@@ -217,7 +174,7 @@ static void test_outside(void **state) {
     rq_packed p;
     float *x = random_f32(2 * 64), *y = random_f32(2 * 8), scale[STEPS];
     for (int k = 0; k < STEPS; ++k) scale[k] = 0.01f;
-    make_weights(&p, 8, 64, 0, NULL, 0);
+    make_weights(&p, 8, 64, 0, false, false, NULL, 0);
     const rq_act_steps steps = {scale, step, STEPS, 1};
     assert_int_equal(rq_linear_w4a8_steps(&p.u.w4a8, NULL, y, x, 2, &steps), RQ_OK);
     for (int r = 0; r < 8; ++r) assert_true(!isnan(y[r]) && isnan(y[8 + r]));
