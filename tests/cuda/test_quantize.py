@@ -35,9 +35,9 @@ def save_ids(path, n, length):
     with open(path, "wb") as f: f.write(struct.pack("<Q", len(header)) + header + data)
 
 
-def quantize(out, args, device, code=0):
+def quantize(out, args, device, code=0, **env):
     r = subprocess.run([REQUITE, "quantize", MODEL, out, *args, "--device", device, "--progress", "none"],
-                       capture_output=True, text=True)
+                       capture_output=True, text=True, env={**os.environ, **env})
     if r.returncode != code: sys.exit(f"{' '.join(args)} on {device}: exit {r.returncode}, wanted {code}\n{r.stderr}")
     return r.stderr
 
@@ -67,6 +67,9 @@ def main():
             failed += codes == 0 or 100 * other > codes or abs(loss["cuda"] - loss["cpu"]) > 0.03 * loss["cpu"]
         says = quantize(os.path.join(folder, "none"), [*GRID, "--calib", ids], "cuda:8", code=1)
         failed += "cuda:8" not in says
+        for name in ("RQ_CUBLAS", "RQ_CUSOLVER"):
+            says = quantize(os.path.join(folder, "none"), [*GRID, "--calib", ids], "cuda", code=1, **{name: "/none.so"})
+            failed += name not in says or "/none.so" not in says
     print(f"test_quantize: {failed} failed")
     return 1 if failed else 0
 
