@@ -16,6 +16,7 @@ typedef struct options {
     bench_shapes shapes;
     int64_t tokens[MAX_TOKENS], group;
     int n_tokens;
+    bool own_tokens; /* --tokens was given */
     double seconds;
     const char *json, *csv, *impl; /* impl NULL: all */
     char flags[512];
@@ -170,10 +171,11 @@ static rq_status run_shape(json_t *records, const options *o, const bench_machin
     RQ_TRY(make_weights(&j, b->n_out, b->n_in, o->group));
     if (wanted(o, "sgemm")) RQ_TRY(RQ_NEW(j.dense, b->n_out * b->n_in));
     for (int64_t r = 0; j.dense && r < b->n_out; ++r) rq_unpack_row(&j.p, r, j.dense + r * b->n_in);
-    for (int i = 0; i < o->n_tokens; ++i) {
+    const bool sized = b->n_tok && !o->own_tokens;
+    for (int i = 0; i < (sized ? 1 : o->n_tokens); ++i) {
         free(memory), free(j.in), free(j.y), free(j.want);
         memory = j.in = j.y = j.want = NULL;
-        RQ_TRY(make_inputs(&j, &memory, o->tokens[i]));
+        RQ_TRY(make_inputs(&j, &memory, sized ? b->n_tok : o->tokens[i]));
         RQ_TRY(RQ_NEW(j.y, j.n_tok * b->n_out));
         RQ_TRY(RQ_NEW(j.want, j.n_tok * b->n_out));
         for (int64_t k = 0; k < rq_kernel_count(); ++k) {
@@ -198,7 +200,7 @@ done:
 static void usage(FILE *f) {
     fputs("bench_gemm: 4-bit weights times 8-bit activations, one thread\n"
           "  --shapes LIST           presets, PRESET/tpN and NxK (default 4096x4096)\n"
-          "  --tokens 1,16,128       how many at once (default these three)\n"
+          "  --tokens 1,16,128       how many at once (default these three; of diffusion models, what the layer has)\n"
           "  --group G               0: one scale a row; a multiple of 32: two levels (default 128)\n"
           "  --impl LIST             of c, avx2, avx512vnni, linear, sgemm (default all)\n"
           "  --clock wall|cpu        cpu: time this process was given, on a machine that others use\n"
@@ -221,7 +223,9 @@ static int parse(options *o, int argc, char **argv) {
         bool ok = true;
         switch (id) {
         case 'z': shapes = optarg; break;
-        case 't': ok = (o->n_tokens = bench_parse_ints(optarg, 1, 1 << 16, o->tokens, MAX_TOKENS)) > 0; break;
+        case 't':
+            o->own_tokens = true, ok = (o->n_tokens = bench_parse_ints(optarg, 1, 1 << 16, o->tokens, MAX_TOKENS)) > 0;
+            break;
         case 'g': ok = bench_parse_ints(optarg, 0, RQ_W4A8_MAX_GROUP, &o->group, 1) == 1; break;
         case 'k':
             ok = !strcmp(optarg, "wall") || !strcmp(optarg, "cpu");

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_gemm: y = W x with W4A8 weights on int8 activations, 1 to 4096 tokens, over the layers of real models: what rq_cuda_linear_* chooses, in
- * the same run with cuBLAS in fp16 and in int8 (int32 results, no scales: a lower bound of its time). Cold: copies of the weights that
+/* bench_gemm: y = W x with W4A8 weights on int8 or e4m3 activations, 1 to 4096 tokens, over the layers of real models: what rq_cuda_linear_*
+ * chooses, in the same run with cuBLAS in fp16, in int8 (int32 results) and in e4m3 (without scales: lower bounds of its time). Cold: copies of the weights that
  * together are larger than four L2s take turns.
  *
  * A row is checked before it is timed: outputs of sampled rows and tokens must be the bits of the definition in plain C
- * (fmt_w4a8.h); a failed check is exit code 1. --check does so at small sizes, in the simulator too, and prints no times.
+ * (fmt_w4a8.h), of e4m3 within what fp32 sums, and Hopper's shorter ones, may differ by; a failed check is exit code 1. --check does so at small sizes, in the simulator too, and prints no times.
  * Targets: sm_80 sm_90a. Libraries: requite. */
 #include <memory>
 
+#include "fmt_act.h"
 #include "fmt_w4a8.h"
 #include "gemv_cuda_times.h"
 #include "shapes.h"
@@ -46,13 +47,19 @@ class gemm_weights {
     int n_copies = 1;
     const void *copy(int i) const { return device_ + host_.size() * (size_t)(i % n_copies); }
 
-    /* y of one row and token, before it is rounded to 16 bits. */
-    float output(int64_t row, const int8_t *x, float x_scale) const {
-        int64_t sum = 0;
-        for (int64_t j = 0; j < t.n_in; ++j) sum += (int64_t)level(row, j) * x[j];
+    /* Whether y, fp16, is that of one row and token. */
+    bool is_output(uint16_t y, int64_t row, const uint8_t *x, float x_scale, bool e4m3) const {
+        int64_t sum = 0, size = 0; /* size: of the terms that a kernel adds, codes and offsets */
+        for (int64_t j = 0; j < t.n_in; ++j) {
+            const int32_t v = e4m3 ? rq_e4m3_units(x[j]) : (int32_t)(int8_t)x[j];
+            sum += (int64_t)level(row, j) * v, size += (int64_t)std::abs(v) * (t.group ? 2 * 255 : 2 * 15);
+        }
         float scale;
         memcpy(&scale, &host_[(size_t)(t.scales + row * 4)], 4);
-        return rq_w4a8_output((int32_t)sum, scale, x_scale);
+        if (!e4m3) return y == rq_f16_of_f32(rq_w4a8_output((int32_t)sum, scale, x_scale)).bits;
+        const double want = rq_w4a8_output_e4m3(sum, scale, x_scale), got = rq_f32_of_f16({y});
+        const double most = (double)size * 0x1p-9 * scale * x_scale;
+        return std::fabs(want) > 65000 || std::fabs(got - want) <= most * 0x1p-12 + std::fabs(want) * 0x1p-10 + 1e-7;
     }
 
   private:
@@ -77,24 +84,35 @@ class gemm_weights {
 class gemm_run {
   public:
     rq_cuda_linear_plan plan;
-    gemm_run(const gemm_weights &w, int n_tok, cudaStream_t stream) : w_(w), n_tok_(n_tok), stream_(stream) {
+    gemm_run(const gemm_weights &w, int n_tok, bool e4m3, cudaStream_t stream)
+        : w_(w), n_tok_(n_tok), e4m3_(e4m3), stream_(stream) {
         desc_ = rq_cuda_linear_desc_default();
         rq_cuda_gemv_desc &d = desc_.weights;
-        d.kind = RQ_TILE_W4A8, d.n_out = w.t.n_out, d.n_in = w.t.n_in, d.n_tok = n_tok, d.group = w.t.group, d.x_s8 = 1;
+        d.kind = RQ_TILE_W4A8, d.n_out = w.t.n_out, d.n_in = w.t.n_in, d.n_tok = n_tok, d.group = w.t.group;
+        d.x_s8 = !e4m3, d.x_e4m3 = e4m3;
         if (rq_cuda_linear_make_plan(&plan, &desc_) != RQ_OK) {
             fprintf(stderr, "%s\n", rq_cuda_last_error());
             exit(1);
         }
+        const size_t pitch = (size_t)(n_tok + 3) / 4 * 4;
         x_.resize((size_t)(n_tok * w.t.n_in)), scale_.resize((size_t)n_tok), sum_.resize((size_t)n_tok);
-        for (size_t i = 0; i < x_.size(); ++i) x_[i] = (int8_t)((int)(hash32((uint32_t)i + 77) >> 9) % 255 - 127);
+        block_sum_.resize((size_t)((w.t.n_in + 127) / 128) * pitch);
+        for (size_t i = 0; i < x_.size(); ++i) x_[i] = code_of(i);
         for (int t = 0; t < n_tok; ++t) {
             scale_[(size_t)t] = 1e-3f * (float)(t % 5 + 1);
-            for (int64_t j = 0; j < w.t.n_in; ++j) sum_[(size_t)t] += x_[(size_t)(t * w.t.n_in + j)];
+            for (int64_t j = 0; j < w.t.n_in; ++j) {
+                const uint8_t v = x_[(size_t)(t * w.t.n_in + j)];
+                sum_[(size_t)t] += (int8_t)v;
+                block_sum_[(size_t)(j / 128) * pitch + (size_t)t] += rq_e4m3_value(v); /* exact */
+            }
         }
         args_ = {};
         args_.gemv.x = upload(x_.data(), x_.size());
         args_.gemv.x_scale = (const float *)upload(scale_.data(), scale_.size() * 4);
-        args_.gemv.x_sum = (const int32_t *)upload(sum_.data(), sum_.size() * 4);
+        if (e4m3)
+            args_.gemv.x_block_sum = (const float *)upload(block_sum_.data(), block_sum_.size() * 4);
+        else
+            args_.gemv.x_sum = (const int32_t *)upload(sum_.data(), sum_.size() * 4);
         args_.gemv.y = upload(nullptr, (size_t)(n_tok * w.t.n_out) * 2);
         args_.gemv.workspace = upload(nullptr, plan.workspace_bytes + 256);
     }
@@ -120,8 +138,8 @@ class gemm_run {
         const int64_t row_step = n_out / 37 + 1, tok_step = n_tok_ / 7 + 1;
         for (int64_t i = n_out - 1; i >= 0; i -= row_step)
             for (int64_t t = n_tok_ - 1; t >= 0; t -= tok_step) {
-                const float want = w_.output(i, &x_[(size_t)(t * n_in)], scale_[(size_t)t]);
-                if (y[(size_t)(t * n_out + i)] != rq_f16_of_f32(want).bits) return false;
+                if (!w_.is_output(y[(size_t)(t * n_out + i)], i, &x_[(size_t)(t * n_in)], scale_[(size_t)t], e4m3_))
+                    return false;
             }
         return true;
     }
@@ -129,14 +147,20 @@ class gemm_run {
   private:
     const gemm_weights &w_;
     int n_tok_;
+    bool e4m3_;
     cudaStream_t stream_;
     rq_cuda_linear_desc desc_;
     rq_cuda_linear_args args_;
-    std::vector<int8_t> x_;
-    std::vector<float> scale_;
+    std::vector<uint8_t> x_; /* int8 or e4m3 */
+    std::vector<float> scale_, block_sum_;
     std::vector<int32_t> sum_;
     std::vector<void *> mine_;
 
+    /* -127 .. 127, or whole eighths of e4m3 up to 15 in size. */
+    uint8_t code_of(size_t i) const {
+        const int v = (int)(hash32((uint32_t)i + 77) >> 9) % 255 - 127;
+        return e4m3_ ? rq_e4m3_of((float)v / 8) : (uint8_t)(int8_t)v;
+    }
     void *upload(const void *from, size_t bytes) {
         void *p = nullptr;
         BENCH_CUDA(cudaMalloc(&p, bytes));
@@ -164,77 +188,95 @@ struct context {
 };
 
 /* Microseconds by number of tokens; 0: none. */
-static std::vector<double> baseline(context &c, const bench_shape &s, const std::vector<int> &tokens, bool s8) {
+enum { BLAS_F16, BLAS_S8, BLAS_E4M3, BLAS_KINDS };
+static const char *const blas_names[] = {"fp16", "int8", "fp8"};
+static std::vector<double> baseline(context &c, const bench_shape &s, const std::vector<int> &tokens, int kind) {
     std::vector<double> us(tokens.size(), 0.0);
 #ifdef RQ_HAVE_CUBLAS
-    gemv_cublas blas(s.n_out, s.n_in, tokens.back(), c.copies(), c.room(), c.stream, s8);
+    if (kind == BLAS_E4M3 && (s.n_in % 16 || c.device.prop.major * 10 + c.device.prop.minor < 89))
+        return us; /* which it has no product for */
+    const gemv_cublas::element elements[] = {gemv_cublas::F16, gemv_cublas::S8, gemv_cublas::E4M3};
+    gemv_cublas blas(s.n_out, s.n_in, tokens.back(), c.copies(), c.room(), c.stream, elements[kind]);
     for (size_t i = 0; i < tokens.size(); ++i) {
-        if (s8 && tokens[i] % 4) continue; /* cuBLAS wants multiples of 4 there */
+        if (kind == BLAS_S8 && tokens[i] % 4) continue; /* cuBLAS wants multiples of 4 there */
         const gemv_cublas::answer a = blas.run(tokens[i], c.o.check ? 0 : 0.3);
         if (!a.ok)
-            printf("cuBLAS %s, %lldx%lld, %d tokens: CHECK FAILED\n", s8 ? "int8" : "fp16", (long long)s.n_out,
+            printf("cuBLAS %s, %lldx%lld, %d tokens: CHECK FAILED\n", blas_names[kind], (long long)s.n_out,
                    (long long)s.n_in, tokens[i]);
         c.failed += !a.ok;
         us[i] = a.us;
     }
 #else
-    (void)c, (void)s, (void)s8;
+    (void)c, (void)s, (void)kind;
 #endif
     return us;
 }
 
-static void time_row(context &c, gemm_run &run, const gemm_weights &w, bench_record &r, double f16_us, double s8_us) {
+/* The microseconds of cuBLAS, by kind. */
+struct blas_times {
+    double us[BLAS_KINDS];
+};
+
+static void time_row(context &c, gemm_run &run, const gemm_weights &w, bench_record &r, int n_tok, blas_times blas) {
     const bench_times t = gemv_time_graph(
         c.stream, gemv_launches(w.n_copies), [&](int i) { run.run(i); }, 0.5);
-    const double operations = 2.0 * (double)w.t.n_out * (double)w.t.n_in * (double)(int)atoi(r.value("n_tok").c_str());
+    const double operations = 2.0 * (double)w.t.n_out * (double)w.t.n_in * (double)n_tok;
     const double tops = operations / t.med_us * 1e-6, gbs = run.plan.bytes / t.med_us * 1e-3;
     printf(" %9.1f us %7.1f TOPS %7.0f GB/s", t.med_us, tops, gbs);
-    if (f16_us > 0) printf("  x %.2f cuBLAS fp16", f16_us / t.med_us);
-    if (s8_us > 0) printf("  x %.2f int8", s8_us / t.med_us);
-    const double none = std::nan(""); /* null */
     r.number("t_cold_med_us", t.med_us).number("t_cold_p20", t.p20_us).number("t_cold_p80", t.p80_us);
     r.integer("samples", t.samples).number("noise_pct", t.noise_pct).number("tops", tops).number("gbs", gbs);
-    r.number("cublas_f16_us", f16_us > 0 ? f16_us : none).number("cublas_s8_us", s8_us > 0 ? s8_us : none);
-    r.number("speedup_f16", f16_us > 0 ? f16_us / t.med_us : none);
-    r.number("speedup_s8", s8_us > 0 ? s8_us / t.med_us : none);
+    static const char *const keys[] = {"f16", "s8", "e4m3"};
+    for (int k = 0; k < BLAS_KINDS; ++k) {
+        const bool there = blas.us[k] > 0;
+        const std::string key = keys[k];
+        if (there) printf("  x %.2f cuBLAS %s", blas.us[k] / t.med_us, blas_names[k]);
+        r.number(("cublas_" + key + "_us").c_str(), there ? blas.us[k] : std::nan("")); /* null */
+        r.number(("speedup_" + key).c_str(), there ? blas.us[k] / t.med_us : std::nan(""));
+    }
 }
 
-static void one_row(context &c, const std::string &name, const gemm_weights &w, int n_tok, double f16_us,
-                    double s8_us) {
-    gemm_run run(w, n_tok, c.stream);
-    printf("%-44s %-22s", name.c_str(), run.plan.kernel);
+static void one_row(context &c, const std::string &name, const gemm_weights &w, int n_tok, bool e4m3, blas_times blas) {
+    gemm_run run(w, n_tok, e4m3, c.stream);
+    printf("%-49s %-26s", name.c_str(), run.plan.kernel);
     const bool right = run.right();
     c.failed += !right;
     bench_record r;
     bench_record_device(r, c.device);
     r.text("name", name).integer("n_out", w.t.n_out).integer("n_in", w.t.n_in).integer("n_tok", n_tok);
+    r.text("x", e4m3 ? "e4m3" : "int8");
     r.integer("group", w.t.group).text("kernel", run.plan.kernel).integer("launches", run.plan.launches);
     r.integer("tile_rows", run.plan.gemm.tile_rows).integer("tile_tok", run.plan.gemm.tile_tok);
     r.integer("split", run.plan.path == RQ_LINEAR_GEMM ? run.plan.gemm.split : run.plan.most.split);
     r.integer("bytes", (long long)run.plan.bytes).truth("check", right);
-    if (right && !c.o.check) time_row(c, run, w, r, f16_us, s8_us);
+    if (right && !c.o.check) time_row(c, run, w, r, n_tok, blas);
     printf("%s\n", !right ? "  CHECK FAILED" : c.o.check ? "  checked" : "");
     fflush(stdout);
     c.output->add(r);
 }
 
 static void sweep(context &c, const char *model, const bench_shape &s, const std::vector<int> &tokens) {
-    std::vector<double> f16, s8;
+    std::vector<double> blas[BLAS_KINDS];
     for (int64_t group : {(int64_t)0, (int64_t)128}) {
         std::unique_ptr<gemm_weights> w;
-        for (size_t i = 0; i < tokens.size(); ++i) {
+        for (size_t i = 0; i < 2 * tokens.size(); ++i) {
+            const int n_tok = tokens[i / 2];
+            const bool e4m3 = i % 2;
             char name[96];
-            snprintf(name, sizeof name, "%s %s %lldx%lld w4a8-%s %d tokens", model, s.layer, (long long)s.n_out,
-                     (long long)s.n_in, group ? "g128" : "row", tokens[i]);
+            snprintf(name, sizeof name, "%s %s %lldx%lld w4%s-%s %d tokens", model, s.layer, (long long)s.n_out,
+                     (long long)s.n_in, e4m3 ? "f8" : "a8", group ? "g128" : "row", n_tok);
             if (strstr(name, c.o.filter.c_str()) == nullptr) continue;
             if (c.o.list || c.o.dry_run) {
-                printf("%-44s %.3g GB of weights, %.3g Gop\n", name, (double)s.n_out * (double)s.n_in / 2 * 1e-9,
-                       2e-9 * (double)s.n_out * (double)s.n_in * tokens[i]);
+                printf("%-49s %.3g GB of weights, %.3g Gop\n", name, (double)s.n_out * (double)s.n_in / 2 * 1e-9,
+                       2e-9 * (double)s.n_out * (double)s.n_in * n_tok);
                 continue;
             }
-            if (f16.empty()) f16 = baseline(c, s, tokens, false), s8 = baseline(c, s, tokens, true);
+            blas_times times;
+            for (int k = 0; k < BLAS_KINDS; ++k) {
+                if (blas[k].empty()) blas[k] = baseline(c, s, tokens, k);
+                times.us[k] = blas[k][i / 2];
+            }
             if (!w) w.reset(new gemm_weights(s.n_out, s.n_in, group, c.copies(), c.room()));
-            one_row(c, name, *w, tokens[i], f16[i], s8[i]);
+            one_row(c, name, *w, n_tok, e4m3, times);
         }
     }
 }
@@ -244,14 +286,18 @@ int main(int argc, char **argv) {
     c.o = bench_parse(argc, argv);
     c.output.reset(new bench_output(c.o.json));
     bench_shapes shapes = {};
-    if (!bench_add_shapes(&shapes, c.o.check ? "40x272,200x512" : "llama3-8b,llama3-70b")) return 2;
-    const std::vector<int> tokens = c.o.check ? std::vector<int>(std::begin(few_tokens), std::end(few_tokens))
-                                              : std::vector<int>(std::begin(all_tokens), std::end(all_tokens));
+    const char *usual = c.o.check ? "40x272,200x512" : "llama3-8b,llama3-70b";
+    if (!bench_add_shapes(&shapes, c.o.shapes.empty() ? usual : c.o.shapes.c_str())) return 2;
+    const std::vector<int> many(std::begin(all_tokens), std::end(all_tokens)),
+        few(std::begin(few_tokens), std::end(few_tokens));
     if (!c.o.list && !c.o.dry_run) {
         c.device = bench_look();
         BENCH_CUDA(cudaStreamCreate(&c.stream));
     }
-    for (int i = 0; i < shapes.n; ++i) sweep(c, shapes.at[i].model, shapes.at[i].shape, tokens);
+    for (int i = 0; i < shapes.n; ++i) {
+        const bench_shape &s = shapes.at[i].shape;
+        sweep(c, shapes.at[i].model, s, c.o.check ? few : s.n_tok ? std::vector<int>{s.n_tok} : many);
+    }
     if (c.stream) BENCH_CUDA(cudaStreamDestroy(c.stream));
     if (c.failed) printf("%d checks failed\n", c.failed);
     return c.failed != 0;

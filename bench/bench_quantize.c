@@ -8,7 +8,8 @@
 #include <math.h>
 
 #include "backend.h"
-#include "comp.h"
+#include "device.h"
+#include "device_plan.h"
 #include "harness.h"
 #include "random.h"
 #include "shapes.h"
@@ -24,6 +25,8 @@ typedef struct options {
     int n_set, repeat;
     int64_t tokens;
     bool dry_run;
+    const char *device_name; /* NULL: the CPU */
+    rq_device *device;
 } options;
 
 typedef struct stages {
@@ -39,8 +42,8 @@ static void help(void) {
     for (int i = 0; i < BENCH_N_PRESETS; ++i) printf("%s%s", i ? " " : "", bench_presets[i].name);
     printf(" (576x1536)\n  --preset NAME     best (default) or reference\n  --set KEY=VALUE   any quantization option, "
            "e.g. bits=4; may be repeated\n"
-           "  --tokens N        activations in the Gram matrices (4096)\n  --repeat N        best of N (3)\n  --device "
-           "cpu\n"
+           "  --tokens N        activations in the Gram matrices (4096)\n  --repeat N        best of N (3)\n"
+           "  --device NAME     cpu, cuda or cuda:N; sim: the work that a GPU would be given, without one\n"
            "  --threads N       worker threads (every core)\n  --json FILE, --csv FILE\n  --dry-run         sizes and "
            "work, without running\n");
 }
@@ -112,20 +115,23 @@ static void inputs_free(inputs *in) {
     free(in->d);
 }
 
-static rq_status one_run(stages *t, inputs *in, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *o) {
+static rq_status one_run(stages *t, inputs *in, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *o,
+                         const rq_device *device) {
     rq_status status = RQ_OK;
     rq_prep prep = {0};
     rq_quant_result r = {0};
     rq_packed_file file = {0};
     bool cross = rq_comp_get(o->comp)->uses_cross;
     double t0 = rq_seconds(), t1;
-    memset(in->h, 0, (size_t)(n_in * n_in) * sizeof(double));
-    memset(in->d, 0, (size_t)(n_in * n_in) * sizeof(double));
-    RQ_TRY(rq_gram_add(in->h, in->x, tokens, n_in));
-    if (cross) RQ_TRY(rq_cross_add(in->d, in->dx, in->x, tokens, n_in));
+    const rq_device_ops *row = rq_device_row(device);
+    void *own = rq_device_own(device);
+    double *d = cross ? in->d : NULL;
+    RQ_TRY(row->gram_start(own, in->h, d, n_in));
+    RQ_TRY(row->gram_add(own, in->h, d, in->x, in->dx, tokens, n_in));
+    RQ_TRY(row->gram_finish(own, in->h, d, n_in));
     t1 = rq_seconds();
     t->gram = t1 - t0;
-    RQ_TRY(rq_prepare(&prep, in->h, cross ? in->d : NULL, n_in, o, "bench"));
+    RQ_TRY(rq_prepare_on(&prep, device, in->h, d, n_in, o, "bench"));
     t0 = rq_seconds();
     t->prepare = t0 - t1;
     RQ_TRY(rq_quantize_matrix(&r, in->w, n_out, &prep, o, "bench"));
@@ -142,6 +148,39 @@ done:
 
 static double after_gram(const stages *t) { return t->prepare + t->quantize + t->pack; }
 
+/* --device sim: a line for each stage. */
+static rq_status plan_one(const options *o, const rq_quant_opt *q, int64_t n_out, int64_t n_in, json_t *records,
+                          const bench_machine *machine, const char *flags) {
+    rq_status status = RQ_OK;
+    rq_device_work w;
+    const char *comp = rq_comp_get(q->comp)->name;
+    RQ_TRY(rq_device_plan(&w, n_out, n_in, o->tokens, q));
+    const struct {
+        const char *name;
+        const rq_work *work;
+    } stage[] = {
+        {"gram", &w.gram}, {"factor", &w.factor}, {"terms", &w.terms}, {"sweep", &w.sweep}, {"refine", &w.refine}};
+    for (size_t i = 0; i < sizeof stage / sizeof *stage; ++i) {
+        const rq_work *s = stage[i].work;
+        printf("%-8s %6lldx%-6lld %-7s %12.3f %10.3f %10.3f %10.1f %10.1f %9lld\n", comp, (long long)n_out,
+               (long long)n_in, stage[i].name, s->flops * 1e-9, s->own_flops * 1e-9, s->bytes * 1e-9,
+               s->upload / 1048576, s->download / 1048576, (long long)s->launches);
+        json_t *j = json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:f}", "device", "sim",
+                              "comp", comp, "stage", stage[i].name, "n_out", (json_int_t)n_out, "n_in",
+                              (json_int_t)n_in, "tokens", (json_int_t)o->tokens, "flops", s->flops, "own_flops",
+                              s->own_flops, "bytes", s->bytes, "upload_bytes", s->upload, "download_bytes", s->download,
+                              "launches", (json_int_t)s->launches, "memory_bytes", w.memory);
+        bench_record_machine(j, machine, flags);
+        json_array_append_new(records, j);
+    }
+    printf("%-8s %6lldx%-6lld device memory %.2f GiB\n", comp, (long long)n_out, (long long)n_in,
+           w.memory / 1073741824);
+done:
+    return status;
+}
+
+static bool is_plan(const options *o) { return o->device_name && strcmp(o->device_name, "sim") == 0; }
+
 static rq_status bench_one(const options *o, rq_comp comp, int64_t n_out, int64_t n_in, double gflops, json_t *records,
                            const bench_machine *machine, const char *flags) {
     rq_status status = RQ_OK;
@@ -156,6 +195,7 @@ static rq_status bench_one(const options *o, rq_comp comp, int64_t n_out, int64_
         snprintf(key, sizeof key, "%.*s", (int)(equals - o->set[i]), o->set[i]);
         RQ_TRY(rq_quant_set(&q, key, equals + 1));
     }
+    if (is_plan(o)) return plan_one(o, &q, n_out, n_in, records, machine, flags);
     double work = 2e-9 * ((double)n_out * (double)n_in * (double)n_in + 4.0 / 3 * pow((double)n_in, 3));
     if (o->dry_run) {
         printf("%-8s %6lldx%-6lld about %.1f GFLOP after the Gram matrix, %.0f MiB\n", rq_comp_get(comp)->name,
@@ -165,7 +205,7 @@ static rq_status bench_one(const options *o, rq_comp comp, int64_t n_out, int64_
     }
     RQ_TRY(inputs_new(&in, n_out, n_in, o->tokens));
     for (int i = 0; i < o->repeat; ++i) {
-        RQ_TRY(one_run(&t, &in, n_out, n_in, o->tokens, &q));
+        RQ_TRY(one_run(&t, &in, n_out, n_in, o->tokens, &q, o->device));
         if (i == 0 || after_gram(&t) < after_gram(&best)) best = t;
     }
     printf("%-8s %6lldx%-6lld %9.4f %9.4f %9.4f %9.4f %10.4f\n", rq_comp_get(comp)->name, (long long)n_out,
@@ -174,6 +214,7 @@ static rq_status bench_one(const options *o, rq_comp comp, int64_t n_out, int64_
                           "n_out", (json_int_t)n_out, "n_in", (json_int_t)n_in, "tokens", (json_int_t)o->tokens,
                           "gram_s", best.gram, "prepare_s", best.prepare, "quantize_s", best.quantize, "pack_s",
                           best.pack, "after_gram_s", after_gram(&best), "sgemm_gflops", gflops, "repeat", o->repeat);
+    json_object_set_new(j, "device", json_string(o->device_name ? o->device_name : "cpu"));
     for (int i = 0; rq_quant_key_at(i); ++i) {
         char key[64], value[64];
         snprintf(key, sizeof key, "%s", rq_quant_key_at(i)->key);
@@ -223,8 +264,9 @@ static int parse(options *o, int argc, char **argv) {
             if (ok) rq_set_threads((int)v);
             break;
         case 'd':
-            ok = strcmp(optarg, "cpu") == 0;
-            if (!ok) fprintf(stderr, "bench_quantize: this build has the cpu only\n");
+            o->device_name = optarg;
+            ok = is_plan(o) || rq_device_check(optarg) == RQ_OK;
+            if (!ok) fprintf(stderr, "bench_quantize: %s\n", rq_last_error());
             break;
         case 'J': o->json = optarg; break;
         case 'C': o->csv = optarg; break;
@@ -255,10 +297,17 @@ int main(int argc, char **argv) {
     if (o.shapes.n == 0) bench_add_shapes(&o.shapes, "576x1536");
     for (int i = 0; o.n_comps == 0 && i < RQ_N_COMPS; ++i) o.comp[i] = (rq_comp)i;
     if (o.n_comps == 0) o.n_comps = RQ_N_COMPS;
-    if (!o.dry_run) RQ_TRY(rq_backend_init());
+    bool runs = !o.dry_run && !is_plan(&o);
+    if (runs) RQ_TRY(rq_backend_init());
+    if (runs && o.device_name) RQ_TRY(rq_device_open(&o.device, o.device_name));
     bench_machine_look(&machine);
-    double gflops = o.dry_run ? 0 : sgemm_gflops(2048);
-    if (!o.dry_run) {
+    double gflops = runs ? sgemm_gflops(2048) : 0;
+    if (is_plan(&o)) {
+        printf("work of a GPU with %lld tokens; nothing is run\n%-8s %13s %-7s %12s %10s %10s %10s %10s %9s\n",
+               (long long)o.tokens, "comp", "shape", "stage", "GFLOP", "in kernels", "GB moved", "MiB up", "MiB down",
+               "launches");
+    }
+    if (runs) {
         printf("%s, %d threads, %s: sgemm %.0f GFLOP/s; seconds, best of %d\n", machine.cpu, machine.n_threads,
                rq_backend_name(), gflops, o.repeat);
         printf("%-8s %13s %9s %9s %9s %9s %10s\n", "comp", "shape", "gram", "prepare", "quantize", "pack",
@@ -272,6 +321,7 @@ int main(int argc, char **argv) {
     if (o.json) RQ_TRY(bench_write_json(o.json, records));
     if (o.csv) RQ_TRY(bench_write_csv(o.csv, records));
 done:
+    rq_device_close(o.device);
     json_decref(records);
     return fail(status);
 }

@@ -33,7 +33,7 @@
     } while (0)
 
 struct bench_options {
-    std::string json, filter;
+    std::string json, filter, shapes; /* shapes: of programs that have them */
     bool list = false, dry_run = false, check = false;
 };
 
@@ -59,6 +59,8 @@ static inline bench_options bench_parse(int argc, char **argv) {
             o.json = argv[++i];
         else if (a == "--filter" && more)
             o.filter = argv[++i];
+        else if (a == "--shapes" && more)
+            o.shapes = argv[++i];
         else if (a == "--list")
             o.list = true;
         else if (a == "--dry-run")
@@ -66,7 +68,8 @@ static inline bench_options bench_parse(int argc, char **argv) {
         else if (a == "--check")
             o.check = true;
         else {
-            fprintf(stderr, "usage: %s [--json FILE] [--filter TEXT] [--list] [--dry-run] [--check]\n", argv[0]);
+            fprintf(stderr, "usage: %s [--json FILE] [--filter TEXT] [--shapes LIST] [--list] [--dry-run] [--check]\n",
+                    argv[0]);
             exit(2);
         }
     }

@@ -50,6 +50,17 @@ const rq_gemv_format *rq_gemv_format_of(rq_tile_kind kind) {
     return NULL;
 }
 
+/* Of what type x may be, and how far its tokens lie apart. */
+static const char *refuse_x(const rq_cuda_gemv_desc *d) {
+    if (d->x_s8 && d->x_e4m3) return "x is int8 or e4m3, not both";
+    if (d->x_pitch && d->kind != RQ_TILE_W4A8) return "x_pitch is of W4A8";
+    if (d->x_pitch && d->x_pitch < d->n_in) return "x_pitch is n_in or more, or 0";
+    if (d->kind == RQ_TILE_W4A8)
+        return d->x_s8 || d->x_e4m3 ? NULL : "W4A8 multiplies int8 or e4m3 activations: x_s8 or x_e4m3 is 1";
+    if (d->x_e4m3) return "e4m3 activations go with W4A8 weights only";
+    return d->x_s8 && d->kind != RQ_TILE_SSVQ ? "int8 activations go with SSVQ and W4A8 weights only" : NULL;
+}
+
 /* The sentence of what cannot be done on any device, or NULL. */
 const char *rq_gemv_refuse_sizes(const rq_cuda_gemv_desc *d) {
     if (!d || d->struct_size != sizeof *d) return "a description begins with rq_cuda_gemv_desc_default()";
@@ -59,8 +70,7 @@ const char *rq_gemv_refuse_sizes(const rq_cuda_gemv_desc *d) {
     if ((d->n_out + 15) / 16 * ((d->n_in + 127) / 128) >= (int64_t)1 << 31) return "the matrix has 2^31 tiles or more";
     if (d->act != RQ_ACT_F16 && d->act != RQ_ACT_BF16) return "activations are fp16 or bf16";
     if (!rq_gemv_format_of(d->kind)) return "there is no CUDA kernel of this format";
-    if (d->kind == RQ_TILE_W4A8) return d->x_s8 ? NULL : "W4A8 multiplies int8 activations: x_s8 is 1";
-    return d->x_s8 && d->kind != RQ_TILE_SSVQ ? "int8 activations go with SSVQ and W4A8 weights only" : NULL;
+    return refuse_x(d);
 }
 const char *rq_gemv_refuse(const rq_cuda_gemv_desc *d) {
     const char *text = rq_gemv_refuse_sizes(d);
@@ -121,7 +131,7 @@ static int64_t counter_bytes(const rq_tile_layout *t, int64_t n_tok) { return ro
 
 /* Columns of all tokens in shared memory: 64 bytes more than a multiple of 128, so that two tokens' 64 bytes, which eight lanes read
  * at once, lie in different banks; of int8 32 more, for four tokens' 32 bytes, which sixteen do. */
-static int64_t x_bytes(const rq_cuda_gemv_desc *d) { return d->x_s8 ? 1 : 2; }
+static int64_t x_bytes(const rq_cuda_gemv_desc *d) { return d->x_s8 ? 1 : 2; } /* e4m3 becomes fp16 there */
 static int64_t x_pad(const rq_cuda_gemv_desc *d) { return d->x_s8 ? 32 : 64; }
 static int64_t x_pitch(const rq_cuda_gemv_desc *d, int64_t part_kb) {
     return part_kb * RQ_TILE_COLS * x_bytes(d) + x_pad(d);
@@ -163,9 +173,10 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
                                   d->n_tok * x_pitch(d, s.part_kb) + sum_bytes(d->n_tok, &k));
     if (s.split > 1)
         plan->workspace_bytes = (size_t)(counter_bytes(&t, d->n_tok) + t.n_rb * d->n_tok * s.split * RQ_TILE_ROWS * 4);
-    plan->bytes = (double)t.bytes +
-                  (double)d->n_tok * (double)(x_bytes(d) * d->n_in + 2 * d->n_out * (d->residual ? 2 : 1)) +
-                  (d->bias ? 2.0 * (double)d->n_out : 0.0);
+    plan->bytes =
+        (double)t.bytes +
+        (double)d->n_tok * (double)((d->x_s8 || d->x_e4m3 ? 1 : 2) * d->n_in + 2 * d->n_out * (d->residual ? 2 : 1)) +
+        (d->bias ? 2.0 * (double)d->n_out : 0.0);
     plan->kernel = k.name;
     /* Not in run: it need not be capturable, and is the same for all plans of the kernel. */
     if (cudaError_t e =
@@ -178,8 +189,10 @@ const char *rq_gemv_refuse_args(const rq_cuda_gemv_desc *d, const rq_cuda_gemv_a
     if (!a->y || !a->x || !a->weights) return "y, x or weights is NULL";
     if ((a->bias != NULL) != (d->bias != 0) || (a->residual != NULL) != (d->residual != 0))
         return "bias and residual are given if, and only if, the description has them";
-    if ((a->x_scale != NULL) != (d->x_s8 != 0)) return "x_scale is given if, and only if, x is int8";
-    if ((a->x_sum != NULL) != (d->kind == RQ_TILE_W4A8)) return "x_sum is given if, and only if, weights are W4A8";
+    if ((a->x_scale != NULL) != (d->x_s8 || d->x_e4m3)) return "x_scale is given if, and only if, x is int8 or e4m3";
+    if ((a->x_sum != NULL) != (d->kind == RQ_TILE_W4A8 && d->x_s8))
+        return "x_sum is given if, and only if, weights are W4A8 and x is int8";
+    if ((a->x_block_sum != NULL) != (d->x_e4m3 != 0)) return "x_block_sum is given if, and only if, x is e4m3";
     if (workspace_bytes && !a->workspace) return "this plan needs a workspace";
     if (reinterpret_cast<uintptr_t>(a->weights) % RQ_TILE_ALIGN ||
         reinterpret_cast<uintptr_t>(a->workspace) % RQ_TILE_ALIGN)

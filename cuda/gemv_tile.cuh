@@ -10,7 +10,7 @@
  *   F(args, job, front)     front: shared memory of the format's own, job.shared_format bytes
  *   stage(kb0, kb1)         fills it, once, by all threads, for tile columns kb0 .. kb1 - 1; a barrier follows
  *   F::EDITS_X, edits_x(), edit_x(job, x, kb0, kb1)   where both are true, by all threads, when x is in shared memory
- *   rq_gemv_x_of<F, HALVES>  where x is not of ACT
+ *   rq_gemv_x_of<F, HALVES>  where x is not of ACT; rq_gemv_x_stride<F>
  *   F::SAVES_X              lanes of tokens that are not there load no x: where shared memory is what there is least of
  *   F::SUMS                 0, or 1, 2, 4: x[0].sums(run, half) has the sums of x over the run-th of so many runs of the tile's
  *                           columns, for the tokens of acc[half][0], [1]
@@ -42,8 +42,8 @@
 
 #include <type_traits>
 
+#include "e4m3.cuh"
 #include "gemv_variants.h"
-#include "ptx.cuh"
 
 template <class F> struct rq_gemv_sides {
     static constexpr bool X_IS_A = false;
@@ -174,10 +174,23 @@ template <bool IN_ORDER> struct rq_gemv_x_of_bytes {
 };
 typedef rq_gemv_x_of_bytes<false> rq_gemv_x_bytes;
 typedef rq_gemv_x_of_bytes<true> rq_gemv_x_bytes_in_order;
+/* x of e4m3, which shared memory has as halves: 16 bytes a step, 4 columns from 4 q on and 4 from 16 + 4 q on. */
+struct rq_gemv_x_e4m3 {
+    uint32_t at;
+    __device__ __forceinline__ void set(const uint8_t *x, const float *, int pitch, int token, int n_tok) {
+        at = ptx_shared(x) + min(token, n_tok - 1) * pitch + threadIdx.x % 4 * 16;
+    }
+    __device__ __forceinline__ rq_gemv_x_e4m3 tile(int n) const { return {at + n * (RQ_TILE_COLS * 2)}; }
+    __device__ __forceinline__ uint4 step(int s) const { return ptx_load_shared16(at + s * 64); }
+};
 /* How a format reads x; another one specializes this. More than 8 tokens have no quarter of a warp to save, and no register for the
  * question. */
 template <class F, int HALVES> struct rq_gemv_x_of {
     typedef rq_gemv_x<F::SAVES_X && HALVES == 1, rq_gemv_sums<F::SUMS, HALVES>> type;
+};
+/* Bytes from a token of x to the next, of formats that know better than n_in. */
+template <class F> struct rq_gemv_x_stride {
+    static __device__ __forceinline__ int64_t of(const typename F::args &) { return 0; }
 };
 
 /* Columns kb0 * 128 .. kb1 * 128 - 1 of all tokens to shared memory, zeros beyond n_in. Not by ld.global.nc: the kernel before may
@@ -236,26 +249,52 @@ static __device__ __forceinline__ void rq_gemv_stage_x_bytes(const rq_gemv_job &
     }
 }
 
+/* 8 bytes of a token from column j on, zeros past the end. stride: from a token to the next. */
+static __device__ __forceinline__ bool rq_gemv_eight_whole(const rq_gemv_job &job, int64_t stride) {
+    return job.perm == nullptr && (job.n_in | stride) % 8 == 0 && reinterpret_cast<uintptr_t>(job.x) % 8 == 0;
+}
+static __device__ __forceinline__ uint2 rq_gemv_eight_bytes(const rq_gemv_job &job, const uint8_t *x, int j,
+                                                            bool whole) {
+    uint2 eight = make_uint2(0, 0);
+    if (whole && j < job.n_in) eight = *reinterpret_cast<const uint2 *>(x + j);
+    for (int k = 0; !whole && k < 8 && j + k < job.n_in; ++k)
+        (k < 4 ? eight.x : eight.y) |= (uint32_t)x[job.perm ? job.perm[j + k] : j + k] << 8 * (k % 4);
+    return eight;
+}
+
 /* For rq_gemv_x_bytes_in_order: words c and c + 4 of each 8 become neighbours. The upper half of a warp stores its two words the other way
  * round, so that no two lanes meet in a bank. */
-static __device__ __forceinline__ void rq_gemv_stage_x_bytes_in_order(const rq_gemv_job &job, uint8_t *to, int kb0,
-                                                                      int kb1) {
+static __device__ __forceinline__ void rq_gemv_stage_x_bytes_in_order(const rq_gemv_job &job, int64_t stride,
+                                                                      uint8_t *to, int kb0, int kb1) {
     const int n_col = (kb1 - kb0) * RQ_TILE_COLS, col0 = kb0 * RQ_TILE_COLS;
     const uint8_t *x = static_cast<const uint8_t *>(job.x);
-    const bool whole = job.perm == nullptr && job.n_in % 8 == 0 && reinterpret_cast<uintptr_t>(x) % 8 == 0;
-    const bool other = threadIdx.x & 16;
+    const bool whole = rq_gemv_eight_whole(job, stride), other = threadIdx.x & 16;
 #pragma unroll 1
-    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += job.n_in)
+    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += stride)
 #pragma unroll 1
         for (int i = threadIdx.x * 8; i < n_col; i += RQ_GEMV_THREADS * 8) {
-            uint2 eight = make_uint2(0, 0);
-            if (whole && col0 + i < job.n_in) eight = *reinterpret_cast<const uint2 *>(x + col0 + i);
-            for (int k = 0; !whole && k < 8 && col0 + i + k < job.n_in; ++k)
-                (k < 4 ? eight.x : eight.y) |= (uint32_t)x[job.perm ? job.perm[col0 + i + k] : col0 + i + k]
-                                               << 8 * (k % 4);
+            const uint2 eight = rq_gemv_eight_bytes(job, x, col0 + i, whole);
             uint8_t *first = to + (i & ~31) + (i & 8) * 2 + (i & 16) / 4;
             *reinterpret_cast<uint32_t *>(first + (other ? 8 : 0)) = other ? eight.y : eight.x;
             *reinterpret_cast<uint32_t *>(first + (other ? 0 : 8)) = other ? eight.x : eight.y;
+        }
+}
+
+/* For rq_gemv_x_e4m3, likewise: of 4 columns, columns 0 and 2, then 1 and 3. The upper half of each 16 lanes stores its two pieces the other
+ * way round, for the banks. */
+static __device__ __forceinline__ void rq_gemv_stage_x_e4m3(const rq_gemv_job &job, int64_t stride, uint8_t *to,
+                                                            int kb0, int kb1) {
+    const int n_col = (kb1 - kb0) * RQ_TILE_COLS, col0 = kb0 * RQ_TILE_COLS;
+    const uint8_t *x = static_cast<const uint8_t *>(job.x);
+    const bool whole = rq_gemv_eight_whole(job, stride), other = threadIdx.x & 8;
+#pragma unroll 1
+    for (int token = 0; token < job.n_tok; ++token, to += job.x_pitch, x += stride)
+#pragma unroll 1
+        for (int i = threadIdx.x * 8; i < n_col; i += RQ_GEMV_THREADS * 8) {
+            const uint2 eight = rq_gemv_eight_bytes(job, x, col0 + i, whole);
+            uint8_t *first = to + (i & ~31) * 2 + (i & 8) * 4 + (i & 16) / 2;
+            *reinterpret_cast<uint2 *>(first + (other ? 16 : 0)) = rq_e4m3_to_f16(other ? eight.y : eight.x);
+            *reinterpret_cast<uint2 *>(first + (other ? 0 : 16)) = rq_e4m3_to_f16(other ? eight.x : eight.y);
         }
 }
 
@@ -363,7 +402,9 @@ __global__ void __launch_bounds__(RQ_GEMV_THREADS, rq_gemv_blocks_per_sm(F::ROWS
     if (std::is_same<x_type, rq_gemv_x_bytes>::value)
         rq_gemv_stage_x_bytes(job, shared_x, kb0, kb1);
     else if (std::is_same<x_type, rq_gemv_x_bytes_in_order>::value)
-        rq_gemv_stage_x_bytes_in_order(job, shared_x, kb0, kb1);
+        rq_gemv_stage_x_bytes_in_order(job, rq_gemv_x_stride<F>::of(args), shared_x, kb0, kb1);
+    else if (std::is_same<x_type, rq_gemv_x_e4m3>::value)
+        rq_gemv_stage_x_e4m3(job, rq_gemv_x_stride<F>::of(args), shared_x, kb0, kb1);
     else
         rq_gemv_stage_x<rq_gemv_sides<F>::X_IS_A>(job, shared_x, kb0, kb1);
     __syncthreads();

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* W4A8 as a format of gemv_launch.cu. Targets: sm_80 sm_90a. */
-#include "gemv_w4a8.cuh"
+#include "gemv_w4a8_e4m3.cuh"
 
 static int steps_of(const rq_cuda_gemv_desc *d) { return d->group == 0 ? 0 : d->group % RQ_TILE_COLS == 0 ? 4 : 1; }
 
@@ -19,20 +19,23 @@ static rq_tile_layout layout(const rq_cuda_gemv_desc *d) {
     return t;
 }
 
-template <int STEPS> static const void *function_of(bool two_halves) {
-    typedef rq_gemv_w4a8_tiles<STEPS> tiles;
-    return two_halves ? (const void *)rq_gemv<tiles, 2> : (const void *)rq_gemv<tiles, 1>;
+template <class TILES> static rq_gemv_kernel kernel_of(bool two_halves, const char *name) {
+    rq_gemv_kernel k = {};
+    k.depth = TILES::DEPTH, k.rows = TILES::ROWS, k.name = name;
+    k.function = two_halves ? (const void *)rq_gemv<TILES, 2> : (const void *)rq_gemv<TILES, 1>;
+    return k;
 }
 static rq_gemv_kernel pick(const rq_cuda_gemv_desc *d) {
     const bool two_halves = d->n_tok > 8;
-    rq_gemv_kernel k = {};
-    k.depth = rq_gemv_w4a8_tiles<0>::DEPTH, k.rows = rq_gemv_w4a8_tiles<0>::ROWS;
-    switch (steps_of(d)) {
-    case 0: k.function = function_of<0>(two_halves), k.name = "gemv_w4a8"; break;
-    case 1: k.function = function_of<1>(two_halves), k.name = "gemv_w4a8_groups"; break;
-    default: k.function = function_of<4>(two_halves), k.name = "gemv_w4a8_groups_128"; break;
+    const int steps = steps_of(d);
+    if (d->x_e4m3) {
+        if (steps == 0) return kernel_of<rq_gemv_w4a8_e4m3_tiles<0>>(two_halves, "gemv_w4a8_e4m3");
+        if (steps == 1) return kernel_of<rq_gemv_w4a8_e4m3_tiles<1>>(two_halves, "gemv_w4a8_e4m3_groups");
+        return kernel_of<rq_gemv_w4a8_e4m3_tiles<4>>(two_halves, "gemv_w4a8_e4m3_groups_128");
     }
-    return k;
+    if (steps == 0) return kernel_of<rq_gemv_w4a8_tiles<0>>(two_halves, "gemv_w4a8");
+    if (steps == 1) return kernel_of<rq_gemv_w4a8_tiles<1>>(two_halves, "gemv_w4a8_groups");
+    return kernel_of<rq_gemv_w4a8_tiles<4>>(two_halves, "gemv_w4a8_groups_128");
 }
 
 static void fill(void *to, const rq_cuda_gemv_desc *d, const void *weights) {
@@ -43,6 +46,7 @@ static void fill(void *to, const rq_cuda_gemv_desc *d, const void *weights) {
     a.scales = reinterpret_cast<const float *>(base + t.scales);
     a.zeros = reinterpret_cast<const int32_t *>(base + t.zero_points);
     a.n_kb = (int)t.n_kb, a.n_group = (int)t.n_group;
+    a.x_stride = d->x_pitch ? d->x_pitch : d->n_in;
     a.steps_of_group = (uint32_t)(d->group / 32);
     a.reciprocal = a.steps_of_group <= 1 ? 0 : (uint32_t)(((uint64_t)1 << 32) / a.steps_of_group + 1);
     memcpy(to, &a, sizeof a);

@@ -15,6 +15,7 @@ struct rq_gemv_w4a8_args {
     const uint8_t *tiles, *levels;
     const float *scales;
     const int32_t *zeros;
+    int64_t x_stride; /* bytes from a token of x to the next */
     int n_kb, n_group;
     uint32_t steps_of_group; /* 32-column steps */
     uint32_t reciprocal;     /* floor(2^32 / steps_of_group) + 1, or 0 for one step a group */
@@ -132,5 +133,8 @@ template <int STEPS_> struct rq_gemv_w4a8_tiles {
 template <int STEPS> struct rq_gemv_sum<rq_gemv_w4a8_tiles<STEPS>> { typedef int type; };
 template <int STEPS, int HALVES> struct rq_gemv_x_of<rq_gemv_w4a8_tiles<STEPS>, HALVES> {
     typedef rq_gemv_x_bytes_in_order type;
+};
+template <int STEPS> struct rq_gemv_x_stride<rq_gemv_w4a8_tiles<STEPS>> {
+    static __device__ __forceinline__ int64_t of(const rq_gemv_w4a8_args &a) { return a.x_stride; }
 };
 #endif

@@ -130,7 +130,8 @@ rq_status rq_cuda_linear_make_plan(rq_cuda_linear_plan *plan, const rq_cuda_line
     }
     const rq_cuda_gemv_desc one = with_tokens(d, 1);
     const char *no_gemv = rq_gemv_refuse(&one), *no_dense = rq_unpack_refuse(&one);
-    if (one.x_s8) no_dense = "int8 activations go with GEMV and GEMM, not with dense fp16 or bf16 weights";
+    if (one.x_s8 || one.x_e4m3)
+        no_dense = "int8 and e4m3 activations go with GEMV and GEMM, not with dense fp16 or bf16 weights";
     if (no_gemv && (no_dense || d->path == RQ_LINEAR_GEMV)) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, no_gemv);
     if (no_dense && d->path == RQ_LINEAR_DEQUANTIZE) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, no_dense);
     costs(plan, d, rq_gemv_format_of(one.kind)->layout(&one).bytes);
@@ -155,12 +156,14 @@ rq_status rq_cuda_linear_supports(const rq_cuda_linear_desc *d, const char **why
 
 static rq_status run_gemv(const rq_cuda_linear_plan *p, const rq_cuda_linear_desc *d, const rq_cuda_linear_args *a,
                           rq_cuda_stream stream) {
-    const int64_t n_tok = d->weights.n_tok, n_in = d->weights.n_in, n_out = d->weights.n_out;
+    const int64_t n_tok = d->weights.n_tok, n_out = d->weights.n_out;
     for (int64_t t = 0; t < n_tok; t += p->chunk) {
         const int64_t left = n_tok - t, n = left < p->chunk ? left : p->chunk;
         const rq_cuda_gemv_desc part = with_tokens(d, n);
         rq_cuda_gemv_args g = a->gemv;
-        g.x = static_cast<const uint8_t *>(g.x) + t * n_in * (d->weights.x_s8 ? 1 : 2);
+        const bool bytes = d->weights.x_s8 || d->weights.x_e4m3;
+        const int64_t pitch = d->weights.x_pitch ? d->weights.x_pitch : d->weights.n_in;
+        g.x = static_cast<const uint8_t *>(g.x) + t * pitch * (bytes ? 1 : 2);
         if (g.x_scale) g.x_scale += t;
         if (g.x_sum) g.x_sum += t;
         g.y = static_cast<uint16_t *>(g.y) + t * n_out;

@@ -5,9 +5,9 @@
 #define RQ_PTX_ASYNC_CUH
 #include "ptx.cuh"
 
-/* ---- copies that do not wait: 16 bytes from global to shared memory, zeros where there is nothing */
-__device__ __forceinline__ void ptx_copy_async16(uint32_t to, const void *from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+/* ---- copies that do not wait: up to 16 bytes from global to shared memory, and zeros up to the 16th */
+__device__ __forceinline__ void ptx_copy_async16(uint32_t to, const void *from, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void ptx_commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /* Until no more than N groups of this thread are under way. */
@@ -88,15 +88,19 @@ template <int N> __device__ __forceinline__ void ptx_wgmma_wait() {
 __device__ __forceinline__ uint64_t ptx_wgmma_rows128(uint32_t at) {
     return (uint64_t)((at & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
-#define PTX_4(i) "+r"(d[i][0]), "+r"(d[i][1]), "+r"(d[i][2]), "+r"(d[i][3])
+#define PTX_4(i)  "+r"(d[i][0]), "+r"(d[i][1]), "+r"(d[i][2]), "+r"(d[i][3])
+#define PTX_4F(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define PTX_D16   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define PTX_D32   PTX_D16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define PTX_D64                                                                                                        \
+    PTX_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                                        \
+            "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 /* d (64x32, s32) += a (64x32, u8, registers as of four mma.m16n8k32) b (32x32, s8, by rows) */
 __device__ __forceinline__ void ptx_wgmma_u8s8(int (&d)[4][4], const uint32_t (&a)[4], uint64_t b) {
     asm volatile("{\n"
                  ".reg .pred p;\n"
                  "setp.eq.b32 p, 0, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n32k32.s32.u8.s8 "
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
-                 "{%16, %17, %18, %19}, %20, p;\n"
+                 "wgmma.mma_async.sync.aligned.m64n32k32.s32.u8.s8 {" PTX_D16 "}, {%16, %17, %18, %19}, %20, p;\n"
                  "}"
                  : PTX_4(0), PTX_4(1), PTX_4(2), PTX_4(3)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
@@ -106,10 +110,7 @@ __device__ __forceinline__ void ptx_wgmma_u8s8(int (&d)[8][4], const uint32_t (&
     asm volatile("{\n"
                  ".reg .pred p;\n"
                  "setp.eq.b32 p, 0, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k32.s32.u8.s8 "
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
-                 "{%32, %33, %34, %35}, %36, p;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k32.s32.u8.s8 {" PTX_D32 "}, {%32, %33, %34, %35}, %36, p;\n"
                  "}"
                  : PTX_4(0), PTX_4(1), PTX_4(2), PTX_4(3), PTX_4(4), PTX_4(5), PTX_4(6), PTX_4(7)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
@@ -119,17 +120,50 @@ __device__ __forceinline__ void ptx_wgmma_u8s8(int (&d)[16][4], const uint32_t (
     asm volatile("{\n"
                  ".reg .pred p;\n"
                  "setp.eq.b32 p, 0, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k32.s32.u8.s8 "
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-                 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-                 "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
-                 "{%64, %65, %66, %67}, %68, p;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k32.s32.u8.s8 {" PTX_D64 "}, {%64, %65, %66, %67}, %68, p;\n"
                  "}"
                  : PTX_4(0), PTX_4(1), PTX_4(2), PTX_4(3), PTX_4(4), PTX_4(5), PTX_4(6), PTX_4(7), PTX_4(8), PTX_4(9),
                    PTX_4(10), PTX_4(11), PTX_4(12), PTX_4(13), PTX_4(14), PTX_4(15)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
+/* d (64x32, f32) = a b, or, where it is to be added, d + a b, of e4m3, as above */
+__device__ __forceinline__ void ptx_wgmma_e4m3(float (&d)[4][4], const uint32_t (&a)[4], uint64_t b, bool add) {
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %21, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {" PTX_D16
+                 "}, {%16, %17, %18, %19}, %20, p, 1, 1;\n"
+                 "}"
+                 : PTX_4F(0), PTX_4F(1), PTX_4F(2), PTX_4F(3)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add));
+}
+/* d (64x64, f32) = a b, or, where it is to be added, d + a b, of e4m3, as above */
+__device__ __forceinline__ void ptx_wgmma_e4m3(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add) {
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %37, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {" PTX_D32
+                 "}, {%32, %33, %34, %35}, %36, p, 1, 1;\n"
+                 "}"
+                 : PTX_4F(0), PTX_4F(1), PTX_4F(2), PTX_4F(3), PTX_4F(4), PTX_4F(5), PTX_4F(6), PTX_4F(7)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add));
+}
+/* d (64x128, f32) = a b, or, where it is to be added, d + a b, of e4m3, as above */
+__device__ __forceinline__ void ptx_wgmma_e4m3(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b, bool add) {
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" PTX_D64
+                 "}, {%64, %65, %66, %67}, %68, p, 1, 1;\n"
+                 "}"
+                 : PTX_4F(0), PTX_4F(1), PTX_4F(2), PTX_4F(3), PTX_4F(4), PTX_4F(5), PTX_4F(6), PTX_4F(7), PTX_4F(8),
+                   PTX_4F(9), PTX_4F(10), PTX_4F(11), PTX_4F(12), PTX_4F(13), PTX_4F(14), PTX_4F(15)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add));
+}
+#undef PTX_D64
+#undef PTX_D32
+#undef PTX_D16
+#undef PTX_4F
 #undef PTX_4
 #endif
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Activations as int8 with a scale and a sum a row, in one kernel with what comes before: nothing (rq_cuda_quantize_rows), RMSNorm with the
+/* Activations as int8 with a scale and a sum a row, or as e4m3 with a scale a row and sums of 128 columns, in one kernel with what comes before: nothing (rq_cuda_quantize_rows), RMSNorm with the
  * residual's sum (rq_cuda_rmsnorm_quantize), SiLU and product (rq_cuda_silu_quantize). fmt_act.h is the definition, and its roundings are
  * kept, so that a CPU gets the same bytes. With a Hadamard matrix the row goes through shared memory: quantize_rows_hadamard.cu.
  *
@@ -44,9 +44,44 @@ static __device__ __forceinline__ float sum_in_order(const float (&mine)[CHUNK],
     for (int by = 16; by; by /= 2) v[0] += __shfl_xor_sync(0xffffffffu, v[0], by);
     return v[0];
 }
+
+/* ---- codes */
+
+template <bool E4M3> static __device__ __forceinline__ uint32_t code_of(float v, float scale) {
+    return E4M3 ? rq_act_e4m3(v, scale) : (uint32_t)quotient(v, scale) & 255u;
+}
+template <bool E4M3> static __device__ __forceinline__ int sum_of(uint32_t code) {
+    return E4M3 ? rq_e4m3_units((uint8_t)code) : (int)(int8_t)code;
+}
+/* The codes of 8 columns, and their sum. */
+template <bool E4M3>
+static __device__ __forceinline__ int write(const row_job &job, int i, const float (&v)[CHUNK], float scale) {
+    uint8_t *q = reinterpret_cast<uint8_t *>(job.q) + blockIdx.x * job.q_pitch + i;
+    uint2 to = make_uint2(0, 0);
+    int sum = 0;
+#pragma unroll
+    for (int k = 0; k < CHUNK; ++k) {
+        const uint32_t one = code_of<E4M3>(v[k], scale); /* 0 of what is past the end */
+        sum += sum_of<E4M3>(one);
+        (k < 4 ? to.x : to.y) |= one << 8 * (k % 4);
+        if (!job.whole && i + k < job.n_in) q[k] = (uint8_t)one;
+    }
+    if (job.whole) *reinterpret_cast<uint2 *>(q) = to;
+    return sum;
+}
+/* Those of 16 threads, 128 columns, are one, if the first of them has columns. */
+static __device__ __forceinline__ void write_block_sum(const row_job &job, int units, int i) {
+    static_assert((int)RQ_E4M3_SUM_COLS == 16 * (int)CHUNK, "16 threads");
+#pragma unroll
+    for (int by = 8; by; by /= 2) units += __shfl_xor_sync(0xffffffffu, units, by);
+    if (threadIdx.x % 16 == 0 && i < job.n_in)
+        job.block_sum[i / RQ_E4M3_SUM_COLS * job.sum_pitch + blockIdx.x] = (float)units * 0x1p-9f;
+}
+
 /* ---- the kernel */
 
-template <int SOURCE, int CHUNKS> __global__ void __launch_bounds__(ROW_THREADS) rq_quantize_rows(const row_job job) {
+template <int SOURCE, bool E4M3, int CHUNKS>
+__global__ void __launch_bounds__(ROW_THREADS) rq_quantize_rows(const row_job job) {
     __shared__ __align__(16) row_shared shared;
     constexpr int KEPT = CHUNKS ? CHUNKS : 1;
     float kept[KEPT][CHUNK];
@@ -80,42 +115,44 @@ template <int SOURCE, int CHUNKS> __global__ void __launch_bounds__(ROW_THREADS)
 #pragma unroll
         for (int k = 0; k < CHUNK; ++k) most = fmaxf(most, fabsf(v[k])); /* NaN is not the largest */
     }
-    const float scale = scale_of(job, most, shared.reduced);
+    const float scale = scale_of(job, most, shared.reduced, E4M3 ? (float)RQ_E4M3_MOST : 127.0f);
     int sum = 0;
 #pragma unroll
     for (int c = 0; c < n_chunk; ++c) {
         const int i = first + c * STRIDE;
-        if (i >= job.n_in) continue;
-        float(&v)[CHUNK] = kept[CHUNKS ? c : 0];
-        if (!CHUNKS) {
-            read<SOURCE, true>(v, job, i);
-            if (SOURCE == RMSNORM) norm(v, job, i, r);
-            multiply(v, job, i);
+        int of_chunk = 0;
+        if (i < job.n_in) {
+            float(&v)[CHUNK] = kept[CHUNKS ? c : 0];
+            if (!CHUNKS) {
+                read<SOURCE, true>(v, job, i);
+                if (SOURCE == RMSNORM) norm(v, job, i, r);
+                multiply(v, job, i);
+            }
+            of_chunk = write<E4M3>(job, i, v, scale);
         }
-        int8_t *q = job.q + (size_t)blockIdx.x * job.n_in + i;
-        uint2 to = make_uint2(0, 0);
-#pragma unroll
-        for (int k = 0; k < CHUNK; ++k) {
-            const int one = quotient(v[k], scale); /* 0 of what is past the end */
-            sum += one;
-            (k < 4 ? to.x : to.y) |= (uint32_t)(one & 255) << 8 * (k % 4);
-            if (!job.whole && i + k < job.n_in) q[k] = (int8_t)one;
-        }
-        if (job.whole) *reinterpret_cast<uint2 *>(q) = to;
+        sum += of_chunk;
+        if (E4M3) write_block_sum(job, of_chunk, i);
     }
-    if (job.sum) write_sum(job, sum, shared.reduced);
+    if (!E4M3 && job.sum) write_sum(job, sum, shared.reduced);
 }
 
-template <int SOURCE> static const void *pick(int n_in) {
-    if (n_in <= STRIDE) return (const void *)rq_quantize_rows<SOURCE, 1>;
-    if (n_in <= 4 * STRIDE) return (const void *)rq_quantize_rows<SOURCE, 4>;
-    return n_in <= 8 * STRIDE ? (const void *)rq_quantize_rows<SOURCE, 8> : (const void *)rq_quantize_rows<SOURCE, 0>;
+template <int SOURCE, bool E4M3> static const void *of(int n_in) {
+    if (n_in <= STRIDE) return (const void *)rq_quantize_rows<SOURCE, E4M3, 1>;
+    if (n_in <= 4 * STRIDE) return (const void *)rq_quantize_rows<SOURCE, E4M3, 4>;
+    return n_in <= 8 * STRIDE ? (const void *)rq_quantize_rows<SOURCE, E4M3, 8>
+                              : (const void *)rq_quantize_rows<SOURCE, E4M3, 0>;
+}
+template <int SOURCE> static const void *pick(const row_job *job) {
+    return job->block_sum ? of<SOURCE, true>(job->n_in) : of<SOURCE, false>(job->n_in);
 }
 
 static bool sixteen(const void *p, int64_t pitch) { return reinterpret_cast<uintptr_t>(p) % 16 == 0 && pitch % 8 == 0; }
 rq_status rq_rows_check(row_job *job, int64_t n_tok) {
     if (!job->q || !job->scale || !job->x) return rq_gemv_fail(RQ_ERR_ARG, "q, scale or x is NULL");
     if (n_tok < 1 || n_tok > 1 << 20) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "n_tok is 1 to 2^20");
+    if (job->q_pitch < job->n_in) return rq_gemv_fail(RQ_ERR_ARG, "rows of q are shorter than n_in");
+    if (job->sum && job->block_sum)
+        return rq_gemv_fail(RQ_ERR_ARG, "int8 has sums of rows, e4m3 of blocks of 128 columns: one of both is NULL");
     if (job->act != RQ_ACT_F16 && job->act != RQ_ACT_BF16)
         return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "activations are fp16 or bf16");
     const rq_act_steps &s = job->steps;
@@ -125,7 +162,7 @@ rq_status rq_rows_check(row_job *job, int64_t n_tok) {
     if (s.scale && job->fixed) return rq_gemv_fail(RQ_ERR_ARG, "scales are fixed, or from a table");
     job->whole = job->n_in % 8 == 0 && sixteen(job->x, job->x_pitch) && sixteen(job->second, job->second_pitch) &&
                  sixteen(job->weight, 0) && sixteen(job->stream, 0) && sixteen(job->factor, 0) &&
-                 reinterpret_cast<uintptr_t>(job->q) % 8 == 0;
+                 (reinterpret_cast<uintptr_t>(job->q) | (uint64_t)job->q_pitch) % 8 == 0;
     return RQ_OK;
 }
 rq_status rq_rows_launch(const void *kernel, void *job, int64_t n_tok, int threads, int shared_bytes, int early_launch,
@@ -148,6 +185,11 @@ static rq_status launch(row_job *job, const void *kernel, int64_t n_tok, int ear
     const rq_status s = rq_rows_check(job, n_tok);
     return s == RQ_OK ? rq_rows_launch(kernel, job, n_tok, ROW_THREADS, 0, early_launch, stream) : s;
 }
+/* Where q and its sums go. */
+static void set_target(row_job *job, int64_t q_pitch, float *block_sum, int64_t n_tok) {
+    job->q_pitch = q_pitch ? q_pitch : job->n_in;
+    job->block_sum = block_sum, job->sum_pitch = (n_tok + 3) / 4 * 4;
+}
 static bool columns_are_there(int64_t n_in) { return n_in >= 1 && n_in <= 1 << 20; }
 static const char *const columns_text = "n_in is 1 to 2^20", *const no_arguments = "there are no arguments";
 
@@ -158,8 +200,9 @@ rq_status rq_cuda_quantize_rows(const rq_cuda_quantize_args *a, rq_cuda_stream s
     job.q = a->q, job.scale = a->scale, job.sum = a->sum, job.x = a->x, job.x_pitch = a->n_in;
     job.n_in = (int)a->n_in, job.act = a->act, job.fixed = a->fixed != 0;
     job.factor = a->factor, job.steps = a->steps;
+    set_target(&job, a->q_pitch, a->block_sum, a->n_tok);
     if (a->hadamard) return rq_rows_hadamard(&job, false, a->hadamard, a->n_tok, a->early_launch, stream);
-    return launch(&job, pick<PLAIN>(job.n_in), a->n_tok, a->early_launch, stream);
+    return launch(&job, pick<PLAIN>(&job), a->n_tok, a->early_launch, stream);
 }
 
 rq_status rq_cuda_rmsnorm_quantize(const rq_cuda_rmsnorm_args *a, rq_cuda_stream stream) {
@@ -173,7 +216,8 @@ rq_status rq_cuda_rmsnorm_quantize(const rq_cuda_rmsnorm_args *a, rq_cuda_stream
     job.second = a->residual, job.second_pitch = a->n_in, job.stream = a->stream, job.weight = a->weight;
     job.n_in = (int)a->n_in, job.eps = a->eps, job.act = a->act;
     job.factor = a->factor, job.steps = a->steps;
-    return launch(&job, pick<RMSNORM>(job.n_in), a->n_tok, a->early_launch, stream);
+    set_target(&job, a->q_pitch, a->block_sum, a->n_tok);
+    return launch(&job, pick<RMSNORM>(&job), a->n_tok, a->early_launch, stream);
 }
 
 rq_status rq_cuda_silu_quantize(const rq_cuda_silu_args *a, rq_cuda_stream stream) {
@@ -184,6 +228,7 @@ rq_status rq_cuda_silu_quantize(const rq_cuda_silu_args *a, rq_cuda_stream strea
     job.q = a->q, job.scale = a->scale, job.sum = a->sum, job.x = a->gate, job.second = a->up;
     job.x_pitch = job.second_pitch = a->pitch, job.n_in = (int)a->n_in, job.act = a->act;
     job.factor = a->factor, job.steps = a->steps;
+    set_target(&job, a->q_pitch, a->block_sum, a->n_tok);
     if (a->hadamard) return rq_rows_hadamard(&job, true, a->hadamard, a->n_tok, a->early_launch, stream);
-    return launch(&job, pick<SILU>(job.n_in), a->n_tok, a->early_launch, stream);
+    return launch(&job, pick<SILU>(&job), a->n_tok, a->early_launch, stream);
 }

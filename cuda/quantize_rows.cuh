@@ -23,6 +23,9 @@ struct row_job {
     bool fixed, whole; /* whole: all rows are multiples of 16 bytes, and begin at such */
     const float *factor;
     rq_act_steps steps;
+    int64_t q_pitch;  /* these in quantize_rows.cu alone */
+    float *block_sum; /* q is e4m3: [128 columns][sum_pitch] */
+    int64_t sum_pitch;
 };
 
 /* ---- 8 columns */
@@ -134,12 +137,13 @@ static __device__ __forceinline__ void write_sum(const row_job &job, int mine, r
     job.sum[blockIdx.x] = mine;
 }
 
-/* Of the largest numbers of the threads, or from where it is already. */
+/* Of the largest numbers of the threads, which become code_most, or from where it is already. */
 template <int WARPS>
-static __device__ __forceinline__ float scale_of(const row_job &job, float most, row_reduced<WARPS> &s) {
+static __device__ __forceinline__ float scale_of(const row_job &job, float most, row_reduced<WARPS> &s,
+                                                 float code_most = 127.0f) {
     if (job.fixed) return job.scale[blockIdx.x];
     const float scale =
-        job.steps.scale ? rq_act_step_scale(&job.steps, blockIdx.x) : __fdiv_rn(largest(most, s), 127.0f);
+        job.steps.scale ? rq_act_step_scale(&job.steps, blockIdx.x) : __fdiv_rn(largest(most, s), code_most);
     if (threadIdx.x == 0) job.scale[blockIdx.x] = scale;
     return scale;
 }

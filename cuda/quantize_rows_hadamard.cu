@@ -221,6 +221,8 @@ template <int SOURCE> static const void *pick(int items, int *threads) {
 rq_status rq_rows_hadamard(row_job *row, bool silu, const rq_hadamard *h, int64_t n_tok, int early_launch,
                            rq_cuda_stream stream) {
     if (row->fixed) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "scales that are there already, with a Hadamard matrix");
+    if (row->block_sum || row->q_pitch != row->n_in)
+        return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "e4m3, or rows of q with something between, with a Hadamard matrix");
     const bool order = h->size >= 2 && h->core >= 1 && h->core <= RQ_ACT_MAX_CORE && h->size % h->core == 0 &&
                        (h->core == 1 || h->core % TILE == 0);
     const int width = order ? h->size / h->core : 0;

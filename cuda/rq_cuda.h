@@ -35,7 +35,9 @@ typedef struct rq_cuda_gemv_desc {
     int code_bits;     /* RQ_TILE_SSVQ, 9 to 12: codebooks of 2^code_bits entries; up to 8: of up to 256 */
     int book_u8;       /* RQ_TILE_SSVQ, 1: magnitudes are bytes, 0: fp16 */
     int n_outlier;     /* columns that are int8 */
-    int x_s8; /* RQ_TILE_SSVQ with bytes as magnitudes, and always RQ_TILE_W4A8: x is int8 with a scale a token, and act is what the rest has */
+    int x_s8; /* RQ_TILE_SSVQ with bytes as magnitudes, and RQ_TILE_W4A8: x is int8 with a scale a token, and act is what the rest has */
+    int x_e4m3;         /* RQ_TILE_W4A8: x is e4m3 with a scale a token, and not int8 */
+    int64_t x_pitch;    /* RQ_TILE_W4A8: bytes from a token of x to the next, at least n_in; 0: n_in */
     int vec_out;        /* RQ_TILE_VQ, as the four below: vectors run down the rows */
     int n_stage;        /* 1 or 2 */
     int64_t n_codes[2]; /* entries of a codebook of each stage */
@@ -47,13 +49,14 @@ typedef struct rq_cuda_gemv_desc {
 
 typedef struct rq_cuda_gemv_args {
     void *y;              /* [n_tok][n_out] of act */
-    const void *x;        /* [n_tok][n_in] of act, or int8 */
-    const float *x_scale; /* [n_tok], of int8 x: x_scale[t] x[t][j] is what is multiplied; otherwise NULL */
-    const int32_t *x_sum; /* [n_tok], for W4A8: the sums of x[t]; otherwise NULL */
-    const void *weights;  /* rq_tile_layout.bytes bytes, 256-byte aligned */
-    const void *bias;     /* [n_out] of act, or NULL */
-    const void *residual; /* [n_tok][n_out] of act, or NULL; may be y */
-    const int32_t *perm;  /* NULL, or [n_in]: stored column j multiplies x[perm[j]] */
+    const void *x;        /* [n_tok][n_in] of act, or [n_tok][x_pitch] int8 or e4m3 */
+    const float *x_scale; /* [n_tok], of int8 and e4m3 x: x_scale[t] x[t][j] is what is multiplied; otherwise NULL */
+    const int32_t *x_sum; /* [n_tok], for W4A8 with int8 x: the sums of x[t]; otherwise NULL */
+    const float *x_block_sum; /* rq_cuda_x8.block_sum, for W4A8 with e4m3 x: sums over 128 columns; otherwise NULL */
+    const void *weights;      /* rq_tile_layout.bytes bytes, 256-byte aligned */
+    const void *bias;         /* [n_out] of act, or NULL */
+    const void *residual;     /* [n_tok][n_out] of act, or NULL; may be y */
+    const int32_t *perm;      /* NULL, or [n_in]: stored column j multiplies x[perm[j]] */
     void *
         workspace; /* rq_cuda_gemv_plan.workspace_bytes, 256-byte aligned; zero before its first use, left zero after */
 } rq_cuda_gemv_args;
@@ -75,8 +78,9 @@ rq_status rq_cuda_gemv_make_plan(rq_cuda_gemv_plan *plan, const rq_cuda_gemv_des
 rq_status rq_cuda_gemv_run(const rq_cuda_gemv_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a,
                            rq_cuda_stream stream);
 
-/* ---- W4A8 for many tokens: y of rq_cuda_gemv_run to the last bit, by tiles of tokens on the tensor cores. Description and arguments are those of a
- * GEMV of kind RQ_TILE_W4A8 with n_tok from 1 to 2^20; n_in is a multiple of 16, x begins at one of 16 bytes, and there is no perm. */
+/* ---- W4A8 for many tokens, by tiles of tokens on the tensor cores. Of int8 x, y of rq_cuda_gemv_run to the last bit; of e4m3 x the sums are fp32,
+ * in an order that tile and cut of the columns decide. Description and arguments are those of a GEMV of kind RQ_TILE_W4A8 with n_tok from 1 to
+ * 2^20; tokens of x begin at multiples of 16 bytes (x and x_pitch), x_block_sum as well, and there is no perm. */
 
 typedef struct rq_cuda_gemm_plan { /* filled by rq_cuda_gemm_make_plan */
     size_t workspace_bytes;
@@ -92,7 +96,7 @@ typedef struct rq_cuda_gemm_plan { /* filled by rq_cuda_gemm_make_plan */
 /* What a plan is to be, for tuning and tests; 0: as the library chooses. */
 typedef struct rq_cuda_gemm_wish {
     int capability;          /* 80: no kernel that needs more */
-    int tile_rows, tile_tok; /* 128, or 256 with 128 tokens on 9.0; 32, 64 or 128 */
+    int tile_rows, tile_tok; /* 128, or 256 with 128 tokens of int8 on 9.0; 32, 64 or 128, of e4m3 on 8.0 up to 64 */
     int split;               /* parts of the columns, at most */
 } rq_cuda_gemm_wish;
 
@@ -102,9 +106,13 @@ rq_status rq_cuda_gemm_make_plan(rq_cuda_gemm_plan *plan, const rq_cuda_gemv_des
 rq_status rq_cuda_gemm_run(const rq_cuda_gemm_plan *plan, const rq_cuda_gemv_desc *d, const rq_cuda_gemv_args *a,
                            rq_cuda_stream stream);
 
-/* ---- Activations as int8, for x_s8 and W4A8: q, a scale and, where sum is not NULL, the sum of q for each row. host/fmt_act.h is their
+/* ---- Activations as int8, for x_s8 and W4A8, or as e4m3, for W4A8: q, a scale and, where sum is not NULL, the sum of q for each row. host/fmt_act.h is their
  * definition, to the last bit:  q[t][j] = rint(h[t][j] / scale[t]), at most 127 in size, ties to even; NaN becomes 0.
  * scale[t] = max_j |h[t][j]| / 127. A row of zeros has scale 0. early_launch as of a gemv.
+ *
+ * With a block_sum q is e4m3: h[t][j] / scale[t] rounded to the nearest, at most 448 in size, scale[t] = max_j |h[t][j]| / 448, and block_sum[b][t] is the
+ * sum of the numbers in columns 128 b on, where [t] goes up to a multiple of 4; there is no sum then. q_pitch: from a row of q to the next, 0: n_in; what lies between
+ * is not written. Neither goes with a Hadamard matrix.
  *
  * What a W4A8 matrix wants of its input (in_scale and hadamard of fmt_w4a8.h) is no part of its tiles. It is done here, and the gemv or gemm gets
  * q, scale and sum: `hadamard` is &w->online[0], `factor` is in_scale on the device. rq_repack_w4a8_plan has them in the layout, so that it is seen
@@ -126,6 +134,8 @@ typedef struct rq_cuda_quantize_args {
     const float *factor;
     const rq_hadamard *hadamard;
     rq_act_steps steps; /* not with fixed */
+    int64_t q_pitch;
+    float *block_sum;
 } rq_cuda_quantize_args;
 rq_status rq_cuda_quantize_rows(const rq_cuda_quantize_args *a, rq_cuda_stream stream);
 
@@ -144,6 +154,8 @@ typedef struct rq_cuda_rmsnorm_args {
     int early_launch;
     const float *factor;
     rq_act_steps steps;
+    int64_t q_pitch;
+    float *block_sum;
 } rq_cuda_rmsnorm_args;
 rq_status rq_cuda_rmsnorm_quantize(const rq_cuda_rmsnorm_args *a, rq_cuda_stream stream);
 
@@ -161,6 +173,8 @@ typedef struct rq_cuda_silu_args {
     const float *factor;
     const rq_hadamard *hadamard;
     rq_act_steps steps;
+    int64_t q_pitch;
+    float *block_sum;
 } rq_cuda_silu_args;
 rq_status rq_cuda_silu_quantize(const rq_cuda_silu_args *a, rq_cuda_stream stream);
 
@@ -202,7 +216,7 @@ typedef struct rq_cuda_rates {
 typedef struct rq_cuda_linear_desc {
     size_t struct_size;
     rq_cuda_gemv_desc weights; /* n_tok: from 1 */
-    rq_linear_path path;       /* RQ_LINEAR_AUTO by default; int8 x goes with GEMV and GEMM only */
+    rq_linear_path path;       /* RQ_LINEAR_AUTO by default; int8 and e4m3 x go with GEMV and GEMM only */
     rq_cuda_rates rates;
     size_t blas_workspace; /* bytes of scratch for cuBLAS, 32 MiB */
     void *blas; /* a cublasHandle_t of this device, whose stream and workspace a run sets; NULL: one of ours */

@@ -68,6 +68,27 @@ typedef struct rq_cuda_block {
 } rq_cuda_block;
 rq_status rq_cuda_sweep_block(const rq_cuda_block *b, rq_cuda_stream stream);
 
+/* ---- comp_refine_sm80.cu: after the sweep, all in stored order */
+
+/* Coordinate descent over one block of columns, G = (Q - W*) H being up to date; what codes change leaves delta, for G += delta H. */
+typedef struct rq_cuda_descent {
+    const float *g, *h;        /* [n_out][n], [n][n] */
+    const float *scale, *zero; /* [n_out][n_group] */
+    float *q, *delta;          /* [n_out][n], [n_out][RQ_COMP_BLOCK] */
+    uint8_t *codes;            /* [n_out][n] */
+    int64_t n_out, n, col0, group, n_group;
+    int width, bits;
+} rq_cuda_descent;
+rq_status rq_cuda_descend_block(const rq_cuda_descent *d, rq_cuda_stream stream);
+/* level = code - zero, q = scale * level; either may be NULL. */
+rq_status rq_cuda_levels(float *level, float *q, const uint8_t *codes, const float *scale, const float *zero,
+                         int64_t n_out, int64_t n, int64_t group, rq_cuda_stream stream);
+/* e = a - b, [n_out][n] */
+rq_status rq_cuda_subtract(float *e, const float *a, const float *b, int64_t n_out, int64_t n, rq_cuda_stream stream);
+/* sum[i * row_pitch + p] = the sum of a b over part p of row i: columns of [col0, col0 + cols) in parts of `part`; fp64. */
+rq_status rq_cuda_row_parts(double *sum, const float *a, const float *b, int64_t n_out, int64_t n, int64_t col0,
+                            int64_t cols, int64_t part, int64_t row_pitch, rq_cuda_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -3,7 +3,7 @@
  * other operations. Products are in fp32 without shortcuts (no TF32), masters of Gram matrices and the factor in fp64. */
 #include "backend_cuda.h"
 
-enum { STAGE_BYTES = 16 << 20, PANEL_ROWS = 2048, MIN_CAPABILITY = 8 };
+enum { STAGE_BYTES = 16 << 20, MIN_CAPABILITY = 8 };
 
 rq_status cuda_failed(cudaError_t e, const char *call, const char *what) {
     char name[64];
@@ -36,6 +36,7 @@ void cuda_release(void *device_pointer) {
 
 rq_status cuda_upload(cuda_device *dev, void *to, const void *from, int64_t bytes, cudaStream_t stream) {
     rq_status status = RQ_OK;
+    dev->done.upload += (double)bytes;
     for (int64_t at = 0; at < bytes; at += STAGE_BYTES) {
         cuda_stage *s = &dev->stage[dev->turn];
         int64_t n = rq_min_i64(STAGE_BYTES, bytes - at);
@@ -52,6 +53,7 @@ done:
 rq_status cuda_download(cuda_device *dev, void *to, const void *from, int64_t bytes) {
     rq_status status = RQ_OK;
     int64_t n_piece = rq_ceil_div(bytes, STAGE_BYTES);
+    dev->done.download += (double)bytes;
     for (int64_t i = 0; i <= n_piece; ++i) { /* piece i is under way while piece i - 1 is taken out */
         if (i < n_piece) {
             cuda_stage *s = &dev->stage[i % 2];
@@ -81,6 +83,8 @@ static rq_status blas_call(cuda_device *dev, cublasOperation_t ta, cublasOperati
     if (m > INT32_MAX || n > INT32_MAX || k > INT32_MAX || lda > INT32_MAX || ldb > INT32_MAX || ldc > INT32_MAX)
         return rq_fail(RQ_ERR_UNSUPPORTED, "cublasSgemm for %s: a side of %lld x %lld x %lld is too long", what,
                        (long long)n, (long long)m, (long long)k);
+    dev->done.flops += 2.0 * (double)m * (double)n * (double)k;
+    ++dev->done.launches;
     cublasStatus_t s = dev->libs->sgemm(dev->blas, ta, tb, (int)m, (int)n, (int)k, &alpha, a, (int)lda, b, (int)ldb,
                                         &beta, c, (int)ldc);
     if (s == CUBLAS_STATUS_SUCCESS) return RQ_OK;
@@ -127,10 +131,10 @@ static rq_status gram_start(void *own, double *h, double *d, int64_t n) {
         RQ_TRY(CUDA_NEW(dev, dev->d, n * n, "the cross Gram matrix"));
         CUDA_TRY(cudaMemsetAsync(dev->d, 0, (size_t)(n * n) * sizeof *dev->d, dev->compute), "the cross Gram matrix");
     }
-    RQ_TRY(CUDA_NEW(dev, dev->panel, rq_min_i64(n, PANEL_ROWS) * n, "a panel of a Gram matrix"));
+    RQ_TRY(CUDA_NEW(dev, dev->panel, rq_min_i64(n, RQ_CUDA_PANEL) * n, "a panel of a Gram matrix"));
     for (int i = 0; i < 2; ++i) {
-        RQ_TRY(CUDA_NEW(dev, dev->a[i], CUDA_GRAM_CHUNK * n, "activations"));
-        if (d) RQ_TRY(CUDA_NEW(dev, dev->b[i], CUDA_GRAM_CHUNK * n, "activations"));
+        RQ_TRY(CUDA_NEW(dev, dev->a[i], RQ_CUDA_GRAM_CHUNK * n, "activations"));
+        if (d) RQ_TRY(CUDA_NEW(dev, dev->b[i], RQ_CUDA_GRAM_CHUNK * n, "activations"));
     }
     dev->chunk = 0;
 done:
@@ -141,13 +145,13 @@ done:
 /* Panels of the lower triangle of H and, with b, of all of D, from one chunk on the device. */
 static rq_status gram_chunk(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n) {
     rq_status status = RQ_OK;
-    for (int64_t r0 = 0; r0 < n; r0 += PANEL_ROWS) {
-        int64_t rows = rq_min_i64(PANEL_ROWS, n - r0), cols = r0 + rows;
+    for (int64_t r0 = 0; r0 < n; r0 += RQ_CUDA_PANEL) {
+        int64_t rows = rq_min_i64(RQ_CUDA_PANEL, n - r0), cols = r0 + rows;
         RQ_TRY(cuda_sgemm_tn(dev, rows, cols, n_tok, a + r0, n, a, n, dev->panel, cols, "the Gram matrix"));
-        KERNEL_TRY(rq_cuda_gram_fold(dev->h, n, dev->panel, cols, r0, rows, cols, 1, dev->compute));
+        KERNEL_TRY(dev, rq_cuda_gram_fold(dev->h, n, dev->panel, cols, r0, rows, cols, 1, dev->compute));
         if (!b) continue;
         RQ_TRY(cuda_sgemm_tn(dev, rows, n, n_tok, b + r0, n, a, n, dev->panel, n, "the cross Gram matrix"));
-        KERNEL_TRY(rq_cuda_gram_fold(dev->d, n, dev->panel, n, r0, rows, n, 0, dev->compute));
+        KERNEL_TRY(dev, rq_cuda_gram_fold(dev->d, n, dev->panel, n, r0, rows, n, 0, dev->compute));
     }
 done:
     return status;
@@ -158,8 +162,8 @@ static rq_status gram_add(void *own, double *h, double *d, const float *a, const
     cuda_device *dev = own;
     (void)h;
     CUDA_TRY(cudaSetDevice(dev->index), "activations");
-    for (int64_t t0 = 0; t0 < n_tok; t0 += CUDA_GRAM_CHUNK) {
-        int64_t tokens = rq_min_i64(CUDA_GRAM_CHUNK, n_tok - t0), bytes = tokens * n * (int64_t)sizeof *a;
+    for (int64_t t0 = 0; t0 < n_tok; t0 += RQ_CUDA_GRAM_CHUNK) {
+        int64_t tokens = rq_min_i64(RQ_CUDA_GRAM_CHUNK, n_tok - t0), bytes = tokens * n * (int64_t)sizeof *a;
         int i = (int)(dev->chunk++ % 2);
         CUDA_TRY(cudaStreamWaitEvent(dev->copy, dev->used[i], 0), "activations");
         RQ_TRY(cuda_upload(dev, dev->a[i], a + t0 * n, bytes, dev->copy));
@@ -177,7 +181,7 @@ static rq_status gram_finish(void *own, double *h, double *d, int64_t n) {
     rq_status status = RQ_OK;
     cuda_device *dev = own;
     CUDA_TRY(cudaSetDevice(dev->index), "a Gram matrix");
-    KERNEL_TRY(rq_cuda_gram_mirror(dev->h, n, dev->compute));
+    KERNEL_TRY(dev, rq_cuda_gram_mirror(dev->h, n, dev->compute));
     RQ_TRY(cuda_download(dev, h, dev->h, n * n * (int64_t)sizeof *h));
     if (d) RQ_TRY(cuda_download(dev, d, dev->d, n * n * (int64_t)sizeof *d));
 done:

@@ -10,6 +10,7 @@
 
 #include "backend.h"
 #include "device.h"
+#include "device_plan.h"
 #include "rq_cuda_comp.h"
 
 /* backend_cuda_libs.c: both libraries, loaded when the first device is opened. Types and constants are those of the toolkit's headers. */
@@ -32,8 +33,6 @@ typedef struct cuda_libs {
 /* RQ_ERR_DEVICE names the file that is missing, or what it lacks. */
 rq_status cuda_libs_load(const cuda_libs **libs);
 
-enum { CUDA_GRAM_CHUNK = 2048 }; /* tokens whose products are summed in fp32: as on the CPU */
-
 /* A buffer in pinned memory and the copy that reads or writes it. */
 typedef struct cuda_stage {
     void *host;
@@ -54,7 +53,8 @@ typedef struct cuda_device {
     float *a[2], *b[2], *panel;
     cudaEvent_t filled[2], used[2];
     int64_t chunk;
-    bool told; /* that refinement is the CPU's */
+    bool told;    /* that refinement of w4a8 is the CPU's */
+    rq_work done; /* since the device was opened; bytes of device memory are not counted */
 } cuda_device;
 
 /* What a preparation keeps on the device (rq_prep.on_device). */
@@ -74,9 +74,10 @@ rq_status cuda_failed(cudaError_t e, const char *call, const char *what);
         }                                                                                                              \
     } while (0)
 /* A kernel of cuda/: its sentence is rq_cuda_last_error's. */
-#define KERNEL_TRY(call)                                                                                               \
+#define KERNEL_TRY(dev, call)                                                                                          \
     do {                                                                                                               \
         status = (call);                                                                                               \
+        ++(dev)->done.launches;                                                                                        \
         if (status != RQ_OK) {                                                                                         \
             rq_fail(status, "%s", rq_cuda_last_error());                                                               \
             goto done;                                                                                                 \
@@ -108,6 +109,7 @@ rq_status cuda_move(void *own, float *out, const float *w, int64_t n_out, const 
 void cuda_forget(void *own, rq_prep *p);
 /* backend_cuda_sweep.c */
 rq_status cuda_sweep(void *own, const rq_sweep *s, const char *label);
+/* backend_cuda_refine.c */
 rq_status cuda_refine(void *own, const rq_refine *r, const rq_prep *p, const char *label);
 
 #endif

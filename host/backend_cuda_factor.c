@@ -3,7 +3,7 @@
  * (cusolverDnXpotrf, Xtrtri; docs/methods.md, "Damping and factor"), the triangular term T and the move of the target M. */
 #include "backend_cuda.h"
 
-enum { TILE = 2048 }; /* of the products whose zeros are left out */
+enum { TILE = RQ_CUDA_TILE };
 
 rq_status cuda_prep_of(cuda_prep **own, rq_prep *p) {
     rq_status status = RQ_OK;
@@ -54,6 +54,8 @@ static rq_status invert_factor(cuda_device *dev, double *g, int64_t n, int *info
     RQ_TRY(CUDA_NEW(dev, device_info, 1, "cuSOLVER's info"));
     s = l->potrf(dev->solver, dev->params, CUBLAS_FILL_MODE_UPPER, n, CUDA_R_64F, g, n, CUDA_R_64F, work,
                  device_bytes[0], host_work, host_bytes[0], device_info);
+    dev->done.flops += (double)n * (double)n * (double)n / 3;
+    ++dev->done.launches;
     if (s != CUSOLVER_STATUS_SUCCESS) {
         status = solver_failed("cusolverDnXpotrf", n, s);
         goto done;
@@ -63,6 +65,8 @@ static rq_status invert_factor(cuda_device *dev, double *g, int64_t n, int *info
     if (*info) goto done;
     s = l->trtri(dev->solver, CUBLAS_FILL_MODE_UPPER, CUBLAS_DIAG_NON_UNIT, n, CUDA_R_64F, g, n, work, device_bytes[1],
                  host_work, host_bytes[1], device_info);
+    dev->done.flops += (double)n * (double)n * (double)n / 3;
+    ++dev->done.launches;
     if (s != CUSOLVER_STATUS_SUCCESS) {
         status = solver_failed("cusolverDnXtrtri", n, s);
         goto done;
@@ -90,11 +94,11 @@ rq_status cuda_factor(void *own, rq_prep *p, const double *h, int64_t *bad) {
     if (!q->u) RQ_TRY(CUDA_NEW(dev, q->u, n * n, "U"));
     RQ_TRY(CUDA_NEW(dev, device_bad, 1, "the factor's diagonal"));
     RQ_TRY(cuda_upload(dev, g, h, n * n * (int64_t)sizeof *g, dev->compute));
-    KERNEL_TRY(rq_cuda_reverse(g, n * n, dev->compute));
+    KERNEL_TRY(dev, rq_cuda_reverse(g, n * n, dev->compute));
     RQ_TRY(invert_factor(dev, g, n, &info));
     if (info == 0) {
         RQ_TRY(cuda_upload(dev, device_bad, &first_bad, sizeof first_bad, dev->compute));
-        KERNEL_TRY(rq_cuda_factor_read(q->u, device_bad, g, n, dev->compute));
+        KERNEL_TRY(dev, rq_cuda_factor_read(q->u, device_bad, g, n, dev->compute));
         RQ_TRY(cuda_download(dev, &first_bad, device_bad, sizeof first_bad));
         if (first_bad < n) *bad = first_bad + 1;
     } else {
@@ -170,7 +174,7 @@ rq_status cuda_triangular_term(void *own, rq_prep *p, float *d) {
     RQ_TRY(cuda_upload(dev, device_d, d, bytes, dev->compute));
     CUDA_TRY(cudaMemsetAsync(du, 0, (size_t)bytes, dev->compute), "D U^T");
     RQ_TRY(product_du(dev, du, device_d, q->u, n, true));
-    KERNEL_TRY(rq_cuda_clear_left(du, first, n, dev->compute));
+    KERNEL_TRY(dev, rq_cuda_clear_left(du, first, n, dev->compute));
     q->t = device_d; /* D is done with */
     device_d = NULL;
     CUDA_TRY(cudaMemsetAsync(q->t, 0, (size_t)bytes, dev->compute), "T");
@@ -201,7 +205,7 @@ rq_status cuda_target_move(void *own, rq_prep *p, float *d) {
     RQ_TRY(cuda_upload(dev, perm, p->perm, n * (int64_t)sizeof *perm, dev->compute));
     RQ_TRY(product_du(dev, du, device_d, q->u, n, false));
     RQ_TRY(product_tu(dev, device_d, du, q->u, n, false));
-    KERNEL_TRY(rq_cuda_to_natural(q->m, device_d, perm, n, dev->compute));
+    KERNEL_TRY(dev, rq_cuda_to_natural(q->m, device_d, perm, n, dev->compute));
     RQ_TRY(RQ_NEW(p->m, n * n));
     RQ_TRY(cuda_download(dev, p->m, q->m, bytes));
 done:

@@ -69,7 +69,7 @@ static rq_status job_fill(sweep_job *j) {
     for (int i = 0; i < steps; ++i) line[i] = (float)(1.0 - 0.8 * i / steps);
     RQ_TRY(cuda_upload(dev, j->factor, line, steps * (int64_t)sizeof *line, dev->compute));
     RQ_TRY(cuda_upload(dev, j->natural, s->w0, s->n_out * n * (int64_t)sizeof *s->w0, dev->compute));
-    KERNEL_TRY(rq_cuda_to_sweep_order(j->w, j->natural, j->perm, j->dead, s->n_out, n, dev->compute));
+    KERNEL_TRY(dev, rq_cuda_to_sweep_order(j->w, j->natural, j->perm, j->dead, s->n_out, n, dev->compute));
     if (j->w0) {
         CUDA_TRY(cudaMemcpyAsync(j->w0, j->w, (size_t)(s->n_out * n) * sizeof *j->w0, cudaMemcpyDeviceToDevice,
                                  dev->compute),
@@ -107,6 +107,7 @@ static rq_status find_scales(sweep_job *j, int64_t col0, int64_t n_group) {
                         .power = (float)o->clip_power,
                         .f16 = o->scale_dtype == RQ_F16};
     rq_status status = rq_cuda_find_scales(&a, j->dev->compute);
+    ++j->dev->done.launches;
     return status == RQ_OK ? RQ_OK : rq_fail(status, "%s: %s", j->label, rq_cuda_last_error());
 }
 
@@ -152,6 +153,7 @@ static rq_status sweep_columns(sweep_job *j, int64_t block) {
         b.col0 = c0;
         b.width = (int)(c1 - c0);
         status = rq_cuda_sweep_block(&b, j->dev->compute);
+        ++j->dev->done.launches;
         if (status != RQ_OK) RQ_FAIL(status, "%s: %s", j->label, rq_cuda_last_error());
         if (!j->u || c1 == n) continue;
         RQ_TRY(cuda_sgemm(j->dev, RQ_N, s->n_out, n - c1, c1 - c0, -1, j->x, RQ_COMP_BLOCK, j->u + c0 * n + c1, n, 1,
@@ -187,12 +189,4 @@ rq_status cuda_sweep(void *own, const rq_sweep *s, const char *label) {
 done:
     job_free(&j);
     return status;
-}
-
-rq_status cuda_refine(void *own, const rq_refine *r, const rq_prep *p, const char *label) {
-    cuda_device *dev = own;
-    (void)p;
-    if (!dev->told) rq_log(RQ_LOG_INFO, "%s and others: refinement after the sweep runs on the CPU", label);
-    dev->told = true;
-    return rq_refine_grid(r);
 }

@@ -9,7 +9,7 @@
 #include <math.h>
 
 #include "backend.h"
-#include "comp.h"
+#include "comp_sweep.h"
 #include "simd.h"
 
 enum { LANES = 32, TILE = 96, BLOCK = 128 };
@@ -162,7 +162,7 @@ static double quadratic(const double *normal, const double *rhs, const double *s
 
 /* Scales of one row, codes fixed: the loss is quadratic in its n scales; normal[g][h] = c_g H c_h, rhs[g] = c_g H w*. Taken
  * only when every scale stays positive and within a factor of 4, and the loss after rounding to the stored type is lower. */
-static void refit_row(const refine_shared *s, refine_scratch *b, int64_t row) {
+static void refit_row(const refine_shared *s, const refine_scratch *b, int64_t row) {
     int64_t n = rq_ceil_div(s->n, s->span);
     float *scale = s->scale + row * s->n_group;
     double *now = b->solution, *full = b->solution + n, *copy = b->normal + n * n;
@@ -186,6 +186,20 @@ static void refit_row(const refine_shared *s, refine_scratch *b, int64_t row) {
     }
     if (!(quadratic(b->normal, b->rhs, full, n) < quadratic(b->normal, b->rhs, now, n))) return;
     for (int64_t g = 0; g < s->n_group; ++g) scale[g] = (float)full[s->step ? 0 : g];
+}
+
+/* The same from what a tile's row has of them, untouched; scratch: [2 n + 2 n n]. */
+static void refit_from(const refine_shared *s, double *scratch, const double *normal, double *rhs, int64_t row) {
+    int64_t n = rq_ceil_div(s->n, s->span);
+    refine_scratch one = {.solution = scratch, .normal = scratch + 2 * n, .rhs = rhs}; /* the system, then a copy */
+    memcpy(one.normal, normal, (size_t)(n * n) * sizeof *normal);
+    for (int64_t g = 0; g < n; ++g) {
+        for (int64_t h = 0; h < g; ++h) { /* the two triangles differ by fp32 rounding */
+            double mean = 0.5 * (one.normal[g * n + h] + one.normal[h * n + g]);
+            one.normal[g * n + h] = one.normal[h * n + g] = mean;
+        }
+    }
+    refit_row(s, &one, row);
 }
 
 static void refit_scales(const refine_shared *s, refine_scratch *b, int64_t row0, int64_t n_rows) {
@@ -218,19 +232,7 @@ static void refit_scales(const refine_shared *s, refine_scratch *b, int64_t row0
             }
         }
     }
-    for (int64_t r = 0; r < n_rows; ++r) {
-        refine_scratch one = *b;
-        one.normal = b->solution + 2 * ng; /* scratch for one row: its system and a copy */
-        one.rhs = b->rhs + r * ng;
-        memcpy(one.normal, normal + r * ng * ng, (size_t)(ng * ng) * sizeof *normal);
-        for (int64_t g = 0; g < ng; ++g) {
-            for (int64_t h = 0; h < g; ++h) { /* the two triangles differ by fp32 rounding */
-                double mean = 0.5 * (one.normal[g * ng + h] + one.normal[h * ng + g]);
-                one.normal[g * ng + h] = one.normal[h * ng + g] = mean;
-            }
-        }
-        refit_row(s, &one, row0 + r);
-    }
+    for (int64_t r = 0; r < n_rows; ++r) refit_from(s, b->solution, normal + r * ng * ng, b->rhs + r * ng, row0 + r);
 }
 
 /* What step and base of one group of one row become, u its codes: the loss changes by 2 s (d gu + e g1) + s^2 (d^2 uu + 2 d e u1 + e^2 h11)
@@ -332,20 +334,50 @@ done:
     free(b.solution);
 }
 
+static refine_shared shared_of(const rq_refine *r) {
+    return (refine_shared){r->codes,
+                           r->scale,
+                           r->zero,
+                           r->step,
+                           r->target,
+                           r->hd,
+                           r->n_out,
+                           r->n,
+                           r->group,
+                           rq_ceil_div(r->n, r->group),
+                           r->step ? r->n : r->group,
+                           r->opt,
+                           0};
+}
+
 rq_status rq_refine_grid(const rq_refine *r) {
-    refine_shared s = {r->codes,
-                       r->scale,
-                       r->zero,
-                       r->step,
-                       r->target,
-                       r->hd,
-                       r->n_out,
-                       r->n,
-                       r->group,
-                       rq_ceil_div(r->n, r->group),
-                       r->step ? r->n : r->group,
-                       r->opt,
-                       0};
+    refine_shared s = shared_of(r);
     rq_parallel_for(rq_ceil_div(r->n_out, TILE), refine_tile, &s);
     return s.failed ? rq_fail(RQ_ERR_NOMEM, "out of memory in the refinement") : RQ_OK;
+}
+
+typedef struct refit_rows {
+    refine_shared s;
+    int64_t row0, n_rows;
+    const double *normal;
+    double *rhs;
+} refit_rows;
+
+static void refit_tile(void *arg, int64_t tile) {
+    refit_rows *j = arg;
+    int64_t n = j->s.n_group, end = rq_min_i64(j->n_rows, (tile + 1) * TILE);
+    double *scratch;
+    if (RQ_NEW(scratch, 2 * n + 2 * n * n) != RQ_OK) {
+        j->s.failed = 1;
+        return;
+    }
+    for (int64_t i = tile * TILE; i < end; ++i)
+        refit_from(&j->s, scratch, j->normal + i * n * n, j->rhs + i * n, j->row0 + i);
+    free(scratch);
+}
+
+rq_status rq_refit_rows(const rq_refine *r, int64_t row0, int64_t n_rows, const double *normal, double *rhs) {
+    refit_rows j = {shared_of(r), row0, n_rows, normal, rhs};
+    rq_parallel_for(rq_ceil_div(n_rows, TILE), refit_tile, &j);
+    return j.s.failed ? rq_fail(RQ_ERR_NOMEM, "out of memory in the refit of scales") : RQ_OK;
 }

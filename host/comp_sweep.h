@@ -34,5 +34,8 @@ bool rq_sweep_allw(const rq_quant_opt *o);
 void rq_sweep_clip_weights(const rq_sweep *s, float *weight, int64_t col, int64_t n_cols, bool sweep_order);
 /* Scales and zero points (and steps) of all rows, where groups are found before the sweep. */
 rq_status rq_sweep_find_groups(const rq_sweep *s);
+/* The refit of scales of rows [row0, row0 + n_rows) of a grid from their normal equations: normal[n_rows][n_group][n_group], whose two triangles
+ * may differ by rounding, and rhs[n_rows][n_group]. */
+rq_status rq_refit_rows(const rq_refine *r, int64_t row0, int64_t n_rows, const double *normal, double *rhs);
 
 #endif

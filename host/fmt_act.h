@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Leaf header: activations on their way to int8 (W4A8), the parts whose rounding the plain C definitions, the SIMD twins and the CUDA
+/* Leaf header: activations on their way to int8 or e4m3 (W4A8), the parts whose rounding the plain C definitions, the SIMD twins and the CUDA
  * kernels share, so that all give the same bytes. Nothing here may be contracted: fmaf where it says so, and nowhere else.
  *
  *   quantize    scale = max_j |h_j| / 127 (NaN is not the largest), or one of a table (rq_act_steps);  q_j = rint(h_j / scale), ties to
  *               even, at most 127 in size; NaN and a scale that is not above 0 give 0;  sum = sum_j q_j       the division is IEEE's
+ *   to e4m3     scale = max_j |h_j| / 448;  x8_j = h_j / scale rounded to the nearest number of e4m3, ties to the even one, at most 448 in
+ *               size; NaN and a scale that is not above 0 give 0;  sums: of the x8_j of each 128 columns, exact, then rounded to fp32 once
  *   rmsnorm     h_j = (x_j * r) * w_j,  r = 1 / sqrt(S / n_in + eps)                  each operation rounded to fp32
  *               S = sum_j x_j^2 in the order of rq_act_sum. With a residual, x_j is x_j + residual_j in fp32, rounded to the type of both
  *               (which is what goes on to be the residual stream): a square of such a number is exact in fp32.
@@ -71,6 +73,37 @@ RQ_ACT_FUNCTION float rq_act_sum(float *partial) {
         for (int p = 0; p < half; ++p) partial[p] += partial[p + half];
     return partial[0];
 }
+
+/* ---- e4m3 (OCP 8-bit floating point, 2023): a sign, 4 bits of exponent with bias 7, 3 of fraction; no infinities, 0x7f is NaN. All numbers are
+ * multiples of 2^-9, the largest is 448; codes 0 to 15 are that many times 2^-9. */
+
+enum { RQ_E4M3_MOST = 448, RQ_E4M3_SUM_COLS = 128 };
+
+/* By bits: adding the half of what is cut off, less one where that is a tie and the result would be odd, rounds to even, and carries into the
+ * exponent rightly. Below 2^-6 numbers are 2^-9 apart, as floats from 2^14 on are 2^-9 apart: a sum rounds. */
+RQ_ACT_FUNCTION uint8_t rq_e4m3_of(float v) {
+    union {
+        float f;
+        uint32_t u;
+    } a, small;
+    a.f = v;
+    const uint32_t sign = a.u >> 24 & 0x80u;
+    a.u &= 0x7fffffffu;
+    if (!(a.f == a.f)) return 0;
+    if (a.f > (float)RQ_E4M3_MOST) a.f = (float)RQ_E4M3_MOST;
+    small.f = a.f + 0x1p14f;
+    const uint32_t normal = (a.u + 0x7ffffu + (a.u >> 20 & 1u) - ((127u - 7u) << 23)) >> 20;
+    return (uint8_t)(sign | (a.f < 0x1p-6f ? small.u & 15u : normal));
+}
+/* In units of 2^-9. */
+RQ_ACT_FUNCTION int32_t rq_e4m3_units(uint8_t code) {
+    const int32_t fraction = code & 7, exponent = code >> 3 & 15;
+    const int32_t size = exponent ? (8 + fraction) << (exponent - 1) : fraction;
+    return code & 0x80 ? -size : size;
+}
+RQ_ACT_FUNCTION float rq_e4m3_value(uint8_t code) { return (float)rq_e4m3_units(code) * 0x1p-9f; }
+/* h / scale as e4m3. */
+RQ_ACT_FUNCTION uint8_t rq_act_e4m3(float h, float scale) { return scale > 0.0f ? rq_e4m3_of(h / scale) : (uint8_t)0; }
 
 /* e^x for -87 <= x <= 87 within 2 units of the last place: x = n ln 2 + r, a Taylor polynomial of r, 2^n by its bits. */
 RQ_ACT_FUNCTION float rq_act_exp(float x) {

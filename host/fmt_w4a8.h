@@ -10,6 +10,9 @@
  *
  *   y[t][i] = ((float)acc * scale[i]) * sx[t]                                       two fp32 products, in this order
  *
+ * Activations may also be e4m3 (fmt_act.h): with x8[t] their numbers, y[t][i] = ((float)sum * scale[i]) * sx[t], sum the exact sum over j of q * x8[t][j]. It is
+ * a multiple of 2^-9, and fits in 64 bits as such. fp32 sums, as GPUs make them, come near that; what they give depends on their order.
+ *
  * What is quantized is not x but in_scale[j] * (H x)[j]: H the normalized Hadamard matrix of order `hadamard` (fmt_act.h) on consecutive
  * columns (none when 0), and no factors where in_scale is NULL.
  *
@@ -57,5 +60,10 @@ static inline int rq_w4a8_level(const rq_w4a8 *w, int64_t row, int64_t j) {
 
 /* The end of the product: bias and residual are added after it, one fp32 sum each. */
 static inline float rq_w4a8_output(int32_t acc, float scale, float x_scale) { return (float)acc * scale * x_scale; }
+
+/* Likewise of e4m3; acc in units of 2^-9. */
+static inline float rq_w4a8_output_e4m3(int64_t acc, float scale, float x_scale) {
+    return (float)acc * 0x1p-9f * scale * x_scale;
+}
 
 #endif

@@ -30,6 +30,10 @@ rq_status rq_linear_w4a8(const rq_w4a8 *w, const float *bias, float *y, const fl
 rq_status rq_linear_w4a8_steps(const rq_w4a8 *w, const float *bias, float *y, const float *x, int64_t n_tok,
                                const rq_act_steps *steps);
 
+/* The same with inputs of e4m3 instead of int8, in plain C: a definition to compare with. And a row of inputs as such. */
+rq_status rq_linear_w4a8_e4m3(const rq_w4a8 *w, const float *bias, float *y, const float *x, int64_t n_tok);
+void rq_act_e4m3_row(uint8_t *q, float *scale, const float *x, int64_t n);
+
 /* x[n_tok][n_in] becomes what its 8-bit codes stand for (fmt_act.h), token by token. */
 rq_status rq_act8_round_trip(float *x, int64_t n_tok, int64_t n_in);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Activations as int8 and their products with 4-bit weights: every row of kernels.def for them, bit for bit against definitions of this
- * file in 64-bit integers, and in the words of fmt_act.h; and rq_linear_apply on top. */
+ * file in 64-bit integers, and in the words of fmt_act.h; and rq_linear_apply on top. Likewise the plain C of e4m3. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -400,6 +400,67 @@ static void test_linear(void **state) {
     }
 }
 
+/* ---- inputs of e4m3 ------------------------------------------------------------------------------------------------------ */
+
+/* The number of e4m3 that is nearest to v, by search; of two that are as near, the one with an even code. NaN becomes 0. */
+static double e4m3_nearest(double v) {
+    double best = 0;
+    if (v != v) return 0;
+    for (int code = 1; code < 127; ++code) {
+        const double size = code < 8 ? ldexp(code, -9) : ldexp(8 + code % 8, code / 8 - 10);
+        const double d = fabs(fabs(v) - size), least = fabs(fabs(v) - best);
+        if (d < least || (d == least && code % 2 == 0)) best = size;
+    }
+    return signbit(v) ? -best : best;
+}
+
+/* Bit for bit: sums of products are exact in double as well. */
+static void check_e4m3(const rq_w4a8 *w, const float *bias, int64_t n_tok) {
+    float *x = random_f32(n_tok * w->n_in), *y = random_f32(n_tok * w->n_out), *z = random_f32(n_tok * w->n_out);
+    double *h = must_alloc(w->n_in, sizeof *h);
+    for (int64_t i = 0; i < n_tok * w->n_in; i += 3) x[i] = ldexpf(x[i], -(int)draw(14));
+    if (n_tok > 1) memset(x + w->n_in, 0, (size_t)w->n_in * sizeof *x);
+    if (n_tok > 2) x[2 * w->n_in] = NAN;
+    rq_set_threads(3);
+    assert_int_equal(rq_linear_w4a8_e4m3(w, bias, y, x, n_tok), RQ_OK);
+    rq_set_threads(1);
+    assert_int_equal(rq_linear_w4a8_e4m3(w, bias, z, x, n_tok), RQ_OK);
+    assert_memory_equal(y, z, (size_t)(n_tok * w->n_out) * sizeof *y);
+    if (w->in_scale || w->hadamard) rq_w4a8_input(w, x, n_tok);
+    for (int64_t t = 0; t < n_tok; ++t) {
+        float most = 0;
+        for (int64_t j = 0; j < w->n_in; ++j) most = fmaxf(most, fabsf(x[t * w->n_in + j]));
+        const float scale = most / 448.0f;
+        for (int64_t j = 0; j < w->n_in; ++j) {
+            const float quotient = scale > 0 ? x[t * w->n_in + j] / scale : 0.0f;
+            h[j] = e4m3_nearest((double)quotient);
+        }
+        for (int64_t r = 0; r < w->n_out; ++r) {
+            double sum = 0;
+            for (int64_t j = 0; j < w->n_in; ++j) sum += rq_w4a8_level(w, r, j) * h[j];
+            float want = (float)sum * w->scale[r] * scale;
+            if (bias) want += bias[r];
+            assert_true(rq_f32_bits(want) == rq_f32_bits(y[t * w->n_out + r]));
+        }
+    }
+    free(x), free(y), free(z), free(h);
+}
+
+static void test_e4m3(void **state) {
+    (void)state;
+    static const int64_t n_ins[] = {1, 31, 192, 600};
+    for (int kind = 0; kind < 16; ++kind) {
+        const int64_t n_in = n_ins[kind % 4];
+        rq_packed p;
+        float *bias = random_f32(20), *in_scale = random_f32(n_in);
+        make_weights(&p, 20, n_in, kind & 4 ? n_in < 64 ? 32 : 64 : 0, false, false, kind & 8 ? in_scale : NULL,
+                     kind & 8 && n_in == 192 ? 64 : 0);
+        check_e4m3(&p.u.w4a8, kind % 2 ? bias : NULL, 1 + kind);
+        rq_packed_free(&p);
+        free(bias), free(in_scale);
+    }
+}
+
 static void test_rows_ran(void **state) {
     (void)state;
     assert_int_equal(rq_kernels_check(), RQ_OK);
@@ -411,7 +472,7 @@ int main(void) {
         cmocka_unit_test(test_quantize_rows),  cmocka_unit_test(test_quantize_rmsnorm),
         cmocka_unit_test(test_quantize_gated), cmocka_unit_test(test_quantize_after),
         cmocka_unit_test(test_gemm),           cmocka_unit_test(test_linear),
-        cmocka_unit_test(test_rows_ran),
+        cmocka_unit_test(test_e4m3),           cmocka_unit_test(test_rows_ran),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -32,7 +32,9 @@
 #undef RQ_F64
 
 #include "backend.h"
+#include "backend_cuda.h"
 #include "device.h"
+#include "device_plan.h"
 
 #define CHECK_RQ(call)                                                                                                 \
     do {                                                                                                               \
@@ -232,9 +234,68 @@ static void test_all_codes(void) {
     if (!rq_small()) test_codes(5, 24, false, "comp=gptaq,cd-sweeps=0,refit=0,group=16,block=7,update=allw");
     test_codes(3, 1, false, "comp=gptq,cd-sweeps=0,refit=0,group=0");
     test_codes(20, 96, false, "comp=gptq,cd-sweeps=0,refit=0,group=0,clip=output");
-    test_codes(20, 96, false, "comp=qep,group=32,bits=3"); /* with refinement */
+    /* With refinement: its blocks, groups that a block cuts, the order of dynamic groups, and w4a8's on the CPU. */
+    test_codes(33, 129, false, "comp=rescomp,group=48,bits=3");
+    if (!rq_small()) {
+        test_codes(20, 96, false, "comp=gptaq,group=32,bits=2,static-groups=false,act-order=true");
+        test_codes(20, 200, false, "comp=qep,group=0,bits=4,sym=true,cd-sweeps=1,refit=3");
+        test_codes(20, 96, false, "comp=gptq,group=32,bits=8,scale-dtype=f32,cd-sweeps=2,refit=0");
+        test_codes(9, 64, false, "comp=gptq,round=w4a8,group=32");
+    }
     EXPECT(100 * rows_other <= rows_compared);
     printf("%lld of %lld rows have other codes than on the CPU\n", (long long)rows_other, (long long)rows_compared);
+}
+
+/* ---- the plan (device_plan.h) is what a run counts */
+
+static void test_plan(int64_t n_out, int64_t n, const char *settings) {
+    const int64_t tokens = 70;
+    problem p = problem_new(n_out, n, 3, false);
+    float *a = rq_host_alloc((size_t)(tokens * n) * sizeof *a), *b = rq_host_alloc((size_t)(tokens * n) * sizeof *b);
+    rq_quant_opt o;
+    rq_prep prep;
+    rq_quant_result r;
+    rq_device_work w;
+    rq_rng g = {5};
+    rq_work *done = &((cuda_device *)gpu->own)->done;
+    *done = (rq_work){0};
+    for (int64_t i = 0; i < tokens * n; ++i) a[i] = rq_rand_float(&g), b[i] = 0.1f * rq_rand_float(&g);
+    rq_quant_default(&o, RQ_COMP_GPTQ);
+    CHECK_RQ(rq_quant_set_all(&o, settings));
+    double *d = rq_quant_wants_cross(&o) ? p.d : NULL;
+    if (rq_quant_wants_h(&o)) {
+        CHECK_RQ(gpu->ops->gram_start(gpu->own, p.h, d, n));
+        CHECK_RQ(gpu->ops->gram_add(gpu->own, p.h, d, a, b, tokens, n));
+        CHECK_RQ(gpu->ops->gram_finish(gpu->own, p.h, d, n));
+    }
+    CHECK_RQ(rq_prepare_on(&prep, gpu, p.h, d, n, &o, settings));
+    EXPECT_EQ(prep.n_retries, 0);
+    CHECK_RQ(rq_quantize_matrix(&r, p.w, n_out, &prep, &o, settings));
+    CHECK_RQ(rq_device_plan(&w, n_out, n, tokens, &o));
+    rq_work plan = {0};
+    const rq_work *of[] = {&w.gram, &w.factor, &w.terms, &w.sweep, &w.refine};
+    for (int i = 0; i < 5; ++i) {
+        plan.flops += of[i]->flops;
+        plan.upload += of[i]->upload;
+        plan.download += of[i]->download;
+        plan.launches += of[i]->launches;
+    }
+    EXPECT_EQ(done->launches, plan.launches);
+    EXPECT_NEAR(done->flops, plan.flops, 1e-9 * plan.flops);
+    EXPECT_NEAR(done->upload, plan.upload, 0);
+    EXPECT_NEAR(done->download, plan.download, 0);
+    rq_quant_result_free(&r);
+    rq_prep_free(&prep);
+    problem_free(&p);
+    free(a), free(b);
+}
+
+static void test_plans(void) {
+    test_plan(20, 150, "comp=rescomp,group=32");
+    test_plan(9, 130, "comp=qep,group=64,static-groups=false,act-order=true,cd-sweeps=0,refit=0");
+    test_plan(9, 130, "comp=gptaq,group=0,clip=output,cd-sweeps=1,refit=0");
+    test_plan(7, 64, "comp=gptq,round=w4a8,group=32,cd-sweeps=0,refit=0");
+    test_plan(7, 64, "comp=rtn,group=16");
 }
 
 /* ---- what is refused */
@@ -264,11 +325,12 @@ int main(void) {
     CHECK_RQ(rq_device_open(&gpu, "cuda"));
     test_gram(37, 50, 3, true);
     if (!rq_small()) test_gram(130, 2049, 2, false);
-    if (!rq_small()) test_gram(2080, 3, 1, true); /* two panels */
+    if (!rq_small()) test_gram(1040, 3, 1, true); /* two panels */
     test_prepare(70, true);
     if (!rq_small()) test_prepare(33, false);
     if (!rq_small()) test_ladder();
     test_all_codes();
+    if (!rq_small()) test_plans();
     test_refused();
     rq_device_close(gpu);
     return rq_done(__FILE__);

@@ -86,12 +86,22 @@ if(RQ_GPUSIM AND TARGET gpusim_cublas AND TARGET gpusim_cusolver)
     foreach(symbol cublasCreate_v2 cublasSetMathMode cublasSgemm_v2 cusolverDnCreate cusolverDnXpotrf cusolverDnXtrtri)
       target_link_options(requite_backend_sim INTERFACE LINKER:--undefined=${symbol})
     endforeach()
+    # The command, in the simulator.
+    add_executable(sim_requite ${CMAKE_SOURCE_DIR}/host/main.c ${RQ_COMMAND_SOURCES})
+    set_target_properties(sim_requite PROPERTIES OUTPUT_NAME requite RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/sim
+                                                 ENABLE_EXPORTS ON CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX)
+    target_link_libraries(sim_requite PRIVATE requite_backend_sim)
   endif()
 endif()
 if(RQ_CUDA)
   rq_add_backend(requite_backend requite_cuda)
   if(TARGET requite_backend)
-    target_link_libraries(requite PRIVATE requite_backend CUDA::cudart_static)
+    foreach(target requite bench_quantize)
+      if(TARGET ${target})
+        target_link_libraries(${target} PRIVATE requite_backend CUDA::cudart_static)
+        set_target_properties(${target} PROPERTIES LINKER_LANGUAGE CXX) # no device code is linked
+      endif()
+    endforeach()
   endif()
 endif()
 
@@ -207,6 +217,12 @@ if(RQ_BUILD_TESTS)
     set_tests_properties(cuda_gemv_counts PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
     set_tests_properties(sim_bad sim_same PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 1200)
   endif()
+endif()
+
+if(RQ_BUILD_TESTS AND TARGET sim_requite)
+  add_test(NAME sim_quantize COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_quantize.py $<TARGET_FILE:sim_requite>
+                                     ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied)
+  set_tests_properties(sim_quantize PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 300)
 endif()
 
 if(RQ_BUILD_TESTS AND TARGET gpusim_cublas)

@@ -26,7 +26,12 @@ static void test_refusals(void) {
     d.kind = RQ_TILE_W4A8, d.n_out = 64, d.n_in = 128, d.group = 0;
     EXPECT_EQ(rq_cuda_gemv_supports(&d, &why), RQ_ERR_UNSUPPORTED);
     EXPECT(why && strstr(why, "x_s8"));
-    d.x_s8 = 1;
+    d.x_s8 = d.x_e4m3 = 1;
+    EXPECT_EQ(rq_cuda_gemv_supports(&d, &why), RQ_ERR_UNSUPPORTED);
+    EXPECT(why && strstr(why, "not both"));
+    d.x_e4m3 = 0, d.x_pitch = 127;
+    EXPECT_EQ(rq_cuda_gemv_supports(&d, &why), RQ_ERR_UNSUPPORTED);
+    d.x_pitch = 0;
     EXPECT_EQ(rq_cuda_gemv_supports(&d, &why), RQ_OK);
     d.group = 40;
     EXPECT_EQ(rq_cuda_gemv_supports(&d, &why), RQ_ERR_UNSUPPORTED);
@@ -37,6 +42,11 @@ static void test_refusals(void) {
     rq_cuda_gemv_args a = {};
     a.y = &d, a.x = &d, a.x_scale = (const float *)&d, a.weights = (const void *)256;
     EXPECT_EQ(rq_cuda_gemv_run(&plan, &d, &a, 0), RQ_ERR_ARG); /* no sums */
+    d.x_s8 = 0, d.x_e4m3 = 1, a.x_sum = (const int32_t *)&d;
+    EXPECT_EQ(rq_cuda_gemv_run(&plan, &d, &a, 0), RQ_ERR_ARG); /* those of int8 */
+    d.kind = RQ_TILE_GRID, d.bits = 4;
+    EXPECT_EQ(rq_cuda_gemv_supports(&d, &why), RQ_ERR_UNSUPPORTED);
+    EXPECT(why && strstr(why, "e4m3"));
 }
 
 int main(void) {
@@ -57,6 +67,21 @@ int main(void) {
         {"4096x4096", 4096, 4096, 1, 0, true, false, false, false, 0, 0},
         {"4096x4096, groups of 128", 4096, 4096, 1, 128, false, false, false, false, 0, 0},
         {"a stack", 48, 256, 4, 128, false, false, true, false, 3, 0},
+        {"rows of x apart", 40, 200, 3, 0, true, false, false, false, 0, 0, W4A8_S8, 208},
+        {"rows of x apart, odd", 40, 200, 9, 32, false, false, false, false, 0, 0, W4A8_S8, 203},
+        {"e4m3: one level", 256, 512, 1, 0, false, false, false, false, 0, 0, W4A8_E4M3_SMALL},
+        {"e4m3: one level with zero points", 64, 384, 3, 0, true, true, true, true, 0, 0, W4A8_E4M3_SMALL},
+        {"e4m3: groups of 128", 144, 512, 8, 128, false, false, false, true, 0, 0, W4A8_E4M3_SMALL},
+        {"e4m3: groups of 32", 48, 288, 5, 32, false, true, true, false, 0, 0, W4A8_E4M3_SMALL, 304},
+        {"e4m3: groups of 96", 33, 500, 2, 96, false, false, false, false, 0, 0, W4A8_E4M3_SMALL},
+        {"e4m3: groups of 256", 16, 1000, 16, 256, false, false, true, true, 0, 0, W4A8_E4M3_SMALL},
+        {"e4m3: a row, odd", 1, 333, 13, 32, false, true, false, false, 0, 0, W4A8_E4M3_SMALL, 335},
+        {"e4m3: cut columns", 32, 32768, 2, 128, false, false, true, false, 0, 1, W4A8_E4M3_SMALL},
+        {"e4m3: cut columns, 9 tokens", 17, 20000, 9, 0, true, true, false, false, 0, 1, W4A8_E4M3_SMALL},
+        {"e4m3: 4096x4096", 4096, 4096, 1, 0, true, false, false, false, 0, 0, W4A8_E4M3_SMALL},
+        {"e4m3: 4096x4096, groups of 128", 4096, 4096, 1, 128, false, false, false, false, 0, 0, W4A8_E4M3_SMALL},
+        {"e4m3: any numbers", 64, 1000, 7, 0, true, false, true, true, 0, 0, W4A8_E4M3},
+        {"e4m3: any numbers, groups of 64", 50, 700, 12, 64, false, true, false, false, 0, 0, W4A8_E4M3},
     };
     for (size_t i = 0; i < sizeof problems / sizeof problems[0]; ++i) test(&problems[i]);
     if (!rq_small()) {

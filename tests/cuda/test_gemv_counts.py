@@ -92,34 +92,39 @@ def check_w4a8():
     for c in launches_of("gemv_w4a8"):
         for kind in ("ld", "st"):
             expect("w4a8: bank conflicts", c[f"shared_{kind}_waves"] == c[f"shared_{kind}_ideal"], c)
-        if c["mma"] != N * N // 512: continue
-        steps, blocks = int(re.search(r"w4a8_tilesILi(\d)E", c["kernel"]).group(1)), c["grid"][0]
+        e4m3 = "e4m3" in c["kernel"]  # on halves: twice the instructions
+        if c["mma"] != N * N // (256 if e4m3 else 512): continue
+        steps, blocks = int(re.search(r"w4a8_(?:e4m3_)?tilesILi(\d)E", c["kernel"]).group(1)), c["grid"][0]
         moved = 32 * (c["ld_sectors"] + c["st_sectors"]) - blocks * N  # a block reads x
         of_format = N * N // 2 + (N * N // 128 * 2 if steps else 0) + N * 8 + 2 * N + N
-        print(f"w4a8 with {'two levels' if steps else 'one level'}: {moved} bytes moved, {moved / of_format:.4f} of the format's")
+        print(f"w4a8{', e4m3,' * e4m3} with {'two levels' if steps else 'one level'}: {moved} bytes moved, {moved / of_format:.4f} of the format's")
         expect("w4a8: bytes moved", N * N // 2 < moved <= 1.05 * of_format, f"{moved} of {of_format}")
-        seen.add(steps)
-    expect("w4a8 kinds", seen == {0, 4}, seen)
+        seen.add((e4m3, steps))
+    expect("w4a8 kinds", seen == {(False, 0), (False, 4), (True, 0), (True, 4)}, seen)
 
 
 def check_w4a8_gemm():
-    """No bank conflict; and of the wgmma kernels in table.json: instructions that can be decoding, per weight, in the main loop."""
-    for c in launches_of("gemm_w4a8"):
-        for kind in ("ld", "st"):
-            expect("w4a8 gemm: bank conflicts", c[f"shared_{kind}_waves"] == c[f"shared_{kind}_ideal"], c)
+    """No bank conflict; and of the wgmma kernels in table.json: instructions that can be decoding, per weight, in the main loop, and with e4m3 one
+    addition an accumulator of 128 columns, or two."""
+    for program in ("gemm_w4a8", "gemm_w4a8_e4m3"):
+        for c in launches_of(program):
+            for kind in ("ld", "st"):
+                expect(f"{program}: bank conflicts", c[f"shared_{kind}_waves"] == c[f"shared_{kind}_ideal"], c)
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "table.json"), encoding="utf-8") as f: table = json.load(f)
     seen = set()
     for name, row in table["kernels"].items():
-        found = re.match(r"gemm_w4a8 rq_gemm_w4a8_wgmma<(\d), (\d+), (\d)>", name)
+        found = re.match(r"(gemm_w4a8|gemm_w4a8_e4m3) rq_\1_wgmma<(?:(\d), )?(\d+), (\d)>", name)
         if not found: continue
-        loop, steps = row["sm_90a"]["loop"], int(found.group(3))
+        e4m3, tok, steps = "e4m3" in found.group(1), int(found.group(3)), int(found.group(4))
+        loop, wgmma = row["sm_90a"]["loop"], "QGMMA" if e4m3 else "IGMMA"
         expect(f"{name}: spills", row["sm_90a"]["spill"] == 0, row)
-        per_weight = sum(loop.get(op, 0) for op in ("LOP3", "SHF", "PRMT", "IMAD")) / (16 * max(loop.get("IGMMA", 0), 1))
-        print(f"{name}: {loop.get('IGMMA', 0)} wgmma, {per_weight:.2f} instructions a weight")
-        expect(f"{name}: wgmma", loop.get("IGMMA", 0) >= 4, loop)
-        expect(f"{name}: decoding", per_weight <= {0: 0.5, 4: 1.0, 1: 1.3}[steps], per_weight)
+        per_weight = sum(loop.get(op, 0) for op in ("LOP3", "SHF", "PRMT", "IMAD")) / (16 * max(loop.get(wgmma, 0), 1))
+        print(f"{name}: {loop.get(wgmma, 0)} wgmma, {per_weight:.2f} instructions a weight")
+        expect(f"{name}: wgmma", loop.get(wgmma, 0) >= 4, loop)
+        expect(f"{name}: decoding", per_weight <= {0: 0.5, 4: 0.65 if e4m3 else 1.0, 1: 1.3}[steps], per_weight)
+        if e4m3: expect(f"{name}: additions", loop.get("FFMA" if steps else "FADD", 0) == (tok if steps else tok // 2), loop)
         seen.add(found.groups())
-    expect("w4a8 gemm kernels", len(seen) == 12, seen)
+    expect("w4a8 gemm kernels", len(seen) == 18, seen)
 
 
 def main():

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Refinement of a grid on a GPU: coordinate descent over the codes, block by block, and the normal equations of the scales' refit; their small
+ * systems, one a row, are solved on the CPU (comp_refine.c). Two-level scales of w4a8, which are searched in whole numbers, are refined on the CPU. */
+#include "backend_cuda.h"
+
+_Static_assert((int)RQ_CUDA_BLOCK == (int)RQ_COMP_BLOCK, "the plan's block is the kernels'");
+
+typedef struct refine_job {
+    cuda_device *dev;
+    const rq_refine *r;
+    const char *label;
+    int64_t n_group, tile;         /* rows whose normal equations are made at a time */
+    float *target, *h, *q, *g, *e; /* [n_out][n], [n][n] */
+    float *wh, *level;             /* [n_out][n], for the refit: W* H and what codes stand for before the scale */
+    float *delta;                  /* [n_out][RQ_COMP_BLOCK] */
+    float *scale, *zero;
+    uint8_t *codes;
+    double *normal, *rhs, *host_normal, *host_rhs; /* [tile][n_group][n_group], [n_out][n_group] */
+} refine_job;
+
+static void job_free(refine_job *j) {
+    void *all[] = {j->target, j->h,     j->q,    j->g,     j->e,      j->wh, j->level,
+                   j->delta,  j->scale, j->zero, j->codes, j->normal, j->rhs};
+    for (size_t i = 0; i < sizeof all / sizeof *all; ++i) cuda_release(all[i]);
+    free(j->host_normal);
+    free(j->host_rhs);
+}
+
+static rq_status job_new(refine_job *j) {
+    rq_status status = RQ_OK;
+    const rq_refine *r = j->r;
+    cuda_device *dev = j->dev;
+    int64_t weights = r->n_out * r->n, groups = r->n_out * j->n_group, system = j->n_group * j->n_group;
+    float **dense[] = {&j->target, &j->q, &j->g, &j->e};
+    for (size_t i = 0; i < sizeof dense / sizeof *dense; ++i) RQ_TRY(CUDA_NEW(dev, *dense[i], weights, j->label));
+    RQ_TRY(CUDA_NEW(dev, j->h, r->n * r->n, j->label));
+    RQ_TRY(CUDA_NEW(dev, j->delta, r->n_out * RQ_COMP_BLOCK, j->label));
+    RQ_TRY(CUDA_NEW(dev, j->scale, groups, j->label));
+    RQ_TRY(CUDA_NEW(dev, j->zero, groups, j->label));
+    RQ_TRY(CUDA_NEW(dev, j->codes, weights, j->label));
+    RQ_TRY(cuda_upload(dev, j->target, r->target, weights * (int64_t)sizeof(float), dev->compute));
+    RQ_TRY(cuda_upload(dev, j->h, r->hd, r->n * r->n * (int64_t)sizeof(float), dev->compute));
+    RQ_TRY(cuda_upload(dev, j->codes, r->codes, weights, dev->compute));
+    RQ_TRY(cuda_upload(dev, j->scale, r->scale, groups * (int64_t)sizeof(float), dev->compute));
+    RQ_TRY(cuda_upload(dev, j->zero, r->zero, groups * (int64_t)sizeof(float), dev->compute));
+    if (r->opt->refit == 0) goto done;
+    j->tile = rq_min_i64(r->n_out, rq_max_i64(1, RQ_CUDA_SYSTEM_BYTES / (system * (int64_t)sizeof(double))));
+    RQ_TRY(CUDA_NEW(dev, j->wh, weights, j->label));
+    RQ_TRY(CUDA_NEW(dev, j->level, weights, j->label));
+    RQ_TRY(CUDA_NEW(dev, j->normal, j->tile * system, j->label));
+    RQ_TRY(CUDA_NEW(dev, j->rhs, groups, j->label));
+    RQ_TRY(RQ_NEW(j->host_normal, j->tile * system));
+    RQ_TRY(RQ_NEW(j->host_rhs, groups));
+    RQ_TRY(cuda_sgemm(dev, RQ_N, r->n_out, r->n, r->n, 1, j->target, r->n, j->h, r->n, 0, j->wh, r->n, j->label));
+done:
+    return status;
+}
+
+/* New scales in r->scale and on the device, codes as they are. */
+static rq_status refit(refine_job *j) {
+    rq_status status = RQ_OK;
+    const rq_refine *r = j->r;
+    cuda_device *dev = j->dev;
+    int64_t n = r->n, ng = j->n_group, system = ng * ng;
+    KERNEL_TRY(dev, rq_cuda_levels(j->level, NULL, j->codes, j->scale, j->zero, r->n_out, n, r->group, dev->compute));
+    KERNEL_TRY(dev, rq_cuda_row_parts(j->rhs, j->level, j->wh, r->n_out, n, 0, n, r->group, ng, dev->compute));
+    RQ_TRY(cuda_download(dev, j->host_rhs, j->rhs, r->n_out * ng * (int64_t)sizeof(double)));
+    for (int64_t row0 = 0; row0 < r->n_out; row0 += j->tile) {
+        int64_t rows = rq_min_i64(j->tile, r->n_out - row0);
+        const float *level = j->level + row0 * n;
+        for (int64_t g = 0; g < ng; ++g) { /* e = c_g H; its products with the levels of all groups */
+            int64_t c0 = g * r->group, len = rq_min_i64(r->group, n - c0);
+            RQ_TRY(cuda_sgemm(dev, RQ_N, rows, n, len, 1, level + c0, n, j->h + c0 * n, n, 0, j->e, n, j->label));
+            KERNEL_TRY(
+                dev, rq_cuda_row_parts(j->normal + g * ng, level, j->e, rows, n, 0, n, r->group, system, dev->compute));
+        }
+        RQ_TRY(cuda_download(dev, j->host_normal, j->normal, rows * system * (int64_t)sizeof(double)));
+        RQ_TRY(rq_refit_rows(r, row0, rows, j->host_normal, j->host_rhs + row0 * ng));
+    }
+    RQ_TRY(cuda_upload(dev, j->scale, r->scale, r->n_out * ng * (int64_t)sizeof(float), dev->compute));
+done:
+    return status;
+}
+
+/* One pass over all columns. */
+static rq_status descend(refine_job *j) {
+    rq_status status = RQ_OK;
+    const rq_refine *r = j->r;
+    cuda_device *dev = j->dev;
+    int64_t n = r->n;
+    rq_cuda_descent d = {.g = j->g,
+                         .h = j->h,
+                         .scale = j->scale,
+                         .zero = j->zero,
+                         .q = j->q,
+                         .delta = j->delta,
+                         .codes = j->codes,
+                         .n_out = r->n_out,
+                         .n = n,
+                         .group = r->group,
+                         .n_group = j->n_group,
+                         .bits = r->opt->bits};
+    KERNEL_TRY(dev, rq_cuda_subtract(j->e, j->q, j->target, r->n_out, n, dev->compute));
+    RQ_TRY(cuda_sgemm(dev, RQ_N, r->n_out, n, n, 1, j->e, n, j->h, n, 0, j->g, n, j->label));
+    for (int64_t c0 = 0; c0 < n; c0 += RQ_COMP_BLOCK) {
+        d.col0 = c0;
+        d.width = (int)rq_min_i64(RQ_COMP_BLOCK, n - c0);
+        KERNEL_TRY(dev, rq_cuda_descend_block(&d, dev->compute));
+        RQ_TRY(cuda_sgemm(dev, RQ_N, r->n_out, n, d.width, 1, j->delta, RQ_COMP_BLOCK, j->h + c0 * n, n, 1, j->g, n,
+                          j->label));
+    }
+done:
+    return status;
+}
+
+rq_status cuda_refine(void *own, const rq_refine *r, const rq_prep *p, const char *label) {
+    rq_status status = RQ_OK;
+    cuda_device *dev = own;
+    refine_job j = {.dev = dev, .r = r, .label = label, .n_group = rq_ceil_div(r->n, r->group)};
+    (void)p;
+    if (r->step) {
+        if (!dev->told) rq_log(RQ_LOG_INFO, "%s and others: w4a8 is refined on the CPU", label);
+        dev->told = true;
+        return rq_refine_grid(r);
+    }
+    CUDA_TRY(cudaSetDevice(dev->index), label);
+    RQ_TRY(job_new(&j));
+    for (int round = 0; round <= r->opt->refit; ++round) {
+        if (round > 0) RQ_TRY(refit(&j));
+        KERNEL_TRY(dev, rq_cuda_levels(NULL, j.q, j.codes, j.scale, j.zero, r->n_out, r->n, r->group, dev->compute));
+        for (int i = 0; i < r->opt->cd_sweeps; ++i) RQ_TRY(descend(&j));
+    }
+    RQ_TRY(cuda_download(dev, r->codes, j.codes, r->n_out * r->n));
+done:
+    job_free(&j);
+    return status;
+}

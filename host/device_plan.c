@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Counting what backend_cuda*.c does, loop by loop. cuSOLVER's own launches are not known: a call counts as one, with n^3 / 3 operations. */
+#include "device_plan.h"
+
+static void product(rq_work *w, int64_t m, int64_t n, int64_t k, bool adds) {
+    w->flops += 2.0 * (double)m * (double)n * (double)k;
+    w->bytes += 4.0 * ((double)m * (double)k + (double)k * (double)n + (adds ? 2 : 1) * (double)m * (double)n);
+    ++w->launches;
+}
+
+static void kernel(rq_work *w, double bytes) {
+    w->bytes += bytes;
+    ++w->launches;
+}
+
+static void plan_gram(rq_work *w, int64_t n, int64_t tokens, bool cross) {
+    for (int64_t t0 = 0; t0 < tokens; t0 += RQ_CUDA_GRAM_CHUNK) {
+        int64_t t = rq_min_i64(RQ_CUDA_GRAM_CHUNK, tokens - t0);
+        w->upload += 4.0 * (double)(t * n) * (cross ? 2 : 1);
+        for (int64_t r0 = 0; r0 < n; r0 += RQ_CUDA_PANEL) {
+            int64_t rows = rq_min_i64(RQ_CUDA_PANEL, n - r0), cols = r0 + rows;
+            product(w, rows, cols, t, false);
+            kernel(w, 20.0 * (double)rows * ((double)r0 + ((double)rows + 1) / 2));
+            if (!cross) continue;
+            product(w, rows, n, t, false);
+            kernel(w, 20.0 * (double)rows * (double)n);
+        }
+    }
+    kernel(w, 8.0 * (double)n * (double)n); /* the other triangle */
+    w->download += 8.0 * (double)(n * n) * (cross ? 2 : 1);
+}
+
+static void plan_factor(rq_work *w, int64_t n) {
+    double nn = (double)n * (double)n;
+    w->upload += 8 * nn + 4;
+    kernel(w, 16 * nn); /* reversal */
+    for (int i = 0; i < 2; ++i) {
+        w->flops += nn * (double)n / 3;
+        kernel(w, 8 * nn);
+    }
+    kernel(w, 8 * nn); /* half of it is read */
+    w->download += 4 * nn + 2 * 4 + 4;
+}
+
+static void plan_terms(rq_work *w, int64_t n, bool needs_t, bool needs_m) {
+    double nn = (double)n * (double)n;
+    for (int term = 0; term < 2; ++term) {
+        bool upper = term == 0;
+        if (!(upper ? needs_t : needs_m)) continue;
+        w->upload += 4 * nn + 4.0 * (double)n;
+        w->download += 4 * nn;
+        for (int64_t c0 = 0; c0 < n; c0 += RQ_CUDA_TILE) {
+            int64_t c1 = rq_min_i64(n, c0 + RQ_CUDA_TILE), end = upper ? c1 : n;
+            product(w, end, c1 - c0, n - c0, false);
+            for (int64_t r0 = 0; r0 < end; r0 += RQ_CUDA_TILE)
+                product(w, rq_min_i64(end, r0 + RQ_CUDA_TILE) - r0, c1 - c0, c1 - (upper ? r0 : 0), false);
+        }
+        kernel(w, upper ? 2 * nn : 8 * nn);
+    }
+}
+
+/* Targets that M moves: upload, product, download. */
+static void plan_move(rq_work *w, int64_t n_out, int64_t n) {
+    double weights = 4.0 * (double)n_out * (double)n;
+    w->upload += weights;
+    product(w, n_out, n, n, true);
+    w->download += weights;
+}
+
+static void plan_sweep(rq_work *w, int64_t n_out, int64_t n, const rq_quant_opt *o, bool moves, bool has_t) {
+    double weights = (double)n_out * (double)n;
+    int64_t group = o->group ? o->group : n, n_group = rq_ceil_div(n, group), block = rq_min_i64(o->block, n);
+    bool dynamic = rq_groups_in_sweep_order(o, n), levels = rq_round_get(o->round)->find_row != NULL,
+         found = levels || o->clip == RQ_CLIP_OUTPUT; /* scales come from the CPU */
+    double scales = (double)(n_out * n_group);
+    w->upload += 4 * weights + 13.0 * (double)n + 4.0 * o->clip_steps + (levels ? 12 : found ? 8 : 0) * scales;
+    kernel(w, 8 * weights); /* to sweep order */
+    if (!found && !dynamic) kernel(w, 4 * weights);
+    for (int64_t c0 = 0, c1; c0 < n; c0 = c1) {
+        c1 = rq_min_i64(n, c0 + block);
+        if (dynamic) c1 = rq_min_i64(c1, (c0 / group + 1) * group);
+        int64_t width = c1 - c0;
+        if (dynamic && c0 % group == 0) kernel(w, 4.0 * (double)(n_out * rq_min_i64(group, n - c0)));
+        if (moves) w->own_flops += (double)(n_out * width) * (double)(width - 1) * (has_t ? 2 : 1);
+        kernel(w, (double)(n_out * width) * (5 + (moves ? 4 : 0) + (has_t ? 4 : 0) + (o->alpha2 != 0 ? 4 : 0)));
+        if (!moves || c1 == n) continue;
+        product(w, n_out, n - c1, width, true);
+        if (has_t) product(w, n_out, n - c1, width, true);
+    }
+    w->download += weights + 8 * scales;
+}
+
+/* Of a grid; w4a8 is refined on the CPU. */
+static void plan_refine(rq_work *w, int64_t n_out, int64_t n, const rq_quant_opt *o) {
+    double weights = (double)n_out * (double)n;
+    int64_t group = o->group ? o->group : n, ng = rq_ceil_div(n, group), system = 8 * ng * ng;
+    int64_t tile = rq_min_i64(n_out, rq_max_i64(1, RQ_CUDA_SYSTEM_BYTES / system));
+    w->upload += 5 * weights + 4.0 * (double)n * (double)n + 8.0 * (double)(n_out * ng);
+    if (o->refit) product(w, n_out, n, n, false);
+    for (int round = 0; round <= o->refit; ++round) {
+        kernel(w, 5 * weights);
+        for (int i = 0; i < o->cd_sweeps; ++i) {
+            kernel(w, 12 * weights);
+            product(w, n_out, n, n, false);
+            for (int64_t c0 = 0; c0 < n; c0 += RQ_CUDA_BLOCK) {
+                int64_t width = rq_min_i64(RQ_CUDA_BLOCK, n - c0);
+                w->own_flops += 2.0 * (double)(n_out * width) * (double)width;
+                kernel(w, 17.0 * (double)(n_out * width));
+                product(w, n_out, n, width, true);
+            }
+        }
+        if (round == 0) continue;
+        kernel(w, 5 * weights);
+        kernel(w, 8 * weights);
+        for (int64_t row0 = 0; row0 < n_out; row0 += tile) {
+            int64_t rows = rq_min_i64(tile, n_out - row0);
+            for (int64_t c0 = 0; c0 < n; c0 += group) {
+                product(w, rows, n, rq_min_i64(group, n - c0), false);
+                kernel(w, 8.0 * (double)(rows * n));
+                w->own_flops += 2.0 * (double)(rows * n);
+            }
+        }
+        w->own_flops += 2 * weights;
+        w->download += 8.0 * (double)(n_out * ng) + (double)(n_out * system);
+        w->upload += 4.0 * (double)(n_out * ng);
+    }
+    w->download += weights;
+}
+
+rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *o) {
+    const rq_comp_row *row = rq_comp_get(o->comp);
+    rq_status status = rq_quant_check(o, n_in);
+    if (status != RQ_OK) return status;
+    if (rq_round_is_book(o->round))
+        return rq_fail(RQ_ERR_UNSUPPORTED, "%s has no sweep on a GPU", rq_round_name(o->round));
+    *w = (rq_device_work){0};
+    bool moves = row->propagates, cross = rq_quant_wants_cross(o), refine = moves && (o->cd_sweeps > 0 || o->refit > 0);
+    bool needs_t = moves && (o->alpha != 0 || o->alpha2 != 0),
+         needs_m = moves && (o->rho != 0 || (refine && o->alpha != 0));
+    double nn = (double)n_in * (double)n_in, weights = (double)n_out * (double)n_in;
+    if (rq_quant_wants_h(o)) plan_gram(&w->gram, n_in, tokens, cross);
+    if (moves) plan_factor(&w->factor, n_in);
+    plan_terms(&w->terms, n_in, needs_t, needs_m);
+    if (moves && o->rho != 0) plan_move(&w->sweep, n_out, n_in);
+    plan_sweep(&w->sweep, n_out, n_in, o, moves, needs_t);
+    if (refine && needs_m && o->alpha != 0) plan_move(&w->refine, n_out, n_in);
+    if (refine && !rq_round_get(o->round)->find_row) plan_refine(&w->refine, n_out, n_in, o);
+    double chunk = (double)rq_min_i64(n_in, RQ_CUDA_PANEL) * (double)n_in * 4 +
+                   (cross ? 4 : 2) * RQ_CUDA_GRAM_CHUNK * (double)n_in * 4;
+    double in_gram = (cross ? 16 : 8) * nn + chunk, kept = moves ? 4 * nn : 0;
+    double in_factor = kept + 8 * nn, in_terms = kept + (needs_t ? 4 * nn : 0) + (needs_m ? 4 * nn : 0) + 8 * nn;
+    double in_sweep = kept + (needs_t ? 4 * nn : 0) + (needs_m ? 4 * nn : 0) + weights * (o->alpha2 != 0 ? 13 : 9);
+    double in_refine =
+        refine ? in_sweep - weights * (o->alpha2 != 0 ? 13 : 9) + 4 * nn + weights * (o->refit ? 25 : 17) : 0;
+    double most[] = {in_gram, in_refine, in_factor, needs_t || needs_m ? in_terms : 0, in_sweep};
+    for (size_t i = 0; i < sizeof most / sizeof *most; ++i) w->memory = most[i] > w->memory ? most[i] : w->memory;
+    return RQ_OK;
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the CUDA row of device.h is going to do for one matrix, without doing it: products, launches, bytes. It follows the loops of
+ * backend_cuda*.c, whose tile sizes stand here; tests/cuda/comp.c compares it with what a run counted. */
+#ifndef RQ_DEVICE_PLAN_H
+#define RQ_DEVICE_PLAN_H
+
+#include "comp.h"
+
+enum {
+    RQ_CUDA_GRAM_CHUNK = 2048,       /* tokens whose products are summed in fp32: as on the CPU */
+    RQ_CUDA_PANEL = 1024,            /* rows of a panel of a Gram matrix */
+    RQ_CUDA_TILE = 2048,             /* of products with a triangle: those that are zero are left out */
+    RQ_CUDA_BLOCK = 128,             /* columns of a block */
+    RQ_CUDA_SYSTEM_BYTES = 256 << 20 /* of normal equations of the refit at a time */
+};
+
+/* launches: kernels of ours, products and calls of cuSOLVER. flops: of products and cuSOLVER; of our kernels own_flops. bytes: of device memory, each
+ * operand of each launch once. upload and download go over the bus. */
+typedef struct rq_work {
+    double flops, own_flops, bytes, upload, download;
+    int64_t launches;
+} rq_work;
+
+typedef struct rq_device_work {
+    rq_work gram;   /* H and, where the compensator wants it, D of `tokens` tokens */
+    rq_work factor; /* U */
+    rq_work terms;  /* T and M */
+    rq_work sweep;  /* the moved targets, scales, the sweep */
+    rq_work refine; /* after the sweep */
+    double memory;  /* device memory at its highest, without the libraries' */
+} rq_device_work;
+
+/* Of one n_out x n_in matrix on a grid or by w4a8. RQ_ERR_UNSUPPORTED for rounders that the device does not have. */
+rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *o);
+
+#endif
