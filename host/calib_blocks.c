@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Calibrate and quantize block by block, in two streams: the full-precision model's activations ("fp") and those of the model
+/* Calibrate block by block, in two streams: the full-precision model's activations ("fp") and those of the model
  * quantized so far ("q"). A block has four stages, each a set of matrices that share their input:
  *
  *   stage 0  q k v    input norm1(x)              after it: attention, kept as `ao`
@@ -14,54 +14,19 @@
  *
  * With several ranks (ranks.h) a rank has every n-th chunk, and every n-th tile of H and D: the inputs of a chunk go to all ranks, and each adds
  * them to its own tiles. So every number is summed by one rank in the order of the chunks, as one process would, and no number of ranks
- * changes a bit. Then the tiles are put together, and the stage's matrices are shared out. */
+ * changes a bit. Then the tiles are put together (and quantize_blocks.c shares out the stage's matrices). */
 #include <math.h>
 
 #include "backend.h"
-#include "device.h"
-#include "quantize.h"
+#include "calib_blocks.h"
 
-enum { N_STREAMS = 2, FP = 0, QS = 1, CHUNK_TOKENS = 2048 };
+enum { CHUNK_TOKENS = 2048 };
 
-typedef struct stream {
-    bool active;
-    rq_spill x, ao, f;
-    rq_block block;         /* the block's matrices in memory */
-    float *w[RQ_N_LINEARS]; /* fp32; the q stream's are filled as matrices finish */
-    float *in;              /* stage input of the chunk */
-} stream;
+static int64_t stage_width(const rq_calib *c, int stage) { return stage == 1 ? c->qd : stage == 3 ? c->ff : c->d; }
 
-typedef struct calib {
-    rq_quantizer *z;
-    const rq_config *cfg;
-    int64_t n_samples, seq_len, chunk; /* chunk: samples at a time */
-    int64_t d, ff, qd, kd;             /* widths: model, feed-forward, query, key */
-    stream s[N_STREAMS];
-    float *bias[RQ_N_LINEARS];
-    float *norm1, *norm2;
-    float *x, *a, *q, *k, *v, *g, *u; /* one chunk each */
-    float *act;                       /* one chunk: an input rounded to 8 bits */
-    double *h, *cross;
-    const rq_ranks *ranks;
-    float *peer_q, *peer_d; /* [chunk][widest] inputs of another rank's chunk; NULL with one rank */
-    float *most;            /* the largest sizes in the columns of a stage's input; NULL: not wanted */
-    int64_t layer;          /* the block at hand */
-    float *token;           /* [n_samples * seq_len] what each token counts in this block; NULL: 1 */
-    float *residual; /* [chunk] norms of the residual stream, when inputs of o and down are taken relative to it */
-    bool need_h, need_cross; /* of the stage at hand */
-    bool act8[RQ_N_LINEARS]; /* matrices of the block whose inputs are in 8 bits in the quantized stream */
-    bool stage_act8;         /* all that are quantized in the stage at hand are such */
-} calib;
-
-static int64_t stage_width(const calib *c, int stage) { return stage == 1 ? c->qd : stage == 3 ? c->ff : c->d; }
-
-static rq_matrix_plan *plan_of(const calib *c, int64_t layer, int which) {
-    return &c->z->plan[layer * RQ_N_LINEARS + which];
-}
-
-static void calib_free(calib *c) {
-    for (int i = 0; i < N_STREAMS; ++i) {
-        stream *s = &c->s[i];
+void rq_calib_free(rq_calib *c) {
+    for (int i = 0; i < RQ_N_STREAMS; ++i) {
+        rq_stream *s = &c->s[i];
         rq_spill_free(&s->x);
         rq_spill_free(&s->ao);
         rq_spill_free(&s->f);
@@ -75,10 +40,11 @@ static void calib_free(calib *c) {
 }
 
 /* two: the fp stream too, where the plan wants D. */
-static rq_status calib_new(calib *c, rq_quantizer *z, bool two) {
+rq_status rq_calib_new(rq_calib *c, rq_quantizer *z, bool two) {
     rq_status status = RQ_OK;
     const rq_quantize_job *job = z->job;
-    *c = (calib){.z = z, .cfg = &z->model->cfg, .n_samples = job->samples.n_samples, .seq_len = job->samples.seq_len};
+    *c =
+        (rq_calib){.z = z, .cfg = &z->model->cfg, .n_samples = job->samples.n_samples, .seq_len = job->samples.seq_len};
     const rq_config *cfg = c->cfg;
     c->d = cfg->d_model;
     c->ff = cfg->d_ff;
@@ -89,15 +55,15 @@ static rq_status calib_new(calib *c, rq_quantizer *z, bool two) {
     bool any_cross = false;
     for (int64_t i = 0; i < cfg->n_layer * RQ_N_LINEARS; ++i)
         any_cross |= two && z->plan[i].quantized && rq_quant_wants_cross(&z->plan[i].opt);
-    c->s[FP].active = any_cross;
-    c->s[QS].active = true;
-    for (int i = 0; i < N_STREAMS; ++i) c->s[i].x.fd = c->s[i].ao.fd = c->s[i].f.fd = -1;
-    for (int i = 0; i < N_STREAMS; ++i) {
-        stream *s = &c->s[i];
+    c->s[RQ_FP].active = any_cross;
+    c->s[RQ_QS].active = true;
+    for (int i = 0; i < RQ_N_STREAMS; ++i) c->s[i].x.fd = c->s[i].ao.fd = c->s[i].f.fd = -1;
+    for (int i = 0; i < RQ_N_STREAMS; ++i) {
+        rq_stream *s = &c->s[i];
         for (int m = 0; m < RQ_N_LINEARS; ++m) {
             const rq_linear *l = &z->model->block[0].lin[m];
             RQ_TRY(RQ_NEW(s->w[m], l->n_out * l->n_in)); /* the fp stream's also hold what is being quantized */
-            if (i == QS && l->bias) RQ_TRY(RQ_NEW(c->bias[m], l->n_out));
+            if (i == RQ_QS && l->bias) RQ_TRY(RQ_NEW(c->bias[m], l->n_out));
         }
         if (!s->active) continue;
         RQ_TRY(rq_spill_new(&s->x, z->work_dir, c->d));
@@ -128,25 +94,25 @@ done:
 }
 
 /* Matrices of one block: the fp stream gets all of them, the q stream those that stay dense; finished ones come later. */
-static rq_status load_block(calib *c, int64_t layer) {
+rq_status rq_calib_load_block(rq_calib *c, int64_t layer) {
     rq_status status = RQ_OK;
     const rq_block *from = &c->z->model->block[layer];
     c->layer = layer;
     rq_block_gains(c->z, layer, c->norm1, c->norm2);
     for (int m = 0; m < RQ_N_LINEARS; ++m) {
         const rq_linear *l = &from->lin[m];
-        RQ_TRY(rq_rotated_matrix(c->z, layer, m, c->s[FP].w[m]));
+        RQ_TRY(rq_rotated_matrix(c->z, layer, m, c->s[RQ_FP].w[m]));
         if (l->bias) RQ_TRY(rq_rotated_bias(c->z, layer, m, c->bias[m]));
-        for (int i = 0; i < N_STREAMS; ++i) {
-            c->s[i].block.lin[m] = (rq_linear){.name = plan_of(c, layer, m)->name,
+        for (int i = 0; i < RQ_N_STREAMS; ++i) {
+            c->s[i].block.lin[m] = (rq_linear){.name = rq_calib_plan(c, layer, m)->name,
                                                .n_out = l->n_out,
                                                .n_in = l->n_in,
                                                .w = c->s[i].w[m],
                                                .bias = l->bias ? c->bias[m] : NULL};
         }
-        c->act8[m] = plan_of(c, layer, m)->quantized && plan_of(c, layer, m)->opt.round == RQ_ROUND_W4A8;
-        if (!plan_of(c, layer, m)->quantized) {
-            memcpy(c->s[QS].w[m], c->s[FP].w[m], (size_t)(l->n_out * l->n_in) * sizeof(float));
+        c->act8[m] = rq_calib_plan(c, layer, m)->quantized && rq_calib_plan(c, layer, m)->opt.round == RQ_ROUND_W4A8;
+        if (!rq_calib_plan(c, layer, m)->quantized) {
+            memcpy(c->s[RQ_QS].w[m], c->s[RQ_FP].w[m], (size_t)(l->n_out * l->n_in) * sizeof(float));
         }
     }
 done:
@@ -154,10 +120,10 @@ done:
 }
 
 /* Whether a matrix of the quantized stream takes its inputs in 8 bits. */
-static bool takes_act8(const calib *c, const stream *s, int which) { return s == &c->s[QS] && c->act8[which]; }
+static bool takes_act8(const rq_calib *c, const rq_stream *s, int which) { return s == &c->s[RQ_QS] && c->act8[which]; }
 
 /* y = in W^T for a matrix of a stream, W in the basis that is quantized and `in` what the block computes. */
-static rq_status apply(calib *c, const stream *s, int which, float *y, const float *in, int64_t n_tok) {
+static rq_status apply(rq_calib *c, const rq_stream *s, int which, float *y, const float *in, int64_t n_tok) {
     rq_status status = RQ_OK;
     const rq_linear *lin = &s->block.lin[which];
     memcpy(c->act, in, (size_t)(n_tok * lin->n_in) * sizeof *in);
@@ -170,14 +136,14 @@ done:
 }
 
 /* x += W in for the chunk in c->x; c->a is scratch. */
-static rq_status add_residual(calib *c, const stream *s, int which, const float *in, int64_t n_tok) {
+static rq_status add_residual(rq_calib *c, const rq_stream *s, int which, const float *in, int64_t n_tok) {
     rq_status status = apply(c, s, which, c->a, in, n_tok);
     for (int64_t i = 0; status == RQ_OK && i < n_tok * c->d; ++i) c->x[i] += c->a[i];
     return status;
 }
 
 /* The input of a stage for one stream and one chunk, into s->in; boundary activations are brought up to date. */
-static rq_status stage_input(calib *c, stream *s, int stage, int64_t row0, int64_t n_tok) {
+static rq_status stage_input(rq_calib *c, rq_stream *s, int stage, int64_t row0, int64_t n_tok) {
     rq_status status = RQ_OK;
     RQ_TRY(rq_spill_read(&s->x, row0, n_tok, c->x));
     switch (stage) {
@@ -207,19 +173,19 @@ done:
     return status;
 }
 
-static int64_t n_chunks(const calib *c) { return rq_ceil_div(c->n_samples, c->chunk); }
+static int64_t n_chunks(const rq_calib *c) { return rq_ceil_div(c->n_samples, c->chunk); }
 
-static int64_t chunk_tokens(const calib *c, int64_t i) {
+static int64_t chunk_tokens(const rq_calib *c, int64_t i) {
     return rq_min_i64(c->chunk, c->n_samples - i * c->chunk) * c->seq_len;
 }
 
 /* Rows of a chunk of n_tok tokens that statistics are made of. */
-static int64_t tokens_kept(const calib *c, int64_t n_tok) {
+static int64_t tokens_kept(const rq_calib *c, int64_t n_tok) {
     return n_tok / c->seq_len * (c->seq_len - rq_min_i64(c->z->job->skip_tokens, c->seq_len));
 }
 
 /* Drop the first tokens of every sample; returns how many rows are left. */
-static int64_t without_first_tokens(const calib *c, float *rows, int64_t n_tok, int64_t width) {
+static int64_t without_first_tokens(const rq_calib *c, float *rows, int64_t n_tok, int64_t width) {
     int64_t skip = rq_min_i64(c->z->job->skip_tokens, c->seq_len), keep = c->seq_len - skip, n = 0;
     if (skip == 0) return n_tok;
     for (int64_t i = 0; i < n_tok / c->seq_len; ++i, n += keep) {
@@ -230,10 +196,10 @@ static int64_t without_first_tokens(const calib *c, float *rows, int64_t n_tok, 
 
 /* What the tokens of a chunk count in this block: from the q stream's input, which stage 0 left in c->x and in->in, and the original
  * matrices. */
-static rq_status weigh_tokens(calib *c, const stream *in, int64_t row0, int64_t n_tok) {
+static rq_status weigh_tokens(rq_calib *c, const rq_stream *in, int64_t row0, int64_t n_tok) {
     rq_status status = RQ_OK;
     const rq_quantize_job *job = c->z->job;
-    const rq_linear *lin = c->s[FP].block.lin;
+    const rq_linear *lin = c->s[RQ_FP].block.lin;
     int64_t n_seq = n_tok / c->seq_len;
     float *token = c->token + row0;
     if (job->token_weights == RQ_TOKENS_NORM) {
@@ -270,10 +236,10 @@ static void column_max(float *most, const float *rows, int64_t n_rows, int64_t w
 
 /* What of the chunk's inputs goes into H and D: in the basis that is quantized (a stage that has one of its own has one matrix), in 8 bits
  * where they are, weighed, without first tokens; in->in of the fp stream becomes the difference. */
-static rq_status chunk_statistics(calib *c, int stage, int64_t row0, int64_t n_tok) {
+static rq_status chunk_statistics(rq_calib *c, int stage, int64_t row0, int64_t n_tok) {
     rq_status status = RQ_OK;
     int64_t width = stage_width(c, stage);
-    float *q = c->s[QS].in, *fp = c->s[FP].in;
+    float *q = c->s[RQ_QS].in, *fp = c->s[RQ_FP].in;
     RQ_TRY(rq_input_apply(c->z, c->layer, rq_stage_first[stage], q, n_tok));
     if (c->need_cross) RQ_TRY(rq_input_apply(c->z, c->layer, rq_stage_first[stage], fp, n_tok));
     if (c->stage_act8) RQ_TRY(rq_act8_round_trip(q, n_tok, width));
@@ -291,31 +257,31 @@ done:
 }
 
 /* One chunk of this rank: its inputs, in s->in as chunk_statistics leaves them. */
-static rq_status chunk_inputs(calib *c, int stage, int64_t chunk) {
+static rq_status chunk_inputs(rq_calib *c, int stage, int64_t chunk) {
     rq_status status = RQ_OK;
     int64_t width = stage_width(c, stage), n_tok = chunk_tokens(c, chunk), row0 = chunk * c->chunk * c->seq_len;
-    for (int k = 0; k < N_STREAMS; ++k) {
+    for (int k = 0; k < RQ_N_STREAMS; ++k) {
         if (c->s[k].active) RQ_TRY(stage_input(c, &c->s[k], stage, row0, n_tok));
     }
     if (c->residual && (stage == 1 || stage == 3)) {
-        RQ_TRY(add_residual(c, &c->s[QS], stage == 1 ? RQ_O : RQ_DOWN, c->s[QS].in, n_tok));
+        RQ_TRY(add_residual(c, &c->s[RQ_QS], stage == 1 ? RQ_O : RQ_DOWN, c->s[RQ_QS].in, n_tok));
         rq_token_norm(c->residual, c->x, n_tok, c->d);
-        divide_rows(c->s[QS].in, c->residual, n_tok, width);
+        divide_rows(c->s[RQ_QS].in, c->residual, n_tok, width);
     }
-    if (c->token && stage == 0) RQ_TRY(weigh_tokens(c, &c->s[QS], row0, n_tok));
+    if (c->token && stage == 0) RQ_TRY(weigh_tokens(c, &c->s[RQ_QS], row0, n_tok));
     if (c->need_h || c->most) RQ_TRY(chunk_statistics(c, stage, row0, n_tok));
 done:
     return status;
 }
 
 /* The chunks that the ranks have from `first` on, one each, into this rank's tiles of H and D. */
-static rq_status add_chunks(calib *c, int stage, int64_t first) {
+static rq_status add_chunks(rq_calib *c, int stage, int64_t first) {
     rq_status status = RQ_OK;
     int64_t width = stage_width(c, stage);
     int own = rq_rank(c->ranks), n = rq_n_ranks(c->ranks);
     for (int r = 0; r < n && first + r < n_chunks(c); ++r) {
         int64_t kept = tokens_kept(c, chunk_tokens(c, first + r)), bytes = kept * width * (int64_t)sizeof(float);
-        float *q = r == own ? c->s[QS].in : c->peer_q, *d = r == own ? c->s[FP].in : c->peer_d;
+        float *q = r == own ? c->s[RQ_QS].in : c->peer_q, *d = r == own ? c->s[RQ_FP].in : c->peer_d;
         RQ_TRY(rq_ranks_bcast(c->ranks, q, bytes, r));
         if (c->need_cross) RQ_TRY(rq_ranks_bcast(c->ranks, d, bytes, r));
         if (c->most) column_max(c->most, q, kept, width);
@@ -333,7 +299,7 @@ done:
     return status;
 }
 
-static rq_status run_stage(calib *c, int stage, const char *text) {
+rq_status rq_calib_run_stage(rq_calib *c, int stage, const char *text) {
     rq_status status = RQ_OK;
     int64_t width = stage_width(c, stage);
     int n = rq_n_ranks(c->ranks);
@@ -347,7 +313,7 @@ static rq_status run_stage(calib *c, int stage, const char *text) {
         if (chunk < n_chunks(c)) RQ_TRY(chunk_inputs(c, stage, chunk));
         if (c->need_h || c->most) RQ_TRY(add_chunks(c, stage, first));
         for (int64_t i = first; i < first + n && i < n_chunks(c); ++i) all += chunk_tokens(c, i);
-        double per_token = rq_stage_flops(c->cfg, stage, c->seq_len) * (c->s[FP].active ? 2 : 1);
+        double per_token = rq_stage_flops(c->cfg, stage, c->seq_len) * (c->s[RQ_FP].active ? 2 : 1);
         if (c->need_h) per_token += (double)(width * width) * (c->need_cross ? 3 : 1);
         rq_quantizer_progress(c->z, per_token * (double)all,
                               text); /* an interrupt is seen again after the next matrix */
@@ -360,196 +326,35 @@ done:
 }
 
 /* x += down(f) for all samples and both streams, before the block's matrices are replaced by the next one's. */
-static rq_status finish_block(calib *c, const char *text) {
+rq_status rq_calib_finish_block(rq_calib *c, const char *text) {
     rq_status status = RQ_OK;
     int n = rq_n_ranks(c->ranks);
     for (int64_t i = rq_rank(c->ranks); i < n_chunks(c); i += n) {
         int64_t n_tok = chunk_tokens(c, i), row0 = i * c->chunk * c->seq_len;
-        for (int k = 0; k < N_STREAMS; ++k) {
-            stream *s = &c->s[k];
+        for (int k = 0; k < RQ_N_STREAMS; ++k) {
+            rq_stream *s = &c->s[k];
             if (!s->active) continue;
             RQ_TRY(rq_spill_read(&s->x, row0, n_tok, c->x));
             RQ_TRY(rq_spill_read(&s->f, row0, n_tok, c->g));
             RQ_TRY(add_residual(c, s, RQ_DOWN, c->g, n_tok));
             RQ_TRY(rq_spill_write(&s->x, row0, n_tok, c->x));
         }
-        double flops = 2.0 * (double)c->d * (double)c->ff * (double)n_tok * (c->s[FP].active ? 2 : 1);
+        double flops = 2.0 * (double)c->d * (double)c->ff * (double)n_tok * (c->s[RQ_FP].active ? 2 : 1);
         rq_quantizer_progress(c->z, flops * n, text);
     }
 done:
     return status;
 }
 
-static rq_status start_streams(calib *c) {
+rq_status rq_calib_start(rq_calib *c) {
     rq_status status = RQ_OK;
     for (int64_t i = rq_rank(c->ranks); i < n_chunks(c); i += rq_n_ranks(c->ranks)) {
         int64_t n_tok = chunk_tokens(c, i), row0 = i * c->chunk * c->seq_len;
         RQ_TRY(rq_embed(c->z->model, c->x, c->z->job->samples.ids + row0, n_tok));
-        for (int k = 0; k < N_STREAMS; ++k) {
+        for (int k = 0; k < RQ_N_STREAMS; ++k) {
             if (c->s[k].active) RQ_TRY(rq_spill_write(&c->s[k].x, row0, n_tok, c->x));
         }
     }
-done:
-    return status;
-}
-
-/* One matrix of a set, quantized: its losses, its line of the log, its values into the q stream. */
-static rq_status finish_matrix(calib *c, int64_t layer, int which, const rq_prep *prep, const rq_quant_result *r,
-                               double seconds, char *line, size_t line_size) {
-    rq_status status = RQ_OK;
-    rq_matrix_plan *p = plan_of(c, layer, which);
-    rq_packed packed = {0};
-    const float *w = c->s[FP].w[which];
-    rq_matrix_losses l = {.seconds = seconds};
-    if (c->need_h) {
-        RQ_TRY(
-            rq_layer_loss(w, r->q, p->n_out, p->n_in, c->h, c->need_cross ? c->cross : NULL, &l.sym, &l.asym, &l.whw));
-    }
-    RQ_TRY(rq_result_pack(&packed, r));
-    l.bpw = (double)rq_packed_size_bits(&packed) / (double)(p->n_out * p->n_in);
-    rq_matrix_log(line, line_size, p, prep, &l, w, r->q);
-    memcpy(c->s[QS].w[which], r->q, (size_t)(p->n_out * p->n_in) * sizeof(float));
-done:
-    rq_packed_free(&packed);
-    return status;
-}
-
-/* The set whose first matrix is `lead`. Its log lines share its seconds equally. */
-static rq_status quantize_set(calib *c, int64_t layer, int lead, const rq_prep *prep) {
-    enum { LINE = 4096 };
-    rq_status status = RQ_OK;
-    rq_quant_matrix m[RQ_N_LINEARS];
-    rq_quant_result r[RQ_N_LINEARS] = {0};
-    int which[RQ_N_LINEARS], n = 0;
-    char *text = NULL;
-    const char *line[RQ_N_LINEARS];
-    double started = rq_seconds();
-    for (int k = lead; k < RQ_N_LINEARS; ++k) {
-        const rq_matrix_plan *p = plan_of(c, layer, k);
-        if (!p->quantized || p->lead != lead) continue;
-        which[n] = k;
-        m[n++] = (rq_quant_matrix){p->name, c->s[FP].w[k], p->n_out};
-    }
-    RQ_TRY(RQ_NEW(text, n * LINE));
-    RQ_TRY(rq_quantize_set(r, m, n, prep, &plan_of(c, layer, lead)->opt));
-    for (int i = 0; i < n; ++i) { /* of no format but w4a8 are they read */
-        r[i].w4a8.hadamard = plan_of(c, layer, which[i])->hadamard;
-        r[i].w4a8.in_scale = plan_of(c, layer, which[i])->in_scale;
-    }
-    double seconds = (rq_seconds() - started) / n;
-    for (int i = 0; i < n; ++i) {
-        line[i] = text + i * LINE;
-        RQ_TRY(finish_matrix(c, layer, which[i], prep, &r[i], seconds, text + i * LINE, LINE));
-    }
-    RQ_TRY(rq_part_save(c->z, layer, lead, r, line));
-done:
-    for (int i = 0; i < n; ++i) rq_quant_result_free(&r[i]);
-    free(text);
-    return status;
-}
-
-static bool same_preparation(const rq_quant_opt *a, const rq_quant_opt *b) {
-    return a->comp == b->comp && a->alpha == b->alpha && a->alpha2 == b->alpha2 && a->rho == b->rho &&
-           a->damp_frac == b->damp_frac && a->shrink == b->shrink && a->act_order == b->act_order &&
-           a->static_groups == b->static_groups && a->group == b->group && a->cd_sweeps == b->cd_sweeps &&
-           a->refit == b->refit && a->clip == b->clip && a->clip_weights == b->clip_weights && a->round == b->round &&
-           a->vec_len == b->vec_len && a->vec_out == b->vec_out && a->outliers == b->outliers &&
-           a->outlier_min == b->outlier_min && a->assign == b->assign;
-}
-
-/* Whether matrix m is there from an interrupted run, and then its values for the q stream: rank 0's work folder counts. */
-static rq_status resumed_matrix(calib *c, int64_t layer, int m, bool *have) {
-    rq_status status = RQ_OK;
-    const rq_matrix_plan *p = plan_of(c, layer, m);
-    *have = false;
-    if (rq_rank(c->ranks) == 0) RQ_TRY(rq_part_load(c->z, layer, m, c->s[QS].w[m], have));
-    RQ_TRY(rq_ranks_bcast(c->ranks, have, sizeof *have, 0));
-    if (*have) RQ_TRY(rq_ranks_bcast(c->ranks, c->s[QS].w[m], p->n_out * p->n_in * (int64_t)sizeof(float), 0));
-done:
-    return status;
-}
-
-/* What rank `owner` made of the set goes to all, and its file to rank 0. */
-static rq_status share_set(calib *c, int64_t layer, int lead, int owner) {
-    rq_status status = RQ_OK;
-    char *path = rq_part_path(c->z, layer, lead);
-    if (!path) return rq_fail(RQ_ERR_NOMEM, "out of memory");
-    for (int m = lead; m < RQ_N_LINEARS; ++m) {
-        const rq_matrix_plan *p = plan_of(c, layer, m);
-        if (!p->quantized || p->lead != lead) continue;
-        RQ_TRY(rq_ranks_bcast(c->ranks, c->s[QS].w[m], p->n_out * p->n_in * (int64_t)sizeof(float), owner));
-    }
-    RQ_TRY(rq_ranks_file_to_first(c->ranks, path, owner));
-done:
-    free(path);
-    return status;
-}
-
-/* The sets whose first matrices are lead[n], one a rank at a time. */
-static rq_status quantize_sets(calib *c, int64_t layer, const int *lead, int n) {
-    rq_status status = RQ_OK;
-    rq_prep prep = {0};
-    const rq_quant_opt *prepared = NULL;
-    const int own = rq_rank(c->ranks), n_ranks = rq_n_ranks(c->ranks);
-    for (int first = 0; first < n; first += n_ranks) {
-        bool stop = false;
-        if (first + own < n) {
-            const rq_matrix_plan *p = plan_of(c, layer, lead[first + own]);
-            if (!prepared || !same_preparation(prepared, &p->opt)) {
-                rq_prep_free(&prep);
-                RQ_TRY(rq_prepare_on(&prep, c->z->device, c->need_h ? c->h : NULL, c->need_cross ? c->cross : NULL,
-                                     p->n_in, &p->opt, p->name));
-                prepared = &p->opt;
-            }
-            RQ_TRY(quantize_set(c, layer, lead[first + own], &prep));
-        }
-        const char *name = "";
-        for (int i = first; i < n && i < first + n_ranks; ++i) {
-            RQ_TRY(share_set(c, layer, lead[i], i - first));
-            for (int m = lead[i]; m < RQ_N_LINEARS; ++m) {
-                const rq_matrix_plan *p = plan_of(c, layer, m);
-                if (!p->quantized || p->lead != lead[i]) continue;
-                name = p->name;
-                stop |= rq_quantizer_progress(c->z, rq_plan_flops(p), name);
-            }
-        }
-        RQ_TRY(rq_ranks_any(c->ranks, &stop));
-        if (stop) {
-            RQ_FAIL(RQ_ERR_CANCELLED, "stopped after %s; finished matrices are kept in %s, --resume goes on from there",
-                    name, c->z->work_dir);
-        }
-    }
-done:
-    rq_prep_free(&prep);
-    return status;
-}
-
-/* One stage: its pass over the samples, then its matrices. Stages that an interrupted run finished are only replayed. */
-static rq_status quantize_stage(calib *c, int64_t layer, int st, bool forward) {
-    rq_status status = RQ_OK;
-    int lead[RQ_N_LINEARS], n_sets = 0;
-    char text[160];
-    c->need_h = c->need_cross = false;
-    c->stage_act8 = true; /* a stage with both kinds: H of the inputs as they are */
-    for (int m = rq_stage_first[st]; m < rq_stage_first[st + 1]; ++m) {
-        rq_matrix_plan *p = plan_of(c, layer, m);
-        bool have;
-        if (!p->quantized) continue;
-        c->stage_act8 &= c->act8[m];
-        RQ_TRY(resumed_matrix(c, layer, m, &have));
-        if (have) {
-            ++c->z->n_resumed;
-            rq_quantizer_progress(c->z, 4.0 * (double)(p->n_out * p->n_in) * (double)p->n_in, p->name);
-            continue;
-        }
-        if (p->lead == m) lead[n_sets++] = m;
-        c->need_h |= rq_quant_wants_h(&p->opt);
-        c->need_cross |= rq_quant_wants_cross(&p->opt);
-    }
-    snprintf(text, sizeof text, "block %lld of %lld: calibrating %s", (long long)layer + 1, (long long)c->cfg->n_layer,
-             (const char *[]){"q k v", "o", "gate up", "down"}[st]);
-    if (forward) RQ_TRY(run_stage(c, st, text));
-    RQ_TRY(quantize_sets(c, layer, lead, n_sets));
 done:
     return status;
 }
@@ -565,47 +370,31 @@ double rq_stage_flops(const rq_config *cfg, int stage, int64_t seq_len) {
     }
 }
 
-rq_status rq_quantize_blocks(rq_quantizer *z) {
-    rq_status status = RQ_OK;
-    calib c;
-    RQ_TRY(calib_new(&c, z, true));
-    bool forward = rq_plan_needs_calibration(z);
-    if (forward) RQ_TRY(start_streams(&c));
-    for (int64_t layer = 0; layer < c.cfg->n_layer; ++layer) {
-        RQ_TRY(load_block(&c, layer));
-        for (int st = 0; st < RQ_N_STAGES; ++st) RQ_TRY(quantize_stage(&c, layer, st, forward));
-        if (forward && layer + 1 < c.cfg->n_layer) RQ_TRY(finish_block(&c, "next block"));
-    }
-done:
-    calib_free(&c);
-    return status;
-}
-
 rq_status rq_calibrate_stages(rq_quantizer *z, rq_gather what, rq_stage_fn fn, void *arg) {
     rq_status status = RQ_OK;
-    calib c;
+    rq_calib c;
     char text[96];
-    RQ_TRY(calib_new(&c, z, false));
+    RQ_TRY(rq_calib_new(&c, z, false));
     c.need_h = what != RQ_GATHER_MAX;
     if (what == RQ_GATHER_GRAM_PER_RESIDUAL) RQ_TRY(RQ_NEW(c.residual, c.chunk * c.seq_len));
     if (what == RQ_GATHER_MAX) RQ_TRY(RQ_NEW(c.most, rq_max_i64(rq_max_i64(c.d, c.ff), c.qd)));
-    RQ_TRY(start_streams(&c));
+    RQ_TRY(rq_calib_start(&c));
     for (int64_t layer = 0; layer < c.cfg->n_layer; ++layer) {
-        RQ_TRY(load_block(&c, layer));
+        RQ_TRY(rq_calib_load_block(&c, layer));
         snprintf(text, sizeof text, "block %lld of %lld: measuring", (long long)layer + 1, (long long)c.cfg->n_layer);
         for (int m = 0; m < RQ_N_LINEARS;
              ++m) { /* the one stream there is runs on the original matrices and activations */
-            const rq_linear *l = &c.s[QS].block.lin[m];
+            const rq_linear *l = &c.s[RQ_QS].block.lin[m];
             c.act8[m] = false;
-            memcpy(c.s[QS].w[m], c.s[FP].w[m], (size_t)(l->n_out * l->n_in) * sizeof(float));
+            memcpy(c.s[RQ_QS].w[m], c.s[RQ_FP].w[m], (size_t)(l->n_out * l->n_in) * sizeof(float));
         }
         for (int st = 0; st < RQ_N_STAGES; ++st) {
-            RQ_TRY(run_stage(&c, st, text));
-            RQ_TRY(fn(arg, layer, st, &(rq_gathered){c.need_h ? c.h : NULL, c.most}, c.s[FP].w));
+            RQ_TRY(rq_calib_run_stage(&c, st, text));
+            RQ_TRY(fn(arg, layer, st, &(rq_gathered){c.need_h ? c.h : NULL, c.most}, c.s[RQ_FP].w));
         }
-        if (layer + 1 < c.cfg->n_layer) RQ_TRY(finish_block(&c, text));
+        if (layer + 1 < c.cfg->n_layer) RQ_TRY(rq_calib_finish_block(&c, text));
     }
 done:
-    calib_free(&c);
+    rq_calib_free(&c);
     return status;
 }
