@@ -34,3 +34,7 @@ if(CMAKE_DL_LIBS)
 endif()
 configure_file(${CMAKE_SOURCE_DIR}/host/requite.pc.in ${CMAKE_BINARY_DIR}/requite.pc @ONLY)
 install(FILES ${CMAKE_BINARY_DIR}/requite.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+# What `pip install ./python` lays down beside the package's own files (python/pyproject.toml); no part of a plain install.
+install(FILES $<TARGET_FILE:requite_shared> DESTINATION . RENAME librequite.so COMPONENT python EXCLUDE_FROM_ALL)
+install(FILES ${CMAKE_SOURCE_DIR}/LICENSE DESTINATION . COMPONENT python EXCLUDE_FROM_ALL)

@@ -305,11 +305,14 @@ static void remove_folder(const char *path) {
     rmdir(path);
 }
 
-static bool folder_is_used(const char *path) {
+/* but: a name in it that does not count, or NULL. */
+static bool folder_is_used(const char *path, const char *but) {
     DIR *dir = opendir(path);
     bool used = false;
     if (!dir) return access(path, F_OK) == 0;
-    for (struct dirent *e; (e = readdir(dir));) used |= strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
+    for (struct dirent *e; (e = readdir(dir));) {
+        used |= strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 && !(but && strcmp(e->d_name, but) == 0);
+    }
     closedir(dir);
     return used;
 }
@@ -336,7 +339,9 @@ static rq_status open_first_work_dir(rq_quantizer *z, const char *now) {
         rq_log(RQ_LOG_WARN, "starting over: %s of an interrupted run is removed (--resume goes on from one)",
                z->work_dir);
     if (job->resume && !there) rq_log(RQ_LOG_INFO, "nothing to resume in %s: starting anew", z->work_dir);
-    if (!there && folder_is_used(z->work_dir)) RQ_FAIL(RQ_ERR_ARG, "%s exists and is not ours", z->work_dir);
+    /* A run that was killed at once leaves an empty folder, or the first file on its way. */
+    if (!there && folder_is_used(z->work_dir, "fingerprint.tmp"))
+        RQ_FAIL(RQ_ERR_ARG, "%s exists and is not ours", z->work_dir);
     remove_folder(z->work_dir);
     if (mkdir(z->work_dir, 0777) != 0)
         RQ_FAIL(RQ_ERR_IO, "cannot make the folder %s: %s", z->work_dir, strerror(errno));
@@ -392,7 +397,7 @@ static rq_status check_out(const rq_quantize_job *job) {
     rq_status status = RQ_OK;
     char *report = rq_path_join(job->out_path, "report.json");
     if (!report) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
-    if (!folder_is_used(job->out_path)) goto done;
+    if (!folder_is_used(job->out_path, NULL)) goto done;
     if (!job->force) RQ_FAIL(RQ_ERR_ARG, "%s exists and is not empty; --force replaces it", job->out_path);
     if (access(report, F_OK) != 0)
         RQ_FAIL(RQ_ERR_ARG, "%s holds no report.json of ours: --force does not remove it", job->out_path);

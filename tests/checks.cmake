@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Checks of the sources and of what was built, as tests. A check that exits with 77 was skipped, and its output says why.
 option(RQ_LINT "Also test: clang-format, clang-tidy, cppcheck" OFF)
+option(RQ_TEST_PIP "Also test: pip install ./python, which fetches what it needs and builds the library again" OFF)
 find_package(Python3 3.9 REQUIRED COMPONENTS Interpreter)
 
 function(rq_add_check name)
@@ -16,6 +17,15 @@ if(NOT RQ_SANITIZE AND NOT RQ_FUZZ)
   rq_add_check(check_adding ${CMAKE_BINARY_DIR} ${CMAKE_C_COMPILER})
   rq_add_check(check_symbols $<TARGET_FILE:requite_shared> $<TARGET_FILE:requite_static>)
   rq_add_check(check_install ${CMAKE_BINARY_DIR} ${CMAKE_C_COMPILER})
+  # The Python package, in place; with RQ_TEST_PIP also from a fresh virtual environment.
+  add_test(NAME test_python COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_python.py
+           $<TARGET_FILE:requite_shared> $<TARGET_FILE:requite> ${CMAKE_CURRENT_SOURCE_DIR})
+  set_tests_properties(test_python PROPERTIES TIMEOUT 600 SKIP_RETURN_CODE 77 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  if(RQ_TEST_PIP)
+    add_test(NAME test_python_pip COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_python_pip.py)
+    set_tests_properties(test_python_pip PROPERTIES TIMEOUT 1800 SKIP_RETURN_CODE 77 LABELS heavy PROCESSORS 2
+                         ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  endif()
 endif()
 if(RQ_LINT)
   rq_add_check(check_format)

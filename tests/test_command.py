@@ -493,6 +493,15 @@ def test_killed_run_resumes_to_the_same_bytes():
             quantize(tiny(), out, "--calib", calib, "--resume")
         assert digest(out) == digest(path("whole")), trial
         assert done or not os.path.exists(out + ".partial")
+    early = path("killed-early")  # between the making of the work folder and its first file
+    os.makedirs(early + ".partial")
+    open(os.path.join(early + ".partial", "fingerprint.tmp"), "w").close()
+    quantize(tiny(), early, "--calib", calib, "--resume")
+    assert digest(early) == digest(path("whole"))
+    os.makedirs(path("foreign.partial"))
+    open(path("foreign.partial", "letters.txt"), "w").close()
+    assert "not ours" in sentence(quantize(tiny(), path("foreign"), "--calib", calib, "--resume", code=2))
+    assert os.path.exists(path("foreign.partial", "letters.txt"))
     return f"{kills} of 6 runs were killed on the way"
 
 

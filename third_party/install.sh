@@ -58,6 +58,7 @@ loadable libopenblas.so.0 libopenblas0
 
 if [ "$what" = check ]; then
     tool python3 python3
+    python3 -c 'import numpy' >/dev/null 2>&1 || need python3-numpy
     tool git git
     tool mpirun openmpi-bin
     tool mpicc libopenmpi-dev
