@@ -31,6 +31,8 @@ typedef struct part { /* columns [j0, j0 + n) of one codebook */
     int64_t j0, n, row0, n_rows;
     float book_scale;
     int64_t quarter_group[MAX_VEC / 16]; /* OF_QUARTER */
+    bool fours;                          /* OF_VECTOR: groups begin at multiples of four vectors */
+    int32_t four_group[MAX_VEC / 8];     /* groups of those, counted from the part's first */
 } part;
 
 /* One byte of an element for 64 codes; high: those from 128 on. They are replaced first, then the others: a lane that the mask
@@ -123,24 +125,40 @@ INLINE __m512i load_signs(const uint8_t *signs, int64_t left, int V) {
 
 /* ---- rows ------------------------------------------------------------------------------------------------------------- */
 
-/* scale * book_scale of every vector of the part, in the order of the runs: to[64 block + 16 g + lane]. */
+/* scale * book_scale of every vector of the part's blocks, in the order of the runs: to[64 block + 16 g + lane]. Vectors past the part, whose
+ * x is 0, have its last one. */
 static void spread_scales(float *to, const part *p, int64_t row) {
     const rq_ssvq *w = p->w;
-    const int64_t V = w->vec_len;
+    const int64_t V = w->vec_len, n_vec = rq_ceil_div(p->n, CODES * V) * CODES;
     int64_t k = p->j0 / w->group, until = (k + 1) * w->group - p->j0;
-    float scale = p->book_scale * rq_f32_of_f16(w->scale[row * w->n_group + k]);
-    /* Four vectors at a time stay together, and where groups allow they have one scale. */
-    const int64_t n = w->group % (4 * V) == 0 && p->j0 % (4 * V) == 0 ? 4 : 1;
-    for (int64_t j = 0, v = 0; j < p->n; j += n * V, v += n) {
-        if (j >= until) {
-            scale = p->book_scale * rq_f32_of_f16(w->scale[row * w->n_group + ++k]);
+    const rq_f16 *from = w->scale + row * w->n_group;
+    float scale = p->book_scale * rq_f32_of_f16(from[k]);
+    for (int64_t j = 0, v = 0; v < n_vec; j += V, ++v) {
+        if (j >= until && j < p->n) {
+            scale = p->book_scale * rq_f32_of_f16(from[++k]);
             until += w->group;
         }
-        float *at = to + v / CODES * CODES + v / 4 % 4 * RUN + v / 16 % 4 * 4 + v % 4;
-        if (n == 4)
-            _mm_storeu_ps(at, _mm_set1_ps(scale));
-        else
-            *at = scale;
+        to[v / CODES * CODES + v / 4 % 4 * RUN + v / 16 % 4 * 4 + v % 4] = scale;
+    }
+}
+
+/* The same where four vectors in a row always have one scale. */
+static void spread_scales_of_4(float *to, const part *p, int64_t row) {
+    const rq_ssvq *w = p->w;
+    const int64_t k = p->j0 / w->group, n = (p->j0 + p->n - 1) / w->group - k + 1;
+    const rq_f16 *from = w->scale + row * w->n_group + k;
+    float group[MAX_VEC / 8 + 16];
+    for (int64_t i = 0; i < n; i += 16) {
+        const __m512 some = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_left(n - i), from + i));
+        _mm512_storeu_ps(group + i, _mm512_mul_ps(_mm512_set1_ps(p->book_scale), some));
+    }
+    for (int64_t b = 0; b * CODES * w->vec_len < p->n; ++b) { /* a block's 16 fours have at most 16 groups */
+        const int32_t *four = p->four_group + 16 * b;
+        const __m512i lane = _mm512_sub_epi32(_mm512_loadu_si512(four), _mm512_set1_epi32(four[0]));
+        const __m512 fours = _mm512_permutexvar_ps(lane, _mm512_loadu_ps(group + four[0]));
+        UNROLL for (int g = 0; g < 4; ++g) {
+            _mm512_storeu_ps(to + CODES * b + RUN * g, _mm512_permutevar_ps(fours, _mm512_set1_epi32(g)));
+        }
     }
 }
 
@@ -171,12 +189,13 @@ INLINE void finish_row(const part *p, int64_t r, int t, __m512 sum, enum scaling
     *y = p->j0 > 0 ? *y + value : value;
 }
 
-/* What n_rows rows from r on have at hand in their block. */
+/* What n_rows rows from r on have at hand in their block. The scales are elsewhere: a function fills them, and with its address known to that
+ * one the struct, sums and all, would stay in memory. */
 typedef struct rows_at {
     const uint8_t *codes[ROWS], *signs[ROWS]; /* of the rows, from their beginning */
     __m512 sum[ROWS * PASS_TOK];              /* [row][token][chain] */
     __m512 total[ROWS * PASS_TOK];            /* OF_QUARTER: of blocks that are done */
-    float scales[ROWS][MAX_VEC / 2 + CODES];  /* OF_VECTOR */
+    const float *scales[ROWS];                /* OF_VECTOR */
 } rows_at;
 
 /* Element e of a block: 64 weights of each row, times x. Step by step for all rows, so that what depends on each other lies apart. */
@@ -245,14 +264,20 @@ INLINE void one_block(rows_at *a, const part *p, int64_t r, int64_t j, int n_row
 INLINE void some_rows(const part *p, int64_t r, int n_rows, int V, int n_tok, enum scaling scaling) {
     const rq_ssvq *w = p->w;
     const int chains = n_tok == 1 ? 2 : 1;
+    float scales[ROWS][MAX_VEC / 2 + CODES];
     rows_at a;
     int64_t j = 0;
     UNROLL for (int i = 0; i < n_rows; ++i) {
         a.codes[i] = (const uint8_t *)(w->codes + (r + i) * w->code_words);
         a.signs[i] = (const uint8_t *)(w->signs + (r + i) * w->sign_words);
     }
-    if (scaling == OF_VECTOR)
-        for (int i = 0; i < n_rows; ++i) spread_scales(a.scales[i], p, r + i);
+    UNROLL for (int i = 0; i < n_rows && scaling == OF_VECTOR; ++i) {
+        if (p->fours)
+            spread_scales_of_4(scales[i], p, r + i);
+        else
+            spread_scales(scales[i], p, r + i);
+        a.scales[i] = scales[i];
+    }
     UNROLL for (int i = 0; i < n_rows * n_tok * chains; ++i) a.sum[i] = a.total[i] = _mm512_setzero_ps();
     if (w->code_bits == 8)
         for (; j + CODES * V <= p->n; j += CODES * V) one_block(&a, p, r, j, n_rows, V, n_tok, scaling, true);
@@ -329,6 +354,11 @@ static void all_tokens(part *p, float *y, const float *x, int64_t n_tok, float *
     const int64_t quarter = RUN * w->vec_len;
     for (int64_t j = 0; scaling == OF_QUARTER && j < rq_ceil_div(p->n, 4 * quarter) * 4; ++j) {
         p->quarter_group[j] = rq_min_i64((p->j0 + j * quarter) / w->group, w->n_group - 1);
+    }
+    p->fours = scaling == OF_VECTOR && w->group % (4 * w->vec_len) == 0;
+    for (int64_t i = 0; p->fours && i < rq_ceil_div(p->n, 4 * quarter) * 16; ++i) {
+        const int64_t j = rq_min_i64(i * 4 * w->vec_len, p->n - 1); /* parts begin at multiples of 64 columns */
+        p->four_group[i] = (int32_t)((p->j0 + j) / w->group - p->j0 / w->group);
     }
     for (int64_t t = 0, n; t < n_tok; t += n) {
         n = pass_tokens(n_tok - t);

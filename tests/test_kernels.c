@@ -263,7 +263,14 @@ static const ssvq_shape ssvq_shapes[] = {
     {2, 9000, 128, 1024, 8, 8, 256, 3, true},  {2, 8500, 32, 0, 4, 8, 256, 0, false},
     {4, 20000, 20000, 0, 8, 8, 256, 16, true}, {1, 4224, 192, 64, 8, 10, 1024, 1, true},
     {2, 17, 4, 4, 4, 8, 256, 1, true},         {3, 12000, 12000, 8, 8, 4, 16, 2, true},
+    {5, 8500, 64, 0, 8, 8, 256, 2, true},      {3, 6100, 16, 0, 4, 8, 250, 1, true},
 };
+
+/* Makes NaNs of what is below on the stack, so that a kernel which multiplies what it has not written is seen. */
+static __attribute__((noinline)) void poison_stack(void) {
+    volatile uint64_t nan[1 << 14];
+    for (size_t i = 0; i < sizeof nan / sizeof *nan; ++i) nan[i] = ~0ull;
+}
 
 static void sweep_gemv_ssvq(const rq_kernel *k) {
     static const int64_t toks[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 16};
@@ -276,6 +283,7 @@ static void sweep_gemv_ssvq(const rq_kernel *k) {
         make_ssvq(&p, h);
         assert_int_equal(rq_gemv_define(y64, mag, &p, x, RQ_GEMV_MAX_TOK, 0, h->n_out), RQ_OK);
         for (size_t t = 0; t < sizeof toks / sizeof *toks; ++t) {
+            poison_stack();
             check_gemv(k, &p.u, x, y64, mag, h->n_out, h->n_in, toks[t]);
         }
         rq_packed_free(&p);
