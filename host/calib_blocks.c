@@ -209,7 +209,7 @@ static int64_t chunk_tokens(const rq_calib *c, int64_t i) {
 
 /* Rows of a chunk of n_tok tokens that statistics are made of. */
 static int64_t tokens_kept(const rq_calib *c, int64_t n_tok) {
-    return n_tok / c->seq_len * (c->seq_len - rq_min_i64(c->z->job->skip_tokens, c->seq_len));
+    return n_tok / rq_max_i64(1, c->seq_len) * (c->seq_len - rq_min_i64(c->z->job->skip_tokens, c->seq_len));
 }
 
 /* What the tokens of a chunk count in this block: from the q stream's input, which stage 0 left in c->x and in->in, and the original
