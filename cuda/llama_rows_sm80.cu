@@ -66,12 +66,12 @@ static __global__ void __launch_bounds__(THREADS)
     rq_column_max(float *most, const float *rows, int64_t n_rows, int64_t width) {
     const int64_t c = rq_comp_col(), r0 = (int64_t)blockIdx.x * MAX_ROWS;
     if (c >= width) return;
-    unsigned top = 0;
+    int top = 0;
     for (int64_t r = r0; r < r0 + MAX_ROWS && r < n_rows; ++r) {
-        const unsigned v = __float_as_uint(rows[r * width + c]) & 0x7fffffffu;
+        const int v = __float_as_int(rows[r * width + c]) & 0x7fffffff;
         top = v > top ? v : top;
     }
-    atomicMax(reinterpret_cast<unsigned *>(most + c), top);
+    atomicMax(reinterpret_cast<int *>(most + c), top);
 }
 
 static __global__ void __launch_bounds__(THREADS) rq_to_bf16(uint16_t *to, const float *from, int64_t n) {

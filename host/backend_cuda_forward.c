@@ -30,12 +30,13 @@ static rq_status keep(cuda_forward *f, float **there, const float *host, int64_t
     rq_status status = RQ_OK;
     for (int i = 0; i < f->n_kept; ++i) {
         *there = f->kept[i].there;
-        if (f->kept[i].host == host) return RQ_OK;
+        if (f->kept[i].host == host && f->kept[i].count == count) return RQ_OK;
     }
     if (f->n_kept == CUDA_KEPT_MAX)
         return rq_fail(RQ_ERR_UNSUPPORTED, "a pass uses more than %d matrices and vectors", CUDA_KEPT_MAX);
     RQ_TRY(CUDA_NEW(f->dev, *there, count, what));
     f->kept[f->n_kept].host = host;
+    f->kept[f->n_kept].count = count;
     f->kept[f->n_kept++].there = *there;
     RQ_TRY(upload(f, *there, host, count));
 done:

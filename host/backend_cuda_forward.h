@@ -35,6 +35,7 @@ typedef struct cuda_forward {
     cudaStream_t back; /* copies to the host */
     struct {
         const void *host;
+        int64_t count;
         float *there;
     } kept[CUDA_KEPT_MAX]; /* until the pass ends */
     int n_kept;
@@ -42,10 +43,10 @@ typedef struct cuda_forward {
 } cuda_forward;
 
 /* ---- backend_cuda_rows.c */
-rq_status cuda_rows_new(void *f, rq_rows **r, int64_t width, const char *what);
-void cuda_rows_free(void *f, rq_rows *r);
-rq_status cuda_rows_read(void *f, rq_rows *r, int64_t row0, int64_t n_rows, float *to);
-rq_status cuda_rows_write(void *f, rq_rows *r, int64_t row0, int64_t n_rows, const float *from);
+rq_status cuda_rows_new(void *own, rq_rows **out, int64_t width, const char *what);
+void cuda_rows_free(void *own, rq_rows *r);
+rq_status cuda_rows_read(void *own, rq_rows *r, int64_t row0, int64_t n_rows, float *to);
+rq_status cuda_rows_write(void *own, rq_rows *r, int64_t row0, int64_t n_rows, const float *from);
 /* All that is on its way to files. */
 rq_status cuda_rows_flush(cuda_forward *f);
 void cuda_slots_free(cuda_forward *f);

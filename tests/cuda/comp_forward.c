@@ -2,15 +2,14 @@
 /* The CUDA row of forward.h (host/backend_cuda_forward.c, backend_cuda_rows.c) against the CPU's, operation by operation, and rows of all samples on the
  * device and in files. What is bit for bit the same: inputs of w4a8, rows, Gram matrices of whole numbers. The kernels have tests against fp64
  * (llama.cu), the whole pass has sim_quantize. Libraries: quantizer requite. Targets: sm_80 sm_90a. */
-#include "record_names.h"
+#include "comp_case.h"
 
-#include "backend.h"
+#include "act_hadamard.h"
 #include "backend_cuda_forward.h"
 #include "random.h"
 
 enum { N_SEQ = 3, SEQ = 21, N_TOK = N_SEQ * SEQ, N_HEAD = 4, N_KV = 2, HEAD = 16, D = N_HEAD * HEAD, FF = 96 };
 
-static rq_device *gpu;
 static float inv_freq[HEAD / 2];
 static rq_model model = {.cfg = {.d_model = D,
                                  .d_ff = FF,
@@ -91,8 +90,8 @@ static void compare(both *b, int i, int64_t n, double bound, const char *what) {
     }
 
 static void both_free(both *b) {
-    ON_BOTH(pass_end(run));
     for (int k = 0; k < 2; ++k) {
+        CHECK_RQ(b->row[k]->pass_end(b->run[k]));
         for (int i = 0; i < N_BUF; ++i) b->row[k]->free_floats(b->run[k], b->buf[k][i]);
         b->row[k]->end(b->run[k]);
     }
@@ -136,8 +135,11 @@ static void test_inputs(both *b) {
     float factors[FF];
     CHECK_RQ(rq_hadamard_make(h, 48));
     for (int i = 0; i < FF; ++i) factors[i] = 0.5f + (float)rq_random_unit(9, (uint64_t)i);
-    const rq_input how[] = {
-        {&h[0], factors, true}, {NULL, factors, false}, {NULL, NULL, true}, {&h[0], NULL, false}, {NULL, factors, true}};
+    const rq_input how[] = {{&h[0], factors, true},
+                            {NULL, factors, false},
+                            {NULL, NULL, true},
+                            {&h[0], NULL, false},
+                            {NULL, factors, true}};
     for (size_t i = 0; i < sizeof how / sizeof *how; ++i) {
         fill(b, 0, N_TOK * FF, 4, 20 + i);
         fill(b, 1, N_TOK * FF, 4, 30 + i);
