@@ -384,4 +384,5 @@ const rq_forward_ops rq_forward_cuda = {
     .subtract = subtract,
     .column_max = column_max,
     .gram = gram,
+    .loss = cuda_loss,
 };

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The CUDA row of forward.h, shared by its two files: backend_cuda_rows.c keeps activations between passes, backend_cuda_forward.c does the rest. */
+/* The CUDA row of forward.h, shared by its files: backend_cuda_rows.c keeps activations between passes, backend_cuda_loss.c has the losses,
+ * backend_cuda_forward.c the rest. */
 #ifndef RQ_BACKEND_CUDA_FORWARD_H
 #define RQ_BACKEND_CUDA_FORWARD_H
 
@@ -52,5 +53,9 @@ rq_status cuda_rows_write(void *own, rq_rows *r, int64_t row0, int64_t n_rows, c
 /* All that is on its way to files. */
 rq_status cuda_rows_flush(cuda_forward *f);
 void cuda_slots_free(cuda_forward *f);
+
+/* ---- backend_cuda_loss.c */
+rq_status cuda_loss(void *own, rq_loss *l, const float *w, const float *q, int64_t n_out, int64_t n, const double *h,
+                    const double *d);
 
 #endif
