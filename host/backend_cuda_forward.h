@@ -30,7 +30,9 @@ typedef struct cuda_forward {
     float *per_token;  /* [chunk] */
     uint16_t *half[2]; /* bf16: a chunk of what is multiplied, of a difference */
     float *piece;      /* bf16: of a matrix that is rounded */
-    float *packed;     /* a chunk without first tokens; NULL until it is needed */
+    float *spare;      /* a chunk; NULL until it is needed, as the two below */
+    float *lse;        /* [chunk][n_head]: of rq_cuda_attend */
+    double *by_head;   /* [chunk][n_head] */
     int64_t widest;    /* of activations */
     double room;       /* bytes left for rows of all samples */
     cuda_slot in[CUDA_SLOTS], out[CUDA_SLOTS];
@@ -42,7 +44,6 @@ typedef struct cuda_forward {
         void *there;
     } kept[CUDA_KEPT_MAX]; /* until the pass ends */
     int n_kept;
-    bool told; /* what is the CPU's */
 } cuda_forward;
 
 /* ---- backend_cuda_rows.c */
