@@ -58,6 +58,18 @@ typedef struct rq_cuda_book_block {
 } rq_cuda_book_block;
 rq_status rq_cuda_sweep_books(const rq_cuda_book_block *b, rq_cuda_stream stream);
 
+/* A pass of k-means: best, and in two launches sum. Sizes and layouts are those of host/kmeans_impl.h. */
+typedef struct rq_cuda_kmeans {
+    const float *x, *weight; /* [n][d]; weight: as `weights` says */
+    const float *u, *table;  /* points and centroids as the kernel wants them */
+    uint16_t *best;          /* [n_group * 16] */
+    double *part, *sum;      /* [n_chunk][k][n_col], [k][n_col] */
+    int64_t n, n_group, n_block, chunk, n_chunk, k;
+    int d, n_feat, n_col, weights; /* weights: 0 none, 1 one a point, 2 one a component */
+} rq_cuda_kmeans;
+rq_status rq_cuda_kmeans_nearest(const rq_cuda_kmeans *k, rq_cuda_stream stream);
+rq_status rq_cuda_kmeans_sums(const rq_cuda_kmeans *k, rq_cuda_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

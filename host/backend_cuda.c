@@ -274,6 +274,7 @@ const rq_device_ops rq_device_cuda = {.name = "cuda",
                                       .move = cuda_move,
                                       .sweep = cuda_sweep,
                                       .refine = cuda_refine,
+                                      .kmeans = &cuda_kmeans,
                                       .book_sweep = cuda_book_sweep,
                                       .book_forget = cuda_book_forget,
                                       .forget = cuda_forget};

@@ -111,6 +111,8 @@ void cuda_forget(void *own, rq_prep *p);
 rq_status cuda_sweep(void *own, const rq_sweep *s, const char *label);
 /* backend_cuda_refine.c */
 rq_status cuda_refine(void *own, const rq_refine *r, const rq_prep *p, const char *label);
+/* backend_cuda_kmeans.c */
+extern const rq_kmeans_engine cuda_kmeans;
 /* backend_cuda_book.c */
 rq_status cuda_book_sweep(void *own, rq_book_task *t, const float *metric, float *at);
 void cuda_book_forget(void *own, rq_book_task *t);

@@ -7,6 +7,7 @@
 
 #include "comp_book.h"
 #include "comp_sweep.h"
+#include "kmeans.h"
 
 typedef struct rq_device_ops {
     const char *name;
@@ -28,6 +29,7 @@ typedef struct rq_device_ops {
     /* Sweep and refinement on a grid; label names the matrix in messages. */
     rq_status (*sweep)(void *own, const rq_sweep *s, const char *label);
     rq_status (*refine)(void *own, const rq_refine *r, const rq_prep *p, const char *label);
+    const rq_kmeans_engine *kmeans; /* NULL: the CPU's */
     /* Codebooks (comp_book.h): the sweep, rq_block_sweep; and what it left on the device for t (t->on_device). */
     rq_status (*book_sweep)(void *own, rq_book_task *t, const float *metric, float *at);
     void (*book_forget)(void *own, rq_book_task *t);
