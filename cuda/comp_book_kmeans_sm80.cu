@@ -121,12 +121,17 @@ static __global__ void __launch_bounds__(32) rq_kmeans_sums(const rq_cuda_kmeans
 }
 
 static __global__ void __launch_bounds__(THREADS)
-    rq_kmeans_total(double *sum, const double *part, int64_t size, int64_t n_chunk) {
+    rq_total(double *sum, const double *part, int64_t size, int64_t n_part) {
     const int64_t e = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (e >= size) return;
     double s = 0;
-    for (int64_t c = 0; c < n_chunk; ++c) s += part[c * size + e];
+    for (int64_t c = 0; c < n_part; ++c) s += part[c * size + e];
     sum[e] = s;
+}
+
+rq_status rq_cuda_total(double *sum, const double *part, int64_t size, int64_t n_part, rq_cuda_stream stream) {
+    rq_total<<<(unsigned)((size + THREADS - 1) / THREADS), THREADS, 0, stream>>>(sum, part, size, n_part);
+    return rq_comp_launched("rq_total");
 }
 
 rq_status rq_cuda_kmeans_sums(const rq_cuda_kmeans *k, rq_cuda_stream stream) {
@@ -137,7 +142,5 @@ rq_status rq_cuda_kmeans_sums(const rq_cuda_kmeans *k, rq_cuda_stream stream) {
     if (e != cudaSuccess) return rq_gemv_fail_cuda("rq_kmeans_sums: shared memory", e);
     rq_kmeans_sums<<<(unsigned)k->n_chunk, 32, in_shared ? (size_t)bytes : 0, stream>>>(*k, in_shared);
     rq_status status = rq_comp_launched("rq_kmeans_sums");
-    if (status != RQ_OK) return status;
-    rq_kmeans_total<<<(unsigned)((size + THREADS - 1) / THREADS), THREADS, 0, stream>>>(k->sum, k->part, size, k->n_chunk);
-    return rq_comp_launched("rq_kmeans_total");
+    return status == RQ_OK ? rq_cuda_total(k->sum, k->part, size, k->n_chunk, stream) : status;
 }

@@ -276,5 +276,7 @@ const rq_device_ops rq_device_cuda = {.name = "cuda",
                                       .refine = cuda_refine,
                                       .kmeans = &cuda_kmeans,
                                       .book_sweep = cuda_book_sweep,
+                                      .book_pass = cuda_book_pass,
+                                      .book_ask = cuda_book_ask,
                                       .book_forget = cuda_book_forget,
                                       .forget = cuda_forget};

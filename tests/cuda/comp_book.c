@@ -115,11 +115,27 @@ static void test_all_kmeans(void) {
     test_kmeans(1, 2, 3, RQ_KMEANS_PLAIN, false);
 }
 
+/* ---- refinement */
+
+static void test_refinements(void) {
+    test_codes(12, 70, "round=ssvq,vec-len=8,codes=32,outliers=2,outlier-min=1,comp=gptq");
+    if (rq_small()) return;
+    test_codes(30, 150, "round=ssvq,vec-len=8,codes=64,outliers=2,outlier-min=1,comp=qep,refit=0,cd-sweeps=3");
+    test_codes(30, 136, "round=ssvq,vec-len=4,codes=40,outliers=3,outlier-min=1,group=32,comp=rescomp,refit=1");
+    test_codes(30, 130, "round=vq,vec-len=4,codes=48,codes2=32,outliers=1,outlier-min=1,group=64,comp=gptaq");
+    test_codes(20, 141, "round=vq,vec-len=6,codes=48,outliers=0,comp=gptq,cd-sweeps=0");
+    test_codes(20, 136, "round=vq,vec-len=12,codes=32,codes2=16,outliers=2,outlier-min=1,comp=gptq");
+    test_codes(20, 64, "round=ssvq,vec-len=8,codes=24,book-cols=32,comp=gptq,refit=1");
+    test_codes(12, 64, "round=ssvq,vec-len=8,codes=24,comp=gptq,sign-steps=12");
+    test_codes(12, 48, "round=vq,vec-len=6,vec-axis=out,codes=32,comp=gptq,refit=1");
+}
+
 int main(void) {
     rq_need_device(80);
     CHECK_RQ(rq_device_open(&gpu, "cuda"));
     test_all_kmeans();
     test_sweeps();
+    test_refinements();
     EXPECT(50 * rows_other <= rows_compared);
     printf("%lld of %lld rows have other codes than on the CPU\n", (long long)rows_other, (long long)rows_compared);
     rq_device_close(gpu);
