@@ -12,7 +12,8 @@ enum { THREADS = 256, SIDE = 16 /* RQ_KMEANS_LANES */, TILE_FLOATS = 8192, AHEAD
 
 template <int FEATURES, int POINTS>
 static __global__ void __launch_bounds__(THREADS, 1)
-    rq_kmeans_nearest(uint16_t *best, const float *u, int64_t n_group, int n_feat, const float *table, int64_t n_block) {
+    rq_kmeans_nearest(uint16_t *best, const float *u, int64_t n_group, int n_feat, const float *table,
+                      int64_t n_block) {
     enum { PER_BLOCK = (1 + FEATURES) * SIDE, TILE = TILE_FLOATS / PER_BLOCK };
     __shared__ __align__(16) float tile[TILE * PER_BLOCK];
     const int64_t first = (int64_t)blockIdx.x * THREADS * POINTS + threadIdx.x, n = n_group * SIDE;
@@ -70,8 +71,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         if (first + p * THREADS < n) best[first + p * THREADS] = (uint16_t)at[p];
 }
 
-template <int FEATURES, int POINTS>
-static void nearest(const rq_cuda_kmeans *k, rq_cuda_stream stream) {
+template <int FEATURES, int POINTS> static void nearest(const rq_cuda_kmeans *k, rq_cuda_stream stream) {
     const int64_t n = k->n_group * SIDE, points = (int64_t)THREADS * POINTS;
     rq_kmeans_nearest<FEATURES, POINTS><<<(unsigned)((n + points - 1) / points), THREADS, 0, stream>>>(
         k->best, k->u, k->n_group, k->n_feat, k->table, k->n_block);
@@ -98,7 +98,8 @@ static __device__ __forceinline__ double term(const rq_cuda_kmeans &k, int64_t i
 
 static __global__ void __launch_bounds__(32) rq_kmeans_sums(const rq_cuda_kmeans k, int in_shared) {
     extern __shared__ __align__(8) double shared_sums[];
-    const int64_t size = k.k * k.n_col, i0 = (int64_t)blockIdx.x * k.chunk, end = i0 + k.chunk < k.n ? i0 + k.chunk : k.n;
+    const int64_t size = k.k * k.n_col, i0 = (int64_t)blockIdx.x * k.chunk,
+                  end = i0 + k.chunk < k.n ? i0 + k.chunk : k.n;
     const int lane = threadIdx.x;
     double *part = k.part + (int64_t)blockIdx.x * size, *to = in_shared ? shared_sums : part;
     for (int64_t e = lane; e < size; e += 32) to[e] = 0;

@@ -121,15 +121,15 @@ template <int D, bool SIGNS> static rq_status descend(const rq_cuda_book_descent
         cudaFuncSetAttribute(rq_descend_books<D, SIGNS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (e != cudaSuccess) return rq_gemv_fail_cuda("rq_descend_books: shared memory", e);
     const int64_t rows = ROWS * WARPS;
-    rq_descend_books<D, SIGNS>
-        <<<(unsigned)((d.books.n_out + rows - 1) / rows), WARPS * 32, bytes, stream>>>(d);
+    rq_descend_books<D, SIGNS><<<(unsigned)((d.books.n_out + rows - 1) / rows), WARPS * 32, bytes, stream>>>(d);
     return rq_comp_launched("rq_descend_books");
 }
 
 rq_status rq_cuda_descend_books(const rq_cuda_book_descent *d, rq_cuda_stream stream) {
     const int len = d->books.d;
     if (d->width < 1 || d->width > BLOCK || len < 2 || len > RQ_CUDA_BOOK_VEC || (d->books.signs && len > 8))
-        return rq_gemv_fail(RQ_ERR_ARG, "a block of the descent has 1 to 128 columns, a vector 2 to 16, with signs 2 to 8");
+        return rq_gemv_fail(RQ_ERR_ARG,
+                            "a block of the descent has 1 to 128 columns, a vector 2 to 16, with signs 2 to 8");
     if (d->books.signs) return len <= 4 ? descend<4, true>(*d, stream) : descend<8, true>(*d, stream);
     if (len <= 4) return descend<4, false>(*d, stream);
     return len <= 8 ? descend<8, false>(*d, stream) : descend<16, false>(*d, stream);
@@ -145,8 +145,9 @@ static __global__ void __launch_bounds__(RQ_COMP_ACROSS)
     const int o = kept[j];
     float *to = q + row * b.n + j;
     if (o >= 0) {
-        *to = what == RQ_EXPAND_VALUE ? b.step[b.matrix[row] * b.n_outlier + o] * (float)b.outlier[row * b.n_outlier + o]
-                                      : 0.0f;
+        *to = what == RQ_EXPAND_VALUE
+                  ? b.step[b.matrix[row] * b.n_outlier + o] * (float)b.outlier[row * b.n_outlier + o]
+                  : 0.0f;
         return;
     }
     const int64_t vec = j / b.d, which = vec / vec_per_book, e = j % b.d;
@@ -167,14 +168,15 @@ static __global__ void __launch_bounds__(RQ_COMP_ACROSS)
 
 rq_status rq_cuda_expand_books(float *q, const rq_cuda_books *b, const int32_t *kept, int64_t vec_per_book,
                                int64_t n_book, rq_cuda_expand what, const double *v, rq_cuda_stream stream) {
-    rq_expand_books<<<rq_comp_rows(b->n, b->n_out), RQ_COMP_ACROSS, 0, stream>>>(q, *b, kept, vec_per_book, n_book, what,
-                                                                                 v);
+    rq_expand_books<<<rq_comp_rows(b->n, b->n_out), RQ_COMP_ACROSS, 0, stream>>>(q, *b, kept, vec_per_book, n_book,
+                                                                                 what, v);
     return rq_comp_launched("rq_expand_books");
 }
 
 /* ---- sums over the members of entries */
 
-static __global__ void __launch_bounds__(32) rq_sum_books(const rq_cuda_book_sums s, const rq_cuda_books b, int in_shared) {
+static __global__ void __launch_bounds__(32)
+    rq_sum_books(const rq_cuda_book_sums s, const rq_cuda_books b, int in_shared) {
     extern __shared__ __align__(8) double shared_sums[];
     const int64_t row0 = b.n_out * blockIdx.x / s.n_part, row1 = b.n_out * (blockIdx.x + 1) / s.n_part;
     const int lane = threadIdx.x, stage = lane / b.d, e = lane % b.d;

@@ -9,7 +9,11 @@ enum { RQ_LANE_COLS = 4 };
 static_assert(RQ_COMP_BLOCK == 32 * RQ_LANE_COLS, "the lanes of a warp cover a block");
 
 template <int D> struct rq_shape {
-    enum { ROWS = 32 / D, WARPS = D == 4 ? 4 : 8, STRIDE = RQ_COMP_BLOCK + D /* rows of a warp begin in banks of their own */ };
+    enum {
+        ROWS = 32 / D,
+        WARPS = D == 4 ? 4 : 8,
+        STRIDE = RQ_COMP_BLOCK + D /* rows of a warp begin in banks of their own */
+    };
 };
 
 template <int D> struct rq_warp_shared {
@@ -21,8 +25,8 @@ template <int D> struct rq_warp_shared {
 /* w -= x U - y T for all columns of a block, x and y those of one span whose component 0 has row `at` of U and T; PACKED: components that `lanes` lacks have
  * no row. t may be NULL. Columns before the span, which are done, change too and are not looked at again. */
 template <int D, bool PACKED>
-static __device__ __forceinline__ void rq_propagate(rq_warp_shared<D> &m, const float (*u)[RQ_COMP_BLOCK], const float (*t)[RQ_COMP_BLOCK],
-                                                 unsigned lanes, int at) {
+static __device__ __forceinline__ void rq_propagate(rq_warp_shared<D> &m, const float (*u)[RQ_COMP_BLOCK],
+                                                    const float (*t)[RQ_COMP_BLOCK], unsigned lanes, int at) {
     enum { ROWS = rq_shape<D>::ROWS };
     const int c0 = (int)(threadIdx.x % 32) * RQ_LANE_COLS;
     float4 w[ROWS];

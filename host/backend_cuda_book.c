@@ -9,9 +9,9 @@ _Static_assert(RQ_SEARCH_PAD % 32 == 0, "tables of the device are the host's");
 
 static void book_free(cuda_book *b) {
     if (!b) return;
-    void *all[] = {b->table[0], b->table[1], b->scale, b->step, b->matrix, b->code,     b->outlier, b->span, b->perm,
-                   b->dead,     b->kept,     b->goal,  b->q,    b->e,      b->g,        b->delta,   b->v,    b->sum,
-                   b->part,     b->row_loss};
+    void *all[] = {b->table[0], b->table[1], b->scale, b->step, b->matrix, b->code,    b->outlier,
+                   b->span,     b->perm,     b->dead,  b->kept, b->goal,   b->q,       b->e,
+                   b->g,        b->delta,    b->v,     b->sum,  b->part,   b->row_loss};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) cuda_release(all[i]);
     free(b);
 }

@@ -33,7 +33,8 @@ done:
 static rq_status expand(cuda_device *dev, const cuda_book *b, const rq_book_task *t, rq_cuda_expand what) {
     rq_status status = RQ_OK;
     const rq_cuda_books k = cuda_books(b, t);
-    KERNEL_TRY(dev, rq_cuda_expand_books(b->q, &k, b->kept, t->book.vec_per_book, t->book.n_book, what, b->v, dev->compute));
+    KERNEL_TRY(dev,
+               rq_cuda_expand_books(b->q, &k, b->kept, t->book.vec_per_book, t->book.n_book, what, b->v, dev->compute));
 done:
     return status;
 }
@@ -140,8 +141,8 @@ static rq_status scales(cuda_device *dev, const cuda_book *b, rq_book_task *t) {
     RQ_TRY(expand(dev, b, t, RQ_EXPAND_RAW));
     for (int64_t g = 0; g < t->n_group; ++g) {
         int64_t c0 = g * t->group;
-        RQ_TRY(cuda_sgemm(dev, RQ_N, t->n_out, n, rq_min_i64(t->group, n - c0), 1, b->q + c0, n, hd + c0 * n, n, 0, b->e, n,
-                          t->label));
+        RQ_TRY(cuda_sgemm(dev, RQ_N, t->n_out, n, rq_min_i64(t->group, n - c0), 1, b->q + c0, n, hd + c0 * n, n, 0,
+                          b->e, n, t->label));
         KERNEL_TRY(dev, rq_cuda_refit_book_scales(b->scale, b->g, b->q, b->e, &k, g, t->scale_unit, dev->compute));
     }
     RQ_TRY(cuda_download(dev, t->scale, b->scale, t->n_out * t->n_group * (int64_t)sizeof *t->scale));
@@ -171,7 +172,8 @@ static int64_t natural_spans(rq_cuda_span *span, const rq_book_refine *r, int64_
 static rq_status descend(cuda_device *dev, const cuda_book *b, const rq_book_refine *r) {
     rq_status status = RQ_OK;
     rq_book_task *t = r->t;
-    int64_t n = t->n, cells = t->n_vec * t->d * t->d, most = t->n_vec + t->prep->n_outlier, width = RQ_COMP_BLOCK / t->d * t->d;
+    int64_t n = t->n, cells = t->n_vec * t->d * t->d, most = t->n_vec + t->prep->n_outlier,
+            width = RQ_COMP_BLOCK / t->d * t->d;
     int64_t n_span = 0;
     const float *hd;
     float *metric = NULL, *inverse = NULL;
@@ -186,8 +188,13 @@ static rq_status descend(cuda_device *dev, const cuda_book *b, const rq_book_ref
     RQ_TRY(cuda_upload(dev, inverse, r->inverse, cells * (int64_t)sizeof *inverse, dev->compute));
     RQ_TRY(load(dev, b, t));
     RQ_TRY(cuda_prep_hd(dev, &hd, t->prep, t->label));
-    rq_cuda_book_descent d = {
-        .books = cuda_books(b, t), .g = b->g, .h = hd, .q = b->q, .metric = metric, .inverse = inverse, .delta = b->delta};
+    rq_cuda_book_descent d = {.books = cuda_books(b, t),
+                              .g = b->g,
+                              .h = hd,
+                              .q = b->q,
+                              .metric = metric,
+                              .inverse = inverse,
+                              .delta = b->delta};
     for (int sweep = 0; sweep < t->opt->cd_sweeps; ++sweep) {
         if (sweep > 0) {
             RQ_TRY(expand(dev, b, t, RQ_EXPAND_VALUE));
@@ -220,7 +227,9 @@ rq_status cuda_book_pass(void *own, const rq_book_refine *r, rq_book_pass pass) 
     cuda_book *b;
     rq_status status = refine_of(&b, dev, r->t);
     if (status != RQ_OK) return status;
-    return pass == RQ_BOOK_CHOOSE ? choose(dev, b, r) : pass == RQ_BOOK_SCALES ? scales(dev, b, r->t) : descend(dev, b, r);
+    return pass == RQ_BOOK_CHOOSE   ? choose(dev, b, r)
+           : pass == RQ_BOOK_SCALES ? scales(dev, b, r->t)
+                                    : descend(dev, b, r);
 }
 
 /* ---- least squares for the codebooks ---- */

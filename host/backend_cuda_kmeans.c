@@ -6,7 +6,8 @@
 #include "rq_cuda_book.h"
 
 _Static_assert(RQ_KMEANS_LANES == 16, "the kernel's points side by side");
-_Static_assert(RQ_KMEANS_PLAIN == 0 && RQ_KMEANS_PER_POINT == 1 && RQ_KMEANS_PER_COMPONENT == 2, "the kernel's weights");
+_Static_assert(RQ_KMEANS_PLAIN == 0 && RQ_KMEANS_PER_POINT == 1 && RQ_KMEANS_PER_COMPONENT == 2,
+               "the kernel's weights");
 
 typedef struct run {
     rq_cuda_kmeans k;
@@ -68,8 +69,8 @@ static rq_status pass(void *own, void *state, uint16_t *best, double *sum, const
     run *r = state;
     const rq_cuda_kmeans *k = &r->k;
     CUDA_TRY(cudaSetDevice(dev->index), WHAT);
-    RQ_TRY(cuda_upload(dev, r->table, table,
-                       k->n_block * RQ_KMEANS_LANES * (k->n_feat + 1) * (int64_t)sizeof *table, dev->compute));
+    RQ_TRY(cuda_upload(dev, r->table, table, k->n_block * RQ_KMEANS_LANES * (k->n_feat + 1) * (int64_t)sizeof *table,
+                       dev->compute));
     KERNEL_TRY(dev, rq_cuda_kmeans_nearest(k, dev->compute));
     if (sum) {
         ++dev->done.launches; /* chunks, then their total */

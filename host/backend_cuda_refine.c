@@ -10,18 +10,18 @@ typedef struct refine_job {
     const rq_refine *r;
     const rq_prep *p;
     const char *label;
-    int64_t n_group, tile;         /* rows whose normal equations are made at a time */
+    int64_t n_group, tile;     /* rows whose normal equations are made at a time */
     const float *h;            /* [n][n] */
     float *target, *q, *g, *e; /* [n_out][n] */
-    float *wh, *level;             /* [n_out][n], for the refit: W* H and what codes stand for before the scale */
-    float *delta;                  /* [n_out][RQ_COMP_BLOCK] */
+    float *wh, *level;         /* [n_out][n], for the refit: W* H and what codes stand for before the scale */
+    float *delta;              /* [n_out][RQ_COMP_BLOCK] */
     float *scale, *zero;
     uint8_t *codes;
     double *normal, *rhs, *host_normal, *host_rhs; /* [tile][n_group][n_group], [n_out][n_group] */
 } refine_job;
 
 static void job_free(refine_job *j) {
-    void *all[] = {j->target, j->q,    j->g,     j->e,      j->wh, j->level,
+    void *all[] = {j->target, j->q,     j->g,    j->e,     j->wh,     j->level,
                    j->delta,  j->scale, j->zero, j->codes, j->normal, j->rhs};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) cuda_release(all[i]);
     free(j->host_normal);

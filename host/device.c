@@ -115,7 +115,8 @@ static rq_status cpu_book_pass(void *own, const rq_book_refine *r, rq_book_pass 
     return rq_book_refine_pass(r, pass);
 }
 
-static rq_status cpu_book_ask(void *own, rq_book_system *s, rq_book_ask ask, double *out, const double *v, double *loss) {
+static rq_status cpu_book_ask(void *own, rq_book_system *s, rq_book_ask ask, double *out, const double *v,
+                              double *loss) {
     (void)own;
     return rq_book_system_ask(s, ask, out, v, loss);
 }

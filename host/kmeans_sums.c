@@ -13,7 +13,8 @@ enum {
 rq_status rq_kmeans_passes_new(rq_kmeans_passes *t, const rq_kmeans_data *p, const rq_kmeans_opt *o, bool sums) {
     rq_status status = RQ_OK;
     int64_t k = o->k;
-    *t = (rq_kmeans_passes){.p = p, .k = k, .nearest = rq_kmeans_pick()->nearest, .engine = o->engine, .engine_own = o->engine_own};
+    *t = (rq_kmeans_passes){
+        .p = p, .k = k, .nearest = rq_kmeans_pick()->nearest, .engine = o->engine, .engine_own = o->engine_own};
     t->n_col = p->weights == RQ_KMEANS_PER_COMPONENT ? 2 * p->d : p->d + 1;
     RQ_TRY(RQ_NEW(t->best, p->n_group * RQ_KMEANS_LANES));
     RQ_TRY(RQ_NEW(t->table, rq_ceil_div(k, L) * L * (p->n_feat + 1)));
@@ -109,7 +110,7 @@ static void pass_chunk(void *arg, int64_t chunk) {
     }
     if (!t->engine)
         t->nearest(t->best + i0, p->u + group0 * p->n_feat * RQ_KMEANS_LANES, group1 - group0, p->n_feat, t->table,
-               rq_ceil_div(t->k, L));
+                   rq_ceil_div(t->k, L));
     if (sum) add_to_sums(sum, t->best, p, i0, i1);
     for (int64_t i = i0; j->loss && i < i1; ++i) loss += rq_kmeans_point_loss(p, i, j->centroid + t->best[i] * p->d);
     t->chunk_loss[chunk] = loss;

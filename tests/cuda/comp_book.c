@@ -82,7 +82,8 @@ static void test_kmeans(int64_t n, int d, int64_t k, rq_kmeans_weights weights, 
     rq_rng g = {(uint64_t)(n + d)};
     rq_kmeans_opt o = rq_kmeans_default(k, d);
     int64_t row = weights == RQ_KMEANS_PER_COMPONENT ? d : 1;
-    float *x = rq_host_alloc((size_t)(n * d) * sizeof *x), *w = rq_host_alloc((size_t)(n * row) * sizeof *w), *centroid[2];
+    float *x = rq_host_alloc((size_t)(n * d) * sizeof *x), *w = rq_host_alloc((size_t)(n * row) * sizeof *w),
+          *centroid[2];
     uint16_t *assign[2];
     double loss[2];
     o.n_iter = 5;
@@ -107,7 +108,7 @@ static void test_kmeans(int64_t n, int d, int64_t k, rq_kmeans_weights weights, 
 static void test_all_kmeans(void) {
     test_kmeans(300, 8, 20, RQ_KMEANS_PER_COMPONENT, false);
     if (rq_small()) return;
-    test_kmeans(2500, 4, 70, RQ_KMEANS_PER_COMPONENT, false); /* chunks; a tile of points and some */
+    test_kmeans(2500, 4, 70, RQ_KMEANS_PER_COMPONENT, false);   /* chunks; a tile of points and some */
     test_kmeans(1100, 16, 300, RQ_KMEANS_PER_COMPONENT, false); /* several tiles of centroids, sums in global memory */
     test_kmeans(700, 5, 33, RQ_KMEANS_PER_POINT, false);
     test_kmeans(33, 1, 16, RQ_KMEANS_PLAIN, false);
@@ -130,12 +131,21 @@ static void test_refinements(void) {
     test_codes(12, 48, "round=vq,vec-len=6,vec-axis=out,codes=32,comp=gptq,refit=1");
 }
 
+static void test_plans(void) {
+    test_plan(20, 136, "round=ssvq,codes=32,outliers=0,kmeans-iters=2,comp=rescomp");
+    test_plan(9, 130, "round=vq,vec-len=6,codes=20,codes2=18,outliers=0,kmeans-iters=1,comp=qep,cd-sweeps=1,refit=1");
+    test_plan(9, 96,
+              "round=vq,vec-len=4,codes=20,codes2=18,stage-fit=sweep,outliers=0,kmeans-iters=1,group=32,comp=gptaq");
+    test_plan(9, 64, "round=ssvq,vec-len=4,codes=16,book-cols=32,outliers=0,kmeans-iters=1,kmeans-points=50,comp=rtn");
+}
+
 int main(void) {
     rq_need_device(80);
     CHECK_RQ(rq_device_open(&gpu, "cuda"));
     test_all_kmeans();
     test_sweeps();
     test_refinements();
+    if (!rq_small()) test_plans();
     EXPECT(50 * rows_other <= rows_compared);
     printf("%lld of %lld rows have other codes than on the CPU\n", (long long)rows_other, (long long)rows_compared);
     rq_device_close(gpu);
