@@ -186,7 +186,7 @@ rq_status cuda_book_sweep(void *own, rq_book_task *t, const float *metric, float
     rq_status status = RQ_OK;
     cuda_device *dev = own;
     const cuda_prep *q = t->prep->on_device;
-    cuda_book *book;
+    cuda_book *book = NULL;
     float *natural = NULL, *w = NULL, *w0 = NULL, *x = NULL, *y = NULL, *on_metric = NULL, *on_at = NULL;
     int64_t weights = t->n_out * t->n, cells = t->n_vec * t->d * t->d;
     if (t->vec_out) {

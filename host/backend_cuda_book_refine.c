@@ -8,7 +8,7 @@ enum { MOST_PARTS = 256, LEAST_PARTS = 4, PART_BYTES = 64 << 20 };
 
 static rq_status refine_of(cuda_book **own, cuda_device *dev, rq_book_task *t) {
     rq_status status = RQ_OK;
-    cuda_book *b;
+    cuda_book *b = NULL;
     int32_t *kept = NULL;
     int64_t weights = t->n_out * t->n;
     CUDA_TRY(cudaSetDevice(dev->index), t->label);
@@ -224,7 +224,7 @@ done:
 
 rq_status cuda_book_pass(void *own, const rq_book_refine *r, rq_book_pass pass) {
     cuda_device *dev = own;
-    cuda_book *b;
+    cuda_book *b = NULL;
     rq_status status = refine_of(&b, dev, r->t);
     if (status != RQ_OK) return status;
     return pass == RQ_BOOK_CHOOSE   ? choose(dev, b, r)
@@ -283,7 +283,7 @@ rq_status cuda_book_ask(void *own, rq_book_system *s, rq_book_ask ask, double *o
     rq_status status = RQ_OK;
     cuda_device *dev = own;
     rq_book_task *t = s->t;
-    cuda_book *b;
+    cuda_book *b = NULL;
     const float *hd;
     if (t->vec_out) {
         cuda_book_tell_lines(dev, t);

@@ -109,13 +109,13 @@ rq_status rq_book_system_ask(rq_book_system *s, rq_book_ask ask, double *out, co
     if (!s->q) RQ_TRY(RQ_NEW(s->q, t->n_out * t->n));
     if (!s->h) RQ_TRY(RQ_NEW(s->h, t->n_out * t->n));
     if (!s->sum && out) RQ_TRY(RQ_NEW(s->sum, N_CHUNKS * s->n_entry));
-    if (ask == RQ_BOOK_LOSS || ask == RQ_BOOK_GRADIENT) *loss = loss_of(s);
+    if (loss && (ask == RQ_BOOK_LOSS || ask == RQ_BOOK_GRADIENT)) *loss = loss_of(s);
     if (ask == RQ_BOOK_PRODUCT) {
         job j = {.s = s, .v = v};
         rq_parallel_for(N_CHUNKS, expand, &j);
         times_h(s);
     }
-    if (ask != RQ_BOOK_LOSS) scatter_all(s, out, ask == RQ_BOOK_DIAGONAL);
+    if (ask != RQ_BOOK_LOSS && out) scatter_all(s, out, ask == RQ_BOOK_DIAGONAL);
 done:
     return status;
 }
