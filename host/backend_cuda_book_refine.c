@@ -6,14 +6,14 @@
 
 enum { MOST_PARTS = 256, LEAST_PARTS = 4, PART_BYTES = 64 << 20 };
 
-static rq_status refine_of(cuda_book **own, cuda_device *dev, rq_book_task *t) {
+/* NULL when *status says why. */
+static cuda_book *refine_of(rq_status *failed, cuda_device *dev, rq_book_task *t) {
     rq_status status = RQ_OK;
     cuda_book *b = NULL;
     int32_t *kept = NULL;
     int64_t weights = t->n_out * t->n;
     CUDA_TRY(cudaSetDevice(dev->index), t->label);
     RQ_TRY(cuda_book_of(&b, dev, t));
-    *own = b;
     if (b->goal) goto done;
     RQ_TRY(CUDA_NEW(dev, b->kept, t->n, t->label));
     RQ_TRY(CUDA_NEW(dev, b->q, weights, t->label));
@@ -27,7 +27,8 @@ static rq_status refine_of(cuda_book **own, cuda_device *dev, rq_book_task *t) {
     RQ_TRY(cuda_upload(dev, b->goal, t->goal, weights * (int64_t)sizeof *t->goal, dev->compute));
 done:
     free(kept);
-    return status;
+    *failed = status;
+    return status == RQ_OK ? b : NULL;
 }
 
 static rq_status expand(cuda_device *dev, const cuda_book *b, const rq_book_task *t, rq_cuda_expand what) {
@@ -224,9 +225,9 @@ done:
 
 rq_status cuda_book_pass(void *own, const rq_book_refine *r, rq_book_pass pass) {
     cuda_device *dev = own;
-    cuda_book *b = NULL;
-    rq_status status = refine_of(&b, dev, r->t);
-    if (status != RQ_OK) return status;
+    rq_status status;
+    cuda_book *b = refine_of(&status, dev, r->t);
+    if (!b) return status;
     return pass == RQ_BOOK_CHOOSE   ? choose(dev, b, r)
            : pass == RQ_BOOK_SCALES ? scales(dev, b, r->t)
                                     : descend(dev, b, r);
@@ -283,13 +284,14 @@ rq_status cuda_book_ask(void *own, rq_book_system *s, rq_book_ask ask, double *o
     rq_status status = RQ_OK;
     cuda_device *dev = own;
     rq_book_task *t = s->t;
-    cuda_book *b = NULL;
+    cuda_book *b;
     const float *hd;
     if (t->vec_out) {
         cuda_book_tell_lines(dev, t);
         return rq_book_system_ask(s, ask, out, v, loss);
     }
-    RQ_TRY(refine_of(&b, dev, t));
+    b = refine_of(&status, dev, t);
+    if (!b) goto done;
     RQ_TRY(system_of(dev, b, s));
     if (ask == RQ_BOOK_LOSS || ask == RQ_BOOK_GRADIENT) {
         RQ_TRY(load(dev, b, t));
