@@ -111,8 +111,7 @@ const rq_device_ops rq_device_cpu = {"cpu",           cpu_open,   cpu_close,    
                                      cpu_gram_finish, cpu_factor, cpu_triangular_term, cpu_target_move, cpu_move,
                                      cpu_sweep,       cpu_refine, cpu_forget};
 
-/* Row and index of a name, or a sentence. */
-static rq_status find(const rq_device_ops **row, int *index, const char *name) {
+rq_status rq_device_find(const rq_device_ops **row, int *index, const char *name) {
     *index = 0;
     *row = &rq_device_cpu;
     if (strcmp(name, "cpu") == 0) return RQ_OK;
@@ -135,7 +134,7 @@ static rq_status find(const rq_device_ops **row, int *index, const char *name) {
 rq_status rq_device_check(const char *name) {
     const rq_device_ops *row;
     int index;
-    return find(&row, &index, name);
+    return rq_device_find(&row, &index, name);
 }
 
 rq_status rq_device_open(rq_device **d, const char *name) {
@@ -143,7 +142,7 @@ rq_status rq_device_open(rq_device **d, const char *name) {
     const rq_device_ops *row;
     int index;
     *d = NULL;
-    RQ_TRY(find(&row, &index, name));
+    RQ_TRY(rq_device_find(&row, &index, name));
     RQ_TRY(RQ_NEW_ZERO(*d, 1));
     (*d)->ops = row;
     RQ_TRY(row->open(&(*d)->own, index));

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The CUDA tests. A new *.cu, ptx_*.c, rt_*.c or comp*.c of this folder is a program of its own, built from the same source
+# The CUDA tests. A new *.cu, ptx_*.c, rt_*.c, comp*.c or decode_*.c of this folder is a program of its own, built from the same source
 #   bin/sim/NAME  for the simulator (RQ_GPUSIM): nvcc's PTX, with tests/gpusim in the place of the CUDA runtime; label gpusim
 #   bin/gpu/NAME  for a GPU (RQ_CUDA): machine code, the static CUDA runtime; label gpu, skipped where no GPU is
 # bad_*.cu are wrong on purpose: built for the simulator alone, and run by test_bad.py. A source whose head comment says
@@ -181,7 +181,7 @@ endfunction()
 
 if(RQ_BUILD_TESTS)
   file(GLOB RQ_CUDA_TEST_SOURCES CONFIGURE_DEPENDS ${RQ_CUDA_TESTS}/*.cu ${RQ_CUDA_TESTS}/ptx_*.c ${RQ_CUDA_TESTS}/rt_*.c
-       ${RQ_CUDA_TESTS}/comp*.c)
+       ${RQ_CUDA_TESTS}/comp*.c ${RQ_CUDA_TESTS}/decode_*.c)
   foreach(source ${RQ_CUDA_TEST_SOURCES})
     get_filename_component(name ${source} NAME_WE)
     rq_cuda_libraries(libraries sim_there ${source} sim)

@@ -19,6 +19,10 @@ static float *random_float(rq_rng *r, size_t n, float size) {
     for (size_t i = 0; i < n; ++i) p[i] = rq_rand_float(r) * size;
     return p;
 }
+/* Two runs may differ by a unit of the last place of numbers of that size. */
+static void record_act(const char *name, rq_act act, const uint16_t *p, size_t n, double size) {
+    rq_record(name, act == RQ_ACT_F16 ? RQ_F16 : RQ_BF16, p, n, size * 2 * last_of[act]);
+}
 #define RUN(call)                                                                                                      \
     do {                                                                                                               \
         if ((call) != RQ_OK) RQ_DIE("%s: %s", #call, rq_cuda_last_error());                                            \
@@ -86,6 +90,7 @@ static void test_norm(const norm_case *c) {
         rq_device_free_all();
     }
     if (!c->q8) EXPECT(memcmp(h, again, out * 2) == 0);
+    if (!c->q8) record_act("norm", c->act, h, out, 64);
     for (int row = 0; row < rows; ++row) {
         const int t = c->last_only ? n_of_state - 1 : row;
         double square = 0, most = 0;
@@ -167,6 +172,7 @@ static void test_swiglu(rq_act act, int n, int n_tok, bool stacked) {
         to, on_device, on_device + (stacked ? (size_t)n : all), stacked ? 2 * n : n, act, n_tok, n, 0};
     RUN(rq_cuda_decode_swiglu(&a, NULL));
     rq_device_read(y, to, all * 2);
+    record_act("swiglu", act, y, all, 64);
     for (int t = 0; t < n_tok; ++t)
         for (int i = 0; i < n; ++i) {
             const size_t gate_at = (size_t)t * (size_t)a.pitch + i, up_at = gate_at + (stacked ? (size_t)n : all);
@@ -294,6 +300,7 @@ static void test_attention(const attention_case *c) {
         rq_device_read(got[time], a.out, out * 2);
     }
     EXPECT(memcmp(got[0], got[1], out * 2) == 0);
+    record_act("attention", c->act, got[0], out, 1);
     rq_device_read(k_after, a.k_cache, cache * 2), rq_device_read(v_after, a.v_cache, cache * 2);
     compare_attention(c, &d, got[0], k_after, v_after);
     rq_device_free_all();
@@ -355,6 +362,7 @@ static void test_dense(rq_act act, int n_out, int n_in) {
                                    0};
     RUN(rq_cuda_decode_dense(&a, NULL));
     rq_device_read(y, a.y, (size_t)n_out * 4);
+    rq_record("dense", RQ_F32, y, (size_t)n_out, n_in * 0x1p-20);
     for (int i = 0; i < n_out; ++i) {
         double want = 0, size = 0;
         for (int j = 0; j < n_in; ++j) {
@@ -392,6 +400,7 @@ static void test_pick(const pick_case *c) {
     EXPECT_EQ(s.pos, 41 + 3 + 1);
     EXPECT_EQ(s.n, 1);
     EXPECT_EQ(s.bad, c->bad);
+    if (c->bad < 0) rq_record("pick", RQ_I32, s.token, 1, 0);
     if (c->bad < 0) EXPECT_EQ(s.token[0], c->best < c->second ? c->best : c->second);
     rq_device_read(got, a.logits, (size_t)c->n * 4);
     for (int i = 0; i < c->n; ++i) EXPECT(i == c->bad || got[i] == (c->act ? rq_half_value(half[i]) : logits[i]));
