@@ -74,26 +74,37 @@ static __device__ __forceinline__ void queries(float (*q)[LANES * EIGHT], const 
     }
 }
 
+/* How a warp's lanes share 64 keys or values: LANES of them have one, 32 / LANES at once; DEEP loads of each are under way together. */
+template <int LANES> struct sharing {
+    enum { STEP = WARPS * (32 / LANES), N = TILE / STEP, DEEP = N < 4 ? N : 4 };
+    /* Those of keys first + turn STEP ..; zeros beyond n and in lanes without columns. */
+    static __device__ __forceinline__ void load(uint4 (&bits)[DEEP], const uint16_t *rows, int turn, int head_dim,
+                                                int n) {
+        const int column = threadIdx.x % LANES * EIGHT;
+#pragma unroll
+        for (int d = 0; d < DEEP; ++d) {
+            const int key = threadIdx.x / LANES + (turn + d) * STEP;
+            bits[d] = make_uint4(0, 0, 0, 0);
+            if (column < head_dim && key < n)
+                bits[d] = *reinterpret_cast<const uint4 *>(rows + (int64_t)key * head_dim + column);
+        }
+    }
+};
+
 /* scores[head][key] of n keys from `keys` on; -infinity beyond them. */
 template <int ACT, int LANES, int HEADS>
 static __device__ __forceinline__ void score(float (*scores)[TILE], const float (*q)[LANES * EIGHT],
                                              const uint16_t *keys, int head_dim, int n) {
-    constexpr int AT_ONCE = 32 / LANES, STEP = WARPS * AT_ONCE, N = TILE / STEP, DEEP = N < 4 ? N : 4;
+    typedef sharing<LANES> share;
+    constexpr int STEP = share::STEP, DEEP = share::DEEP;
     const int lane = threadIdx.x % LANES, first = threadIdx.x / LANES;
-    const bool columns = lane * EIGHT < head_dim;
     float mine[HEADS][EIGHT];
 #pragma unroll
     for (int h = 0; h < HEADS; ++h) rq_load_eight_floats(mine[h], &q[h][lane * EIGHT]);
 #pragma unroll 1
-    for (int turn = 0; turn < N; turn += DEEP) {
+    for (int turn = 0; turn < share::N; turn += DEEP) {
         uint4 bits[DEEP];
-#pragma unroll
-        for (int d = 0; d < DEEP; ++d) {
-            const int key = first + (turn + d) * STEP;
-            bits[d] = make_uint4(0, 0, 0, 0);
-            if (columns && key < n)
-                bits[d] = *reinterpret_cast<const uint4 *>(keys + (int64_t)key * head_dim + lane * EIGHT);
-        }
+        share::load(bits, keys, turn, head_dim, n);
 #pragma unroll
         for (int d = 0; d < DEEP; ++d) {
             const int key = first + (turn + d) * STEP;
@@ -130,23 +141,17 @@ static __device__ __forceinline__ void soften(float (*scores)[TILE], float *most
 template <int ACT, int LANES, int HEADS>
 static __device__ __forceinline__ void gather(float (&acc)[HEADS][EIGHT], const float (*weights)[TILE],
                                               const float *shrink, const uint16_t *values, int head_dim, int n) {
-    constexpr int AT_ONCE = 32 / LANES, STEP = WARPS * AT_ONCE, N = TILE / STEP, DEEP = N < 4 ? N : 4;
-    const int lane = threadIdx.x % LANES, first = threadIdx.x / LANES;
-    const bool columns = lane * EIGHT < head_dim;
+    typedef sharing<LANES> share;
+    constexpr int STEP = share::STEP, DEEP = share::DEEP;
+    const int first = threadIdx.x / LANES;
 #pragma unroll
     for (int h = 0; h < HEADS; ++h)
 #pragma unroll
         for (int c = 0; c < EIGHT; ++c) acc[h][c] *= shrink[h];
 #pragma unroll 1
-    for (int turn = 0; turn < N; turn += DEEP) {
+    for (int turn = 0; turn < share::N; turn += DEEP) {
         uint4 bits[DEEP];
-#pragma unroll
-        for (int d = 0; d < DEEP; ++d) {
-            const int key = first + (turn + d) * STEP;
-            bits[d] = make_uint4(0, 0, 0, 0);
-            if (columns && key < n)
-                bits[d] = *reinterpret_cast<const uint4 *>(values + (int64_t)key * head_dim + lane * EIGHT);
-        }
+        share::load(bits, values, turn, head_dim, n);
 #pragma unroll
         for (int d = 0; d < DEEP; ++d) {
             float v[EIGHT];
