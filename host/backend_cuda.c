@@ -262,6 +262,18 @@ done:
     return status;
 }
 
-const rq_device_ops rq_device_cuda = {"cuda",      open_device, close_device,         gram_start,       gram_add,
-                                      gram_finish, cuda_factor, cuda_triangular_term, cuda_target_move, cuda_move,
-                                      cuda_sweep,  cuda_refine, cuda_forget};
+const rq_device_ops rq_device_cuda = {.name = "cuda",
+                                      .open = open_device,
+                                      .close = close_device,
+                                      .gram_start = gram_start,
+                                      .gram_add = gram_add,
+                                      .gram_finish = gram_finish,
+                                      .factor = cuda_factor,
+                                      .triangular_term = cuda_triangular_term,
+                                      .target_move = cuda_target_move,
+                                      .move = cuda_move,
+                                      .sweep = cuda_sweep,
+                                      .refine = cuda_refine,
+                                      .book_sweep = cuda_book_sweep,
+                                      .book_forget = cuda_book_forget,
+                                      .forget = cuda_forget};

@@ -53,8 +53,8 @@ typedef struct cuda_device {
     float *a[2], *b[2], *panel;
     cudaEvent_t filled[2], used[2];
     int64_t chunk;
-    bool told;    /* that refinement of w4a8 is the CPU's */
-    rq_work done; /* since the device was opened; bytes of device memory are not counted */
+    bool told, told_lines; /* that refinement of w4a8, and vectors down the outputs, are the CPU's */
+    rq_work done;          /* since the device was opened; bytes of device memory are not counted */
 } cuda_device;
 
 /* What a preparation keeps on the device (rq_prep.on_device). */
@@ -111,5 +111,8 @@ void cuda_forget(void *own, rq_prep *p);
 rq_status cuda_sweep(void *own, const rq_sweep *s, const char *label);
 /* backend_cuda_refine.c */
 rq_status cuda_refine(void *own, const rq_refine *r, const rq_prep *p, const char *label);
+/* backend_cuda_book.c */
+rq_status cuda_book_sweep(void *own, rq_book_task *t, const float *metric, float *at);
+void cuda_book_forget(void *own, rq_book_task *t);
 
 #endif

@@ -4,15 +4,15 @@
 #ifndef RQ_CALIB_BLOCKS_H
 #define RQ_CALIB_BLOCKS_H
 
-#include "device.h"
+#include "forward.h"
 #include "quantize.h"
 
 enum { RQ_N_STREAMS = 2, RQ_FP = 0, RQ_QS = 1 };
 
 typedef struct rq_stream {
     bool active;
-    rq_spill x, ao, f;
-    rq_block block;         /* the block's matrices in memory */
+    rq_rows *x, *ao, *f;
+    rq_block block;         /* the block's matrices in the host's memory */
     float *w[RQ_N_LINEARS]; /* fp32; the q stream's are filled as matrices finish */
     float *in;              /* stage input of the chunk */
 } rq_stream;
@@ -20,17 +20,20 @@ typedef struct rq_stream {
 typedef struct rq_calib {
     rq_quantizer *z;
     const rq_config *cfg;
+    const rq_forward_ops *row; /* of activations, and its state */
+    void *run;
     int64_t n_samples, seq_len, chunk; /* chunk: samples at a time */
     int64_t d, ff, qd, kd;             /* widths: model, feed-forward, query, key */
     rq_stream s[RQ_N_STREAMS];
     float *bias[RQ_N_LINEARS];
     float *norm1, *norm2;
-    float *x, *a, *q, *k, *v, *g, *u; /* one chunk each */
-    float *act;                       /* one chunk: an input rounded to 8 bits */
+    /* Activations of a chunk, the device's (forward.h). act: an input as its matrix gets it. */
+    float *x, *a, *q, *k, *v, *g, *u, *act;
     double *h, *cross;
     const rq_ranks *ranks;
     float *peer_q, *peer_d; /* [chunk][widest] inputs of another rank's chunk; NULL with one rank */
     float *most;            /* the largest sizes in the columns of a stage's input; NULL: not wanted */
+    float *most_there;      /* the same on the device */
     int64_t layer;          /* the block at hand */
     float *token;           /* [n_samples * seq_len] what each token counts in this block; NULL: 1 */
     float *residual; /* [chunk] norms of the residual stream, when inputs of o and down are taken relative to it */

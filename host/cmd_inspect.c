@@ -32,29 +32,24 @@ static json_t *dense_entry(const rq_tensor *t) {
                      "bytes", (json_int_t)t->n_bytes, "bpw", n ? 8.0 * (double)t->n_bytes / (double)n : 0.0);
 }
 
-/* Tensors of packed matrices are shown as one line each. */
-static bool belongs_to_packed(const char *tensor, const json_t *linears) {
-    const char *suffix = strstr(tensor, ".weight_");
-    if (!suffix) return false;
-    char name[1024];
-    snprintf(name, sizeof name, "%.*s", (int)(suffix - tensor), tensor);
-    return json_object_get(linears, name) != NULL;
-}
-
 static rq_status collect(json_t *tensors, const rq_store *s, const json_t *meta) {
     rq_status status = RQ_OK;
     const json_t *linears = json_object_get(meta, "linears");
     const char *name;
+    char buffer[RQ_CONTAINER_NAME];
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)linears, name, value) {
         rq_packed p;
         RQ_TRY(rq_container_load(&p, s, meta, name));
-        json_array_append_new(tensors, packed_entry(name, &p));
+        json_t *about = packed_entry(name, &p);
+        json_object_set(about, "stored_as", json_object_get(value, "format"));
+        json_array_append_new(tensors, about);
         rq_packed_free(&p);
     }
     for (int64_t i = 0; i < rq_store_count(s); ++i) {
         const rq_tensor *t = rq_store_at(s, i);
-        if (!belongs_to_packed(t->name, linears)) json_array_append_new(tensors, dense_entry(t));
+        /* Tensors of packed matrices are shown as one line each. */
+        if (!rq_container_owns(meta, t->name, &name, buffer)) json_array_append_new(tensors, dense_entry(t));
     }
 done:
     return status;

@@ -3,7 +3,7 @@
 #include <math.h>
 
 #include "backend.h"
-#include "comp_book.h"
+#include "device.h"
 
 void rq_invert_spd(double *inv, const double *a, int64_t n) {
     double l[RQ_VEC_MAX * RQ_VEC_MAX] = {0}, m[RQ_VEC_MAX * RQ_VEC_MAX] = {0}; /* a = l l^T, m = l^-1 */
@@ -371,12 +371,15 @@ done:
 rq_status rq_quantize_books(rq_quant_result *r, const rq_quant_matrix *m, int n_matrices, const rq_prep *p,
                             const rq_quant_opt *o) {
     rq_status status = RQ_OK;
+    const rq_device_ops *device = rq_device_row(p->device);
+    void *own_state = rq_device_own(p->device);
     float *exact = NULL;
     int64_t row = 0, line = 0, d = o->vec_len, n_vec = o->vec_out ? p->n : rq_ceil_div(p->n, d),
             group = o->group ? o->group : p->n;
     run z = {
         .t = {.prep = p, .opt = o, .vec = rq_round_get(o->round)->vec, .n = p->n, .d = o->vec_len, .n_vec = n_vec}};
     rq_book_task *t = &z.t;
+    t->label = m[0].name;
     for (int i = 0; i < n_matrices; ++i) t->n_out += m[i].n_out;
     t->vec_out = o->vec_out;
     t->group = group < p->n ? group : p->n;
@@ -392,13 +395,14 @@ rq_status rq_quantize_books(rq_quant_result *r, const rq_quant_matrix *m, int n_
     RQ_TRY(search_metric(&z, exact));
     bool passes = t->book.n_stage == 2 && o->stage_fit == RQ_STAGE_SWEEP;
     RQ_TRY(passes ? rq_book_fit_second(t, z.search_metric) : rq_book_fit(t, z.search_metric));
-    RQ_TRY(rq_block_sweep(t, z.search_metric, NULL));
+    RQ_TRY(device->book_sweep(own_state, t, z.search_metric, NULL));
     RQ_TRY(rq_refine_book(t));
     for (int i = 0; i < n_matrices; row += m[i++].n_out) {
         RQ_TRY(emit(&r[i], &z, m, i, row, line, n_matrices));
         line += t->vec_out ? rq_ceil_div(m[i].n_out, d) : m[i].n_out;
     }
 done:
+    device->book_forget(own_state, t);
     rq_book_free(&t->book);
     free(t->scale);
     free(t->col_scale);

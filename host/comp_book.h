@@ -69,6 +69,8 @@ typedef struct rq_book_task {
     float *outlier_step;         /* [n_matrices][n_outlier] */
     const int32_t *matrix;       /* [n_out] of the set */
     rq_book book;
+    const char *label; /* the set in messages */
+    void *on_device;   /* the device's copies of these (device.h) */
 } rq_book_task;
 
 /* The stored type of a scale. */

@@ -3,7 +3,7 @@
  * the stored type. */
 #include <math.h>
 
-#include "comp_book.h"
+#include "device.h"
 #include "kmeans.h"
 #include "random.h"
 
@@ -199,7 +199,7 @@ rq_status rq_book_fit_second(rq_book_task *t, const float *metric) {
     RQ_TRY(RQ_NEW(q, t->n));
     b->n_stage = 1;
     RQ_TRY(fit(t, metric, t->start, 0, 1));
-    RQ_TRY(rq_block_sweep(t, metric, left));
+    RQ_TRY(rq_device_row(t->prep->device)->book_sweep(rq_device_own(t->prep->device), t, metric, left));
     for (int64_t r = 0; r < t->n_out; ++r) {
         rq_book_row(t, r, q);
         for (int64_t j = 0; j < t->n; ++j) left[r * t->n + j] -= q[j];

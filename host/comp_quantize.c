@@ -206,8 +206,8 @@ rq_status rq_quantize_set(rq_quant_result *r, const rq_quant_matrix *m, int n_ma
     }
     if (rq_round_is_book(o->round)) {
         if (rq_device_row(p->device) != &rq_device_cpu) {
-            rq_log(RQ_LOG_INFO, "%s: device %s has no sweep for %s: its codebook, sweep and refinement are the CPU's",
-                   m[0].name, p->device->ops->name, rq_round_name(o->round));
+            rq_log(RQ_LOG_INFO, "%s: on device %s, %s has its codebook and refinement from the CPU", m[0].name,
+                   p->device->ops->name, rq_round_name(o->round));
         }
         RQ_TRY(rq_quantize_books(r, m, n_matrices, p, o));
     }

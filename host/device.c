@@ -105,11 +105,30 @@ static rq_status cpu_refine(void *own, const rq_refine *r, const rq_prep *p, con
     return rq_refine_grid(r);
 }
 
+static rq_status cpu_book_sweep(void *own, rq_book_task *t, const float *metric, float *at) {
+    (void)own;
+    return rq_block_sweep(t, metric, at);
+}
+
+static void cpu_book_forget(void *own, rq_book_task *t) { (void)own, (void)t; }
+
 static void cpu_forget(void *own, rq_prep *p) { (void)own, (void)p; }
 
-const rq_device_ops rq_device_cpu = {"cpu",           cpu_open,   cpu_close,           cpu_gram_start,  cpu_gram_add,
-                                     cpu_gram_finish, cpu_factor, cpu_triangular_term, cpu_target_move, cpu_move,
-                                     cpu_sweep,       cpu_refine, cpu_forget};
+const rq_device_ops rq_device_cpu = {.name = "cpu",
+                                     .open = cpu_open,
+                                     .close = cpu_close,
+                                     .gram_start = cpu_gram_start,
+                                     .gram_add = cpu_gram_add,
+                                     .gram_finish = cpu_gram_finish,
+                                     .factor = cpu_factor,
+                                     .triangular_term = cpu_triangular_term,
+                                     .target_move = cpu_target_move,
+                                     .move = cpu_move,
+                                     .sweep = cpu_sweep,
+                                     .refine = cpu_refine,
+                                     .book_sweep = cpu_book_sweep,
+                                     .book_forget = cpu_book_forget,
+                                     .forget = cpu_forget};
 
 rq_status rq_device_find(const rq_device_ops **row, int *index, const char *name) {
     *index = 0;

@@ -5,6 +5,7 @@
 #ifndef RQ_DEVICE_H
 #define RQ_DEVICE_H
 
+#include "comp_book.h"
 #include "comp_sweep.h"
 
 typedef struct rq_device_ops {
@@ -27,6 +28,9 @@ typedef struct rq_device_ops {
     /* Sweep and refinement on a grid; label names the matrix in messages. */
     rq_status (*sweep)(void *own, const rq_sweep *s, const char *label);
     rq_status (*refine)(void *own, const rq_refine *r, const rq_prep *p, const char *label);
+    /* Codebooks (comp_book.h): the sweep, rq_block_sweep; and what it left on the device for t (t->on_device). */
+    rq_status (*book_sweep)(void *own, rq_book_task *t, const float *metric, float *at);
+    void (*book_forget)(void *own, rq_book_task *t);
     /* What the calls above left on the device for p (p->on_device). */
     void (*forget)(void *own, rq_prep *p);
 } rq_device_ops;

@@ -79,6 +79,22 @@ rq_status rq_grid_pack(rq_packed *p, const rq_grid_codes *q);
  * ranges, finite scales. bits, group and sym describe it (from the file's metadata). */
 rq_status rq_grid_load(rq_packed *p, const rq_store *s, const char *name, int bits, int64_t group, bool sym);
 
+/* A grid matrix from parts that p takes over, also when it fails (g_idx stays the caller's): what readers of other tools' files have. Checked
+ * like a file. so_far: a status other than RQ_OK only frees the parts and comes back. */
+typedef struct rq_grid_parts {
+    int64_t n_out, n_in, group;
+    int bits;
+    uint32_t *words;   /* [n_out][row_words], columns in input-feature order, and one more word */
+    rq_f16 *scale_f16; /* [n_out][n_group], one of the two */
+    float *scale_f32;
+    uint8_t *zero;        /* [n_out][n_group], less than 2^bits; NULL: symmetric */
+    const int32_t *g_idx; /* [n_in] with act-order groups, or NULL */
+} rq_grid_parts;
+rq_status rq_grid_take(rq_packed *p, const char *name, const rq_grid_parts *from, rq_status so_far);
+
+/* The tensors of a packed matrix, as its pack_file gives them, and its entry of the metadata: free() it. */
+rq_status rq_packed_file_of(rq_packed_file *f, char **json_entry, const char *name, const rq_packed *p);
+
 /* What an ssvq quantizer hands over (fmt_ssvq.h has the meaning). Books are [ceil(n_in / book_cols)][n_codes][vec_len]. */
 typedef struct rq_ssvq_codes {
     int64_t n_out, n_in;

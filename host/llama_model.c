@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Opening a model: every matrix of the blocks is found as a dense tensor or as packed codes, norms and biases are read,
- * rotary frequencies computed. A packed file says what it holds in the JSON of its metadata key "requite"
- * (docs/formats.md): {"version": 1, "linears": {NAME: {"format": ..., ...}}, "rotation": {"kind", "seed", "size"}}. */
+ * rotary frequencies computed. What is packed is said by container.h: {"version": 1, "linears": {NAME: {"format": ..., ...}},
+ * "rotation": {"kind", "seed", "size"}} (docs/formats.md). */
 #include <jansson.h>
 #include <math.h>
 
 #include "container.h"
 #include "llama.h"
 
-enum { FILE_VERSION = 1, NAME_BYTES = 96 };
+enum { NAME_BYTES = 96 };
 
 /* The model and what it owns that users need not see. */
 typedef struct opened_model {
@@ -16,33 +16,10 @@ typedef struct opened_model {
     char (*name)[NAME_BYTES]; /* of every linear: layer * RQ_N_LINEARS + l, then head, then embedding */
     float **bias;             /* of the block linears, same order; NULL where there is none */
     int64_t n_linear;
-    json_t *meta; /* the "requite" object, or NULL; only while opening */
+    json_t *meta; /* what is packed (container.h), or NULL; only while opening */
 } opened_model;
 
 /* ---- packed file's description ----------------------------------------------------------------------------------------- */
-
-static rq_status read_meta(opened_model *o) {
-    const char *text;
-    int64_t n_bytes;
-    json_error_t error;
-    const char *path = rq_store_path(o->pub.store);
-    if (!rq_meta_str(o->pub.store, "requite", &text, &n_bytes)) return RQ_OK;
-    o->meta = json_loadb(text, (size_t)n_bytes, JSON_REJECT_DUPLICATES, &error);
-    if (!o->meta) {
-        return rq_fail(RQ_ERR_INPUT, "%s: metadata \"requite\" is not JSON: %s (at byte %d)", path, error.text,
-                       error.position);
-    }
-    const json_t *version = json_object_get(o->meta, "version");
-    if (!json_is_integer(version)) return rq_fail(RQ_ERR_INPUT, "%s: metadata \"requite\" has no version", path);
-    if (json_integer_value(version) != FILE_VERSION) {
-        return rq_fail(RQ_ERR_UNSUPPORTED, "%s: written with file version %lld; this program reads version %d", path,
-                       (long long)json_integer_value(version), FILE_VERSION);
-    }
-    if (!json_is_object(json_object_get(o->meta, "linears"))) {
-        return rq_fail(RQ_ERR_INPUT, "%s: metadata \"requite\" has no object \"linears\"", path);
-    }
-    return rq_container_check(o->pub.store, o->meta);
-}
 
 static rq_status read_rotation(opened_model *o) {
     const json_t *r = o->meta ? json_object_get(o->meta, "rotation") : NULL;
@@ -87,28 +64,20 @@ static rq_status check_dense(const rq_store *s, const rq_tensor *t, int64_t n_ou
     return status;
 }
 
-/* NAME.weight if there is such a tensor, else the packed form that the metadata describes. */
+/* The packed form that the metadata describes, else NAME.weight. */
 static rq_status open_linear(opened_model *o, rq_linear *l, const char *name, int64_t n_out, int64_t n_in) {
     rq_model *m = &o->pub;
     char tensor_name[NAME_BYTES + 16];
     *l = (rq_linear){.name = name, .n_out = n_out, .n_in = n_in};
-    snprintf(tensor_name, sizeof tensor_name, "%s.weight", name);
-    l->tensor = rq_store_find(m->store, tensor_name);
-    if (l->tensor) return check_dense(m->store, l->tensor, n_out, n_in);
-
-    const json_t *entry = o->meta ? json_object_get(json_object_get(o->meta, "linears"), name) : NULL;
-    if (!entry) {
+    if (!json_object_get(json_object_get(o->meta, "linears"), name)) {
+        snprintf(tensor_name, sizeof tensor_name, "%s.weight", name);
+        l->tensor = rq_store_find(m->store, tensor_name);
+        if (l->tensor) return check_dense(m->store, l->tensor, n_out, n_in);
         return rq_fail(RQ_ERR_INPUT, "%s: there is neither %s nor packed codes of it", rq_store_path(m->store),
                        tensor_name);
     }
-    const char *format_name = json_string_value(json_object_get(entry, "format"));
-    rq_format format;
-    if (!format_name || !rq_format_by_name(format_name, &format)) {
-        return rq_fail(RQ_ERR_UNSUPPORTED, "%s: %s is packed in an unknown format, \"%s\"", rq_store_path(m->store),
-                       name, format_name ? format_name : "");
-    }
     rq_packed *p = &m->packed[m->n_packed];
-    rq_status status = rq_format_get(format)->load(p, m->store, name, entry);
+    rq_status status = rq_container_load(p, m->store, o->meta, name);
     if (status != RQ_OK) return status;
     ++m->n_packed;
     l->packed = p;
@@ -120,12 +89,14 @@ static rq_status open_linear(opened_model *o, rq_linear *l, const char *name, in
     return RQ_OK;
 }
 
-/* NAME.bias where the configuration says so; one that it does not know of is an error, not something to leave out. */
+/* NAME.bias where the configuration says so; one that it does not know of is an error, not something to leave out, unless it is all zeros
+ * (some quantizers write such). */
 static rq_status open_bias(opened_model *o, rq_linear *l, float **bias, bool expected) {
     char tensor_name[NAME_BYTES + 16];
     snprintf(tensor_name, sizeof tensor_name, "%s.bias", l->name);
     if (!expected) {
-        if (!rq_store_find(o->pub.store, tensor_name)) return RQ_OK;
+        const rq_tensor *t = rq_store_find(o->pub.store, tensor_name);
+        if (!t || rq_tensor_is_zero(t)) return RQ_OK;
         return rq_fail(RQ_ERR_UNSUPPORTED, "%s: there is a tensor %s, but the configuration says nothing of biases",
                        rq_store_path(o->pub.store), tensor_name);
     }
@@ -215,7 +186,7 @@ static rq_status open_parts(opened_model *o, const char *path) {
     RQ_TRY(rq_store_open(&m->store, path));
     RQ_TRY(rq_config_load(&m->cfg, m->store));
     const rq_config *c = &m->cfg;
-    RQ_TRY(read_meta(o));
+    RQ_TRY(rq_container_metadata(m->store, &o->meta));
     RQ_TRY(read_rotation(o));
 
     o->n_linear = c->n_layer * RQ_N_LINEARS + 2;

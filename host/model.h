@@ -90,6 +90,9 @@ rq_status rq_tensor_f32(const rq_tensor *t, float *dst); /* all of it, any rank 
 /* RQ_ERR_INPUT naming the tensor and the first index when a value is NaN or infinite. */
 rq_status rq_tensor_check_finite(const rq_tensor *t);
 
+/* Whether every byte of it is zero. */
+bool rq_tensor_is_zero(const rq_tensor *t);
+
 typedef enum rq_rope_scaling { RQ_ROPE_PLAIN, RQ_ROPE_LINEAR, RQ_ROPE_LLAMA3 } rq_rope_scaling;
 
 typedef struct rq_config {

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "model_parse.h"
+#include "peer.h"
 
 /* ---- fields: absent and null are the same ------------------------------------------------------------------------- */
 
@@ -208,9 +209,9 @@ static rq_status read_switches(rq_config *c, const json_t *o, const char *label)
     if (quant) {
         const char *method = json_string_value(field(quant, "quant_method"));
         if (!method) RQ_FAIL(RQ_ERR_INPUT, "%s: quantization_config names no quant_method", label);
-        if (strcmp(method, "requite") != 0 && strcmp(method, "compressed-tensors") != 0) {
-            RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s: weights quantized by %s are not read (requite and compressed-tensors are)",
-                    label, RQ_SHOW(method));
+        if (strcmp(method, "requite") != 0 && !rq_peer_reads(method)) {
+            RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s: weights quantized by %s are not read (docs/peers.md lists what is)", label,
+                    RQ_SHOW(method));
         }
     }
 done:
@@ -350,14 +351,19 @@ static rq_status expect(const rq_store *s, const char *name, int rank, int64_t r
     return RQ_OK;
 }
 
-/* A matrix is dense (NAME.weight) or packed (NAME.weight_packed or NAME.weight_codes, which the container code checks). */
+/* A matrix is dense (NAME.weight) or packed: one of these tensors, which the container code checks. */
 static rq_status expect_matrix(const rq_store *s, const char *name, int64_t rows, int64_t cols) {
+    static const char *const packed[] = {"weight_packed", "weight_codes", "qweight", "indices", "codes"};
     char full[160];
-    snprintf(full, sizeof full, "%s.weight_packed", name);
-    if (rq_store_find(s, full)) return RQ_OK;
-    snprintf(full, sizeof full, "%s.weight_codes", name);
-    if (rq_store_find(s, full)) return RQ_OK;
+    for (size_t i = 0; i < sizeof packed / sizeof *packed; ++i) {
+        snprintf(full, sizeof full, "%s.%s", name, packed[i]);
+        if (rq_store_find(s, full)) return RQ_OK;
+    }
+    snprintf(full, sizeof full, "%s.weight_scale", name);
+    const bool scaled = rq_store_find(s, full) != NULL;
     snprintf(full, sizeof full, "%s.weight", name);
+    const rq_tensor *t = rq_store_find(s, full);
+    if (t && t->dtype == RQ_I8 && scaled) return RQ_OK; /* codes in whole bytes */
     return expect(s, full, 2, rows, cols);
 }
 
@@ -365,7 +371,8 @@ static rq_status expect_bias(const rq_store *s, const char *name, bool wanted, i
     char full[160];
     snprintf(full, sizeof full, "%s.bias", name);
     if (wanted) return expect(s, full, 1, rows, 0);
-    if (!rq_store_find(s, full)) return RQ_OK;
+    const rq_tensor *t = rq_store_find(s, full);
+    if (!t || rq_tensor_is_zero(t)) return RQ_OK; /* some quantizers write biases of zeros */
     return rq_fail(RQ_ERR_INPUT, "%s: tensor %s is there, but the configuration says that there is no such bias",
                    s->path, full);
 }

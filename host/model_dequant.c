@@ -285,6 +285,11 @@ static void scan_chunk(void *arg, int64_t chunk) {
     free(buf);
 }
 
+bool rq_tensor_is_zero(const rq_tensor *t) {
+    const unsigned char *data = t->data;
+    return t->n_bytes == 0 || (data[0] == 0 && memcmp(data, data + 1, (size_t)t->n_bytes - 1) == 0);
+}
+
 rq_status rq_tensor_check_finite(const rq_tensor *t) {
     rq_status status = RQ_OK;
     finite_scan f = {.t = *t, .rows = 1, .width = rq_tensor_numel(t)};

@@ -22,6 +22,12 @@ rq_status rq_pack_add(rq_packed_file *f, const char *name, const char *suffix, r
     return RQ_OK;
 }
 
+rq_status rq_pack_give(rq_packed_file *f, const char *name, const char *suffix, rq_dtype dtype, const int64_t shape[3],
+                       void *memory) {
+    f->memory[f->n_memory++] = memory;
+    return rq_pack_add(f, name, suffix, dtype, shape, memory);
+}
+
 void rq_packed_file_free(rq_packed_file *f) {
     while (f->n_memory > 0) free(f->memory[--f->n_memory]);
     memset(f, 0, sizeof *f);

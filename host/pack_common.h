@@ -12,6 +12,10 @@ void *rq_pack_own(rq_packed *p, void *memory);
 rq_status rq_pack_add(rq_packed_file *f, const char *name, const char *suffix, rq_dtype dtype, const int64_t shape[3],
                       void *data);
 
+/* The same of memory that is the file's from now on, also when it fails. */
+rq_status rq_pack_give(rq_packed_file *f, const char *name, const char *suffix, rq_dtype dtype, const int64_t shape[3],
+                       void *memory);
+
 bool rq_pack_has(const rq_store *s, const char *name, const char *suffix);
 /* NAME + suffix with the dtype and shape it must have; trailing zeros of shape[3] lower the rank. */
 rq_status rq_pack_find(const rq_tensor **t, const rq_store *s, const char *name, const char *suffix, rq_dtype dtype,
@@ -35,6 +39,16 @@ static inline void rq_put_code(uint32_t *words, int64_t stride, int64_t i, int b
     unsigned o = (unsigned)(p & 31);
     words[w * stride] |= v << o;
     if (o + (unsigned)bits > 32) words[(w + 1) * stride] |= v >> (32 - o);
+}
+
+/* Element i of such a stream, which may be unaligned: bytes of a file. */
+static inline uint32_t rq_get_code(const unsigned char *words, int64_t stride, int64_t i, int bits) {
+    int64_t p = i * bits, w = p >> 5;
+    unsigned o = (unsigned)(p & 31);
+    uint32_t lo, hi = 0;
+    memcpy(&lo, words + w * stride * 4, 4);
+    if (o + (unsigned)bits > 32) memcpy(&hi, words + (w + 1) * stride * 4, 4);
+    return (uint32_t)(((uint64_t)hi << 32 | lo) >> o) & ((1u << bits) - 1u);
 }
 
 /* What `requite inspect` says of scales and codes; `summary` is the end of the table's line. */

@@ -12,17 +12,6 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words are used as the
 
 enum { ROWS_PER_ITEM = 64, MAP_PAGE = 4096 };
 
-/* ---- the stream ------------------------------------------------------------------------------------------------------- */
-
-static uint32_t get_code(const unsigned char *words, int64_t stride, int64_t i, int bits) {
-    int64_t p = i * bits, w = p >> 5;
-    unsigned o = (unsigned)(p & 31);
-    uint32_t lo, hi = 0;
-    memcpy(&lo, words + w * stride * 4, 4); /* the mapping may be unaligned */
-    if (o + (unsigned)bits > 32) memcpy(&hi, words + (w + 1) * stride * 4, 4);
-    return (uint32_t)(((uint64_t)hi << 32 | lo) >> o) & ((1u << bits) - 1u);
-}
-
 /* ---- definition and size ---------------------------------------------------------------------------------------------- */
 
 static void unpack_row(const rq_packed *p, int64_t row, float *dst) {
@@ -137,8 +126,8 @@ static void pack_body(void *arg, int64_t item) {
         uint32_t *row = j->words + i * j->row_words;
         for (int64_t k = 0; k < j->n_in; ++k) {
             int64_t from = j->perm ? j->perm[k] : k;
-            uint32_t v =
-                j->codes ? j->codes[i * j->n_in + from] : get_code(j->packed + i * j->row_words * 4, 1, from, j->bits);
+            uint32_t v = j->codes ? j->codes[i * j->n_in + from]
+                                  : rq_get_code(j->packed + i * j->row_words * 4, 1, from, j->bits);
             rq_put_code(row, 1, k, j->bits, v);
         }
     }
@@ -301,6 +290,18 @@ done:
     return status;
 }
 
+static rq_status check_scales(const rq_grid *g, const char *name) {
+    for (int64_t i = 0; i < g->n_out; ++i) {
+        for (int64_t k = 0; k < g->n_group; ++k) {
+            if (!isfinite(rq_grid_scale(g, i, k))) {
+                return rq_fail(RQ_ERR_INPUT, "%s.weight_scale: row %lld, group %lld is not a finite number", name,
+                               (long long)i, (long long)k);
+            }
+        }
+    }
+    return RQ_OK;
+}
+
 static rq_status load_scales(rq_packed *p, const char *name, const rq_tensor *t) {
     rq_status status = RQ_OK;
     rq_grid *g = &p->u.grid;
@@ -317,14 +318,7 @@ static rq_status load_scales(rq_packed *p, const char *name, const rq_tensor *t)
         g->scale_f16 = data;
     else
         g->scale_f32 = data;
-    for (int64_t i = 0; i < g->n_out; ++i) {
-        for (int64_t k = 0; k < g->n_group; ++k) {
-            if (!isfinite(rq_grid_scale(g, i, k))) {
-                RQ_FAIL(RQ_ERR_INPUT, "%s.weight_scale: row %lld, group %lld is not a finite number", name,
-                        (long long)i, (long long)k);
-            }
-        }
-    }
+    RQ_TRY(check_scales(g, name));
 done:
     return status;
 }
@@ -338,7 +332,7 @@ static rq_status load_zeros(rq_packed *p, const rq_tensor *t) {
     for (int64_t i = 0; i < g->n_out; ++i) {
         for (int64_t k = 0; k < g->n_group; ++k) {
             zero[i * g->n_group + k] =
-                (uint8_t)get_code((const unsigned char *)t->data + k * 4, g->n_group, i, g->bits);
+                (uint8_t)rq_get_code((const unsigned char *)t->data + k * 4, g->n_group, i, g->bits);
         }
     }
     return RQ_OK;
@@ -385,6 +379,39 @@ rq_status rq_grid_load(rq_packed *p, const rq_store *s, const char *name, int bi
         RQ_TRY(load_zeros(p, t));
     } else if (rq_pack_has(s, name, ".weight_zero_point")) {
         RQ_FAIL(RQ_ERR_INPUT, "%s: described as symmetric, but has zero points", name);
+    }
+done:
+    if (status != RQ_OK) rq_packed_free(p);
+    return status;
+}
+
+rq_status rq_grid_take(rq_packed *p, const char *name, const rq_grid_parts *from, rq_status so_far) {
+    rq_status status = so_far;
+    int32_t *perm;
+    void *const given[] = {from->words, from->scale_f16, from->scale_f32, from->zero};
+    memset(p, 0, sizeof *p);
+    if (status == RQ_OK) status = check_sizes(name, RQ_ERR_INPUT, from->n_out, from->n_in, from->bits, from->group);
+    if (status == RQ_OK) describe(p, from->n_out, from->n_in, from->bits, from->group);
+    for (int i = 0; i < 4; ++i) rq_pack_own(p, given[i]);
+    RQ_TRY(status);
+    rq_grid *g = &p->u.grid;
+    g->words = from->words;
+    g->scale_f16 = from->scale_f16;
+    g->scale_f32 = from->scale_f32;
+    RQ_TRY(check_scales(g, name));
+    for (int64_t i = 0; from->zero && i < g->n_out * g->n_group; ++i) {
+        if (from->zero[i] != 1 << (g->bits - 1)) g->zero = from->zero; /* else it is symmetric */
+    }
+    if (from->g_idx) {
+        RQ_TRY(RQ_NEW(perm, g->n_in));
+        g->perm = rq_pack_own(p, perm);
+        RQ_TRY(sort_by_group(perm, name, from->g_idx, g->n_in, g->group, RQ_ERR_INPUT));
+        uint32_t *words;
+        pack_job j = {NULL, g->n_out, g->n_in, 0, g->bits, NULL, (const unsigned char *)from->words, perm};
+        RQ_TRY(pack_words(&words, &j));
+        g->words = words;
+        free(from->words);
+        p->owned[0] = words;
     }
 done:
     if (status != RQ_OK) rq_packed_free(p);

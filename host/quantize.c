@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The quantizer's frame: plan, checks, memory and time estimates, fingerprint, the folder of finished matrices, resume. */
 #define PCRE2_CODE_UNIT_WIDTH 8
-#include <dirent.h>
 #include <errno.h>
 #include <pcre2.h>
 #include <sys/stat.h>
@@ -10,6 +9,7 @@
 
 #include "backend.h"
 #include "device.h"
+#include "folder.h"
 #include "quantize.h"
 
 /* ---- plan ---- */
@@ -292,31 +292,6 @@ done:
     return status;
 }
 
-/* Remove a folder of plain files and one level of folders (what we made ourselves). */
-static void remove_folder(const char *path) {
-    DIR *dir = opendir(path);
-    for (struct dirent *e; dir && (e = readdir(dir));) {
-        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
-        char *child = rq_path_join(path, e->d_name);
-        if (child && unlink(child) != 0) remove_folder(child);
-        free(child);
-    }
-    if (dir) closedir(dir);
-    rmdir(path);
-}
-
-/* but: a name in it that does not count, or NULL. */
-static bool folder_is_used(const char *path, const char *but) {
-    DIR *dir = opendir(path);
-    bool used = false;
-    if (!dir) return access(path, F_OK) == 0;
-    for (struct dirent *e; (e = readdir(dir));) {
-        used |= strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 && !(but && strcmp(e->d_name, but) == 0);
-    }
-    closedir(dir);
-    return used;
-}
-
 static rq_status open_first_work_dir(rq_quantizer *z, const char *now) {
     rq_status status = RQ_OK;
     const rq_quantize_job *job = z->job;
@@ -340,13 +315,13 @@ static rq_status open_first_work_dir(rq_quantizer *z, const char *now) {
                z->work_dir);
     if (job->resume && !there) rq_log(RQ_LOG_INFO, "nothing to resume in %s: starting anew", z->work_dir);
     /* A run that was killed at once leaves an empty folder, or the first file on its way. */
-    if (!there && folder_is_used(z->work_dir, "fingerprint.tmp"))
+    if (!there && rq_folder_is_used(z->work_dir, "fingerprint.tmp"))
         RQ_FAIL(RQ_ERR_ARG, "%s exists and is not ours", z->work_dir);
-    remove_folder(z->work_dir);
+    rq_folder_remove(z->work_dir);
     if (mkdir(z->work_dir, 0777) != 0)
         RQ_FAIL(RQ_ERR_IO, "cannot make the folder %s: %s", z->work_dir, strerror(errno));
     status = rq_write_file(path, now, (int64_t)strlen(now));
-    if (status != RQ_OK) remove_folder(z->work_dir);
+    if (status != RQ_OK) rq_folder_remove(z->work_dir);
 done:
     free(before);
     free(path);
@@ -397,7 +372,7 @@ static rq_status check_out(const rq_quantize_job *job) {
     rq_status status = RQ_OK;
     char *report = rq_path_join(job->out_path, "report.json");
     if (!report) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
-    if (!folder_is_used(job->out_path, NULL)) goto done;
+    if (!rq_folder_is_used(job->out_path, NULL)) goto done;
     if (!job->force) RQ_FAIL(RQ_ERR_ARG, "%s exists and is not empty; --force replaces it", job->out_path);
     if (access(report, F_OK) != 0)
         RQ_FAIL(RQ_ERR_ARG, "%s holds no report.json of ours: --force does not remove it", job->out_path);
@@ -457,7 +432,7 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
     RQ_TRY(rq_plan_factors(&z));
     RQ_TRY(rq_quantize_blocks(&z));
     RQ_TRY(write_output(&z, report));
-    remove_folder(z.work_dir);
+    rq_folder_remove(z.work_dir);
     report->n_resumed = z.n_resumed;
     report->seconds = rq_seconds() - started;
     if (job->progress) job->progress(job->user, 1, "done");

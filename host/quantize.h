@@ -6,6 +6,7 @@
 #include "act_hadamard.h"
 #include "calib_tokens.h"
 #include "comp.h"
+#include "forward.h"
 #include "llama.h"
 #include "ranks.h"
 
@@ -178,8 +179,9 @@ rq_status rq_plan_factors(rq_quantizer *z);
 void rq_inputs_free(rq_quantizer *z);
 /* [width of the stage's input], or NULL. Those of stages 0 and 2 are part of the gain before them; those of 1 and 3 are in_scale of o and down. */
 const float *rq_stage_factors(const rq_quantizer *z, int64_t layer, int stage);
-/* The inputs of a matrix as the running model makes them of what its block computes: x[n_tok][n_in] in place, in fp32. */
-rq_status rq_input_apply(const rq_quantizer *z, int64_t layer, int which, float *x, int64_t n_tok);
+/* How the running model makes the inputs of a matrix from what its block computes, but for act8; and that, done to x[n_tok][width] in fp32. */
+rq_input rq_input_of(const rq_quantizer *z, int64_t layer, int which);
+void rq_input_apply(const rq_input *how, float *x, int64_t n_tok, int64_t width);
 /* A random sign that goes before a Hadamard matrix and is folded into the weights: of row i of v or up, of column i of o or down. 1 for other
  * matrices, and where o or down has no Hadamard matrix. */
 double rq_input_sign(const rq_quantizer *z, int64_t layer, int which, int64_t i);

@@ -131,23 +131,26 @@ double rq_input_sign(const rq_quantizer *z, int64_t layer, int which, int64_t i)
 /* ---- applying --------------------------------------------------------------------------------------------------------- */
 
 typedef struct input_job {
-    const rq_matrix_plan *p;
-    const rq_hadamard *h;
+    const rq_input *how;
+    int64_t width;
     float *x;
 } input_job;
 
 static void input_row(void *arg, int64_t t) {
     const input_job *j = arg;
-    float *x = j->x + t * j->p->n_in;
-    if (j->h) rq_hadamard_apply(j->h, x, j->p->n_in);
-    for (int64_t i = 0; j->p->in_scale && i < j->p->n_in; ++i) x[i] *= j->p->in_scale[i];
+    float *x = j->x + t * j->width;
+    if (j->how->hadamard) rq_hadamard_apply(j->how->hadamard, x, j->width);
+    for (int64_t i = 0; j->how->factors && i < j->width; ++i) x[i] *= j->how->factors[i];
 }
 
-rq_status rq_input_apply(const rq_quantizer *z, int64_t layer, int which, float *x, int64_t n_tok) {
+void rq_input_apply(const rq_input *how, float *x, int64_t n_tok, int64_t width) {
+    input_job j = {how, width, x};
+    if (how->hadamard || how->factors) rq_parallel_for(n_tok, input_row, &j);
+}
+
+rq_input rq_input_of(const rq_quantizer *z, int64_t layer, int which) {
     const rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS + which];
-    input_job j = {p, p->hadamard ? z->act_online[which == RQ_DOWN] : NULL, x};
-    if (j.h || p->in_scale) rq_parallel_for(n_tok, input_row, &j);
-    return RQ_OK;
+    return (rq_input){p->hadamard ? z->act_online[which == RQ_DOWN] : NULL, p->in_scale, false};
 }
 
 /* ---- column factors --------------------------------------------------------------------------------------------------- */

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The folder of a tuned model: that of the model it came from, with other scales, norms and codebooks. It is put together as
  * OUT.tuning and renamed when complete. */
-#include <dirent.h>
 #include <errno.h>
 #include <jansson.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "folder.h"
 #include "tune.h"
 
-enum { MAX_COPY_BYTES = 256 << 20, NAME_BYTES = 128 };
+enum { NAME_BYTES = 128 };
 
 /* ---- tensors ---- */
 
@@ -186,43 +186,8 @@ done:
 
 /* ---- files ---- */
 
-static bool is_dir(const char *path) {
-    struct stat st;
-    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
-}
-
-static rq_status copy_file(const char *from_dir, const char *to_dir, const char *name) {
-    rq_status status = RQ_OK;
-    char *from = rq_path_join(from_dir, name), *to = rq_path_join(to_dir, name), *text = NULL;
-    int64_t n;
-    if (!from || !to) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
-    if (is_dir(from)) {
-        rq_log(RQ_LOG_WARN, "the folder %s is not copied", from);
-        goto done;
-    }
-    RQ_TRY(rq_read_file(from, MAX_COPY_BYTES, &text, &n));
-    RQ_TRY(rq_write_file(to, text, n));
-done:
-    free(from);
-    free(to);
-    free(text);
-    return status;
-}
-
-static rq_status copy_others(const char *from, const char *to) {
-    rq_status status = RQ_OK;
-    DIR *dir = opendir(from);
-    if (!dir) return rq_fail(RQ_ERR_IO, "cannot list %s: %s", from, strerror(errno));
-    for (struct dirent *e; (e = readdir(dir));) {
-        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 ||
-            strcmp(e->d_name, "model.safetensors") == 0 || strcmp(e->d_name, "report.json") == 0) {
-            continue;
-        }
-        RQ_TRY(copy_file(from, to, e->d_name));
-    }
-done:
-    closedir(dir);
-    return status;
+static bool is_written_anew(const char *name) {
+    return strcmp(name, "model.safetensors") == 0 || strcmp(name, "report.json") == 0;
 }
 
 /* The report of the model, or a new one, with "tune". */
@@ -257,27 +222,6 @@ done:
     return status;
 }
 
-/* Our own unfinished folder holds plain files only. */
-static void remove_folder(const char *path) {
-    DIR *dir = opendir(path);
-    for (struct dirent *e; dir && (e = readdir(dir));) {
-        char *child = rq_path_join(path, e->d_name);
-        if (child && e->d_name[0] != '.') unlink(child);
-        free(child);
-    }
-    if (dir) closedir(dir);
-    rmdir(path);
-}
-
-static bool is_used(const char *path) {
-    DIR *dir = opendir(path);
-    bool used = false;
-    if (!dir) return access(path, F_OK) == 0;
-    for (struct dirent *e; (e = readdir(dir));) used |= strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
-    closedir(dir);
-    return used;
-}
-
 rq_status rq_tune_check_out(const rq_model *m, const char *out) {
     rq_status status = RQ_OK;
     const char *from = rq_store_path(m->store);
@@ -286,10 +230,10 @@ rq_status rq_tune_check_out(const rq_model *m, const char *out) {
         partial = NULL; /* asprintf leaves it undefined */
         RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     }
-    if (!is_dir(from) || access(weights, F_OK) != 0) {
+    if (!rq_folder_is(from) || access(weights, F_OK) != 0) {
         RQ_FAIL(RQ_ERR_ARG, "%s is not a folder with a model.safetensors", from);
     }
-    if (is_used(out)) RQ_FAIL(RQ_ERR_ARG, "%s exists and is not empty", out);
+    if (rq_folder_is_used(out, NULL)) RQ_FAIL(RQ_ERR_ARG, "%s exists and is not empty", out);
     if (access(partial, F_OK) == 0) RQ_FAIL(RQ_ERR_ARG, "%s is in the way: remove it", partial);
 done:
     free(weights);
@@ -311,13 +255,13 @@ rq_status rq_tune_write(const rq_model *m, const char *out, const char *tune_jso
     weights = rq_path_join(dir, "model.safetensors");
     if (!weights) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(write_weights(m, weights));
-    RQ_TRY(copy_others(rq_store_path(m->store), dir));
+    RQ_TRY(rq_folder_copy(rq_store_path(m->store), dir, is_written_anew));
     RQ_TRY(write_report(rq_store_path(m->store), dir, tune_json));
     if (access(out, F_OK) == 0 && rmdir(out) != 0) RQ_FAIL(RQ_ERR_IO, "cannot replace %s: %s", out, strerror(errno));
     if (rename(dir, out) != 0) RQ_FAIL(RQ_ERR_IO, "cannot put %s in place: %s", out, strerror(errno));
     made = false;
 done:
-    if (made) remove_folder(dir);
+    if (made) rq_folder_remove(dir);
     free(dir);
     free(weights);
     return status;

@@ -38,6 +38,9 @@ if(NOT RQ_FUZZ)
   add_test(NAME test_command COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_command.py $<TARGET_FILE:requite>
            ${CMAKE_CURRENT_SOURCE_DIR})
   set_tests_properties(test_command PROPERTIES TIMEOUT 900 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  add_test(NAME test_convert COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_convert.py $<TARGET_FILE:requite>
+           ${CMAKE_CURRENT_SOURCE_DIR})
+  set_tests_properties(test_convert PROPERTIES TIMEOUT 600 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
 endif()
 # Several processes on one model.
 if(NOT RQ_FUZZ AND MPI_C_FOUND AND RQ_MPI)

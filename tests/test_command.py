@@ -115,7 +115,7 @@ def quantize(model, out, *args, **kw):
 
 
 def test_help():
-    for sub in ("quantize", "eval", "generate", "tokenize", "inspect", "verify", "layer"):
+    for sub in ("quantize", "eval", "generate", "tokenize", "inspect", "verify", "layer", "convert"):
         assert "usage: requite " + sub in run(sub, "--help").stdout
         assert sub in run("--help").stdout
     assert "0.1.0" in run("--version").stdout

@@ -246,7 +246,8 @@ static void inputs_are_as_defined(void **state) {
         float *x = must_alloc(N_TOK * n, sizeof *x), *y = must_alloc(N_TOK * n, sizeof *y);
         double *m = input_matrix(p);
         for (int64_t i = 0; i < N_TOK * n; ++i) x[i] = y[i] = (float)(rq_random_unit(3, (uint64_t)i) - 0.5);
-        assert_ok(rq_input_apply(&f.z, 1, which, y, N_TOK));
+        const rq_input how = rq_input_of(&f.z, 1, which);
+        rq_input_apply(&how, y, N_TOK, n);
         assert_true((p->hadamard != 0) == (which == RQ_O || which == RQ_DOWN));
         for (int64_t t = 0; t < N_TOK; ++t) {
             for (int64_t i = 0; i < n; ++i) {

@@ -158,7 +158,7 @@ static void refusals(void **state) {
          "not above"},
         {RQ_ERR_UNSUPPORTED, "{" LLAMA ",\"partial_rotary_factor\":0.5}", "0.5"},
         {RQ_ERR_INPUT, "{" LLAMA ",\"quantization_config\":{}}", "no quant_method"},
-        {RQ_ERR_UNSUPPORTED, "{" LLAMA ",\"quantization_config\":{\"quant_method\":\"gptq\"}}", "gptq"},
+        {RQ_ERR_UNSUPPORTED, "{" LLAMA ",\"quantization_config\":{\"quant_method\":\"quip\"}}", "quip"},
         {RQ_ERR_UNSUPPORTED, "{" MISTRAL "}", "4096 of 32768"}, /* the class's default window */
         {RQ_ERR_UNSUPPORTED, "{" MISTRAL ",\"sliding_window\":4096}", "4096 of 32768"},
         {RQ_ERR_UNSUPPORTED, "{" QWEN2 ",\"use_sliding_window\":true,\"max_window_layers\":1,\"sliding_window\":9}",
@@ -285,10 +285,19 @@ static void embedding_packed(rq_out_tensor *t) {
     t->name = "model.embed_tokens.weight_packed";
     t->dtype = RQ_I32;
 }
-static void as_bias(rq_out_tensor *t) {
+static rq_status fill_ones(void *arg, void *dst, int64_t n_bytes) {
+    (void)arg;
+    memset(dst, 0x3f, (size_t)n_bytes);
+    return RQ_OK;
+}
+static void as_zero_bias(rq_out_tensor *t) {
     t->name = "model.layers.0.self_attn.q_proj.bias";
     t->rank = 1;
     t->shape[0] = 8;
+}
+static void as_bias(rq_out_tensor *t) {
+    as_zero_bias(t);
+    t->fill = fill_ones;
 }
 
 static void tensors_against_config(void **state) {
@@ -311,6 +320,7 @@ static void tensors_against_config(void **state) {
     assert_int_equal(load_small(folder, SMALL "}", 0, embedding_packed), RQ_OK);
     assert_int_equal(load_small(folder, SMALL ",\"tie_word_embeddings\":true}", 2, as_bias), RQ_ERR_INPUT);
     assert_non_null(strstr(rq_last_error(), "no such bias"));
+    assert_int_equal(load_small(folder, SMALL ",\"tie_word_embeddings\":true}", 2, as_zero_bias), RQ_OK);
     assert_int_equal(load_small(folder, SMALL ",\"attention_bias\":true}", -1, NULL), RQ_ERR_INPUT);
     assert_non_null(strstr(rq_last_error(), "q_proj.bias is missing"));
     write_text(folder, "generation_config.json", "{\"eos_token_id\":[3,4]}");

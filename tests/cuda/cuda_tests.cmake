@@ -222,7 +222,9 @@ endif()
 if(RQ_BUILD_TESTS AND TARGET sim_requite)
   add_test(NAME sim_quantize COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_quantize.py $<TARGET_FILE:sim_requite>
                                      ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied)
-  set_tests_properties(sim_quantize PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 300)
+  add_test(NAME sim_generate COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_generate.py $<TARGET_FILE:sim_requite>
+                                     ${CMAKE_SOURCE_DIR}/tests)
+  set_tests_properties(sim_quantize sim_generate PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 300)
 endif()
 
 if(RQ_BUILD_TESTS AND TARGET gpusim_cublas)

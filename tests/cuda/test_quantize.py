@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """test_quantize.py REQUITE MODEL: `requite quantize --device cuda` in the simulator against --device cpu.
 
-MODEL is a two-layer Llama of small width. Every compensator with the rounders that have a device form, and one that has none: the files hold the
+MODEL is a two-layer Llama of small width. Every compensator with the rounders that have a device form, columns and vectors: the files hold the
 same codes. Sums are in another order on a GPU, so a weight on the edge of two codes may fall to the other side, and then all that comes after sees other
 inputs: in the first block at most one byte of codes in a hundred may differ, and the losses of all matrices together by 3 %."""
 import array, json, os, random, struct, subprocess, sys, tempfile

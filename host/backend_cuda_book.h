@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the codebook operations of the CUDA row share (backend_cuda_book*.c): a task's arrays on the device, from its first operation to
+ * book_forget. The host's arrays are the master: an operation sends what it reads of them, and brings back what it changed. */
+#ifndef RQ_BACKEND_CUDA_BOOK_H
+#define RQ_BACKEND_CUDA_BOOK_H
+
+#include "backend_cuda.h"
+#include "comp_book.h"
+#include "rq_cuda_book.h"
+
+typedef struct cuda_book {
+    float *table[2], *scale, *step;
+    int32_t *matrix;
+    rq_cuda_vec_code *code;
+    int8_t *outlier;
+    rq_cuda_span *span; /* in sweep order */
+    int32_t *perm;
+    uint8_t *dead;
+} cuda_book;
+
+/* Made by the first call for a task. */
+rq_status cuda_book_of(cuda_book **own, cuda_device *dev, rq_book_task *t);
+/* Tables, scales and outlier steps as the host has them now. */
+rq_status cuda_book_send(cuda_device *dev, const cuda_book *b, const rq_book_task *t);
+rq_cuda_books cuda_books(const cuda_book *b, const rq_book_task *t);
+/* Codes and outliers to the host. */
+rq_status cuda_book_fetch(cuda_device *dev, const cuda_book *b, const rq_book_task *t, rq_vec_code *code,
+                          int8_t *outlier);
+/* Spans [first, *last) fit a block of RQ_COMP_BLOCK columns. */
+int64_t cuda_book_block(const rq_prep *p, int64_t first);
+
+#endif
