@@ -3,8 +3,8 @@
 #   bin/sim/NAME  for the simulator (RQ_GPUSIM): nvcc's PTX, with tests/gpusim in the place of the CUDA runtime; label gpusim
 #   bin/gpu/NAME  for a GPU (RQ_CUDA): machine code, the static CUDA runtime; label gpu, skipped where no GPU is
 # bad_*.cu are wrong on purpose: built for the simulator alone, and run by test_bad.py. A source whose head comment says
-# "Targets: sm_80 sm_90a" gets machine code for both; without such a line, sm_90a. "Libraries: cublas cublasLt cusolver nccl requite quantizer"
-# links those, or what the simulator has in their place (requite: the kernels of cuda/; quantizer: the library, or with RQ_KERNELS_ONLY the quantizer of one matrix, with host/backend_cuda*.c); where one is missing, the program is
+# "Targets: sm_80 sm_90a" gets machine code for both; without such a line, sm_90a. "Libraries: cublas cublasLt cusolver nccl requite quantizer models"
+# links those, or what the simulator has in their place (requite: the kernels of cuda/; quantizer: the library, or with RQ_KERNELS_ONLY the quantizer of one matrix, with host/backend_cuda*.c; models: that it is the library); where one is missing, the program is
 # not built.
 set(RQ_CUDA_TESTS ${CMAKE_CURRENT_LIST_DIR})
 if(NOT CMAKE_CUDA_COMPILER)
@@ -72,6 +72,7 @@ find_file(RQ_CUBLAS_HEADER cublas_v2.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFA
 find_file(RQ_CUSOLVER_HEADER cusolverDn.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH)
 if(RQ_KERNELS_ONLY)
   include(${CMAKE_SOURCE_DIR}/host/sources.cmake)
+  list(FILTER RQ_BACKEND_SOURCES EXCLUDE REGEX "/backend_cuda_(decode|weights)\\.c$") # of models
   rq_add_quantizer(requite_quantizer)
   set(RQ_QUANTIZER requite_quantizer)
 else()
@@ -132,6 +133,8 @@ function(rq_cuda_libraries out there source what)
       else()
         set(library requite_backend)
       endif()
+    elseif(name STREQUAL models)
+      set(library requite_static)
     elseif(what STREQUAL sim)
       string(REPLACE cublasLt cublas name ${name})
       set(library gpusim_${name})

@@ -5,7 +5,7 @@
  *
  * A GPU multiplies activations of fp16 where the CPU has fp32. Roundings are independent, so the bound is on the root mean square of the logits' differences, as a
  * share of that of the logits; where inputs of matrices are rounded to 8 bits a step can fall to the other side, which costs more. Greedy
- * tokens must be the CPU's, but for those whose logits the CPU itself has closer together than the bound. Libraries: quantizer cublas. */
+ * tokens must be the CPU's, but for those whose logits the CPU itself has closer together than the bound. Libraries: quantizer models cublas. */
 #include "decoder.h"
 #include "device.h"
 #include "hosttest.h"
