@@ -143,8 +143,7 @@ const rq_device_ops rq_device_cpu = {.name = "cpu",
                                      .book_forget = cpu_book_forget,
                                      .forget = cpu_forget};
 
-/* Row and index of a name, or a sentence. */
-static rq_status find(const rq_device_ops **row, int *index, const char *name) {
+rq_status rq_device_find(const rq_device_ops **row, int *index, const char *name) {
     *index = 0;
     *row = &rq_device_cpu;
     if (strcmp(name, "cpu") == 0) return RQ_OK;
@@ -167,7 +166,7 @@ static rq_status find(const rq_device_ops **row, int *index, const char *name) {
 rq_status rq_device_check(const char *name) {
     const rq_device_ops *row;
     int index;
-    return find(&row, &index, name);
+    return rq_device_find(&row, &index, name);
 }
 
 rq_status rq_device_open(rq_device **d, const char *name) {
@@ -175,7 +174,7 @@ rq_status rq_device_open(rq_device **d, const char *name) {
     const rq_device_ops *row;
     int index;
     *d = NULL;
-    RQ_TRY(find(&row, &index, name));
+    RQ_TRY(rq_device_find(&row, &index, name));
     RQ_TRY(RQ_NEW_ZERO(*d, 1));
     (*d)->ops = row;
     RQ_TRY(row->open(&(*d)->own, index));

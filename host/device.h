@@ -49,8 +49,9 @@ struct rq_device {
 };
 
 /* "cpu", "cuda" or "cuda:N". RQ_ERR_DEVICE, with a sentence that says what is missing, when there is none of that kind; RQ_ERR_ARG for another
- * name. rq_device_check reads the name alone. */
+ * name. rq_device_check and rq_device_find, which gives the row and the index, read the name alone. */
 rq_status rq_device_check(const char *name);
+rq_status rq_device_find(const rq_device_ops **row, int *index, const char *name);
 rq_status rq_device_open(rq_device **d, const char *name);
 void rq_device_close(rq_device *d); /* after every rq_prep made on it is freed */
 
