@@ -100,6 +100,12 @@ if(RQ_GPUSIM AND TARGET gpusim_cublas AND TARGET gpusim_cusolver)
     set_target_properties(sim_requite PROPERTIES OUTPUT_NAME requite RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/sim
                                                  ENABLE_EXPORTS ON CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX)
     target_link_libraries(sim_requite PRIVATE requite_backend_sim)
+    # The command as on a GPU machine: the same objects with the CUDA run time in the simulator's place, so that what does not link shows without
+    # a GPU. Kernels are the simulator's PTX.
+    add_executable(native_requite ${CMAKE_SOURCE_DIR}/host/main.c ${RQ_COMMAND_SOURCES} $<TARGET_OBJECTS:requite_backend_sim>)
+    set_target_properties(native_requite PROPERTIES OUTPUT_NAME requite RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/native
+                                                    CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX)
+    target_link_libraries(native_requite PRIVATE requite_static requite_cuda_sim CUDA::cudart_static)
   endif()
 endif()
 if(RQ_CUDA)
@@ -230,6 +236,9 @@ if(RQ_BUILD_TESTS AND TARGET sim_requite)
   add_test(NAME sim_quantize COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_quantize.py $<TARGET_FILE:sim_requite>
                                      ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied)
   set_tests_properties(sim_quantize PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 300)
+  add_test(NAME cuda_no_device COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_no_device.py $<TARGET_FILE:native_requite>
+                                       ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied)
+  set_tests_properties(cuda_no_device PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
 endif()
 
 if(RQ_BUILD_TESTS AND TARGET gpusim_cublas)
