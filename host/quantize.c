@@ -395,11 +395,11 @@ done:
     return status;
 }
 
-rq_status rq_quantize_model(const rq_quantize_job *given, rq_quantize_report *report) {
+rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *report) {
     rq_status status = RQ_OK;
-    rq_quantize_job changed = *given, *const job = &changed;
     rq_quantizer z = {.job = job};
-    rq_device_list devices;
+    rq_quantize_job planned;
+    rq_device_list devices = {0};
     rq_rotation *own = NULL; /* the model's pointer is borrowed for the run */
     double started = rq_seconds();
     *report = (rq_quantize_report){0};
@@ -410,7 +410,9 @@ rq_status rq_quantize_model(const rq_quantize_job *given, rq_quantize_report *re
             RQ_FAIL(RQ_ERR_UNSUPPORTED, "--devices %s: there is no cost model of --bpw, --smooth and --cross",
                     job->devices);
         RQ_TRY(rq_device_list_parse(&devices, job->devices));
-        job->dry_ranks = devices.n;
+        planned = *job;
+        planned.dry_ranks = devices.n;
+        z.job = job = &planned;
     }
     if (job->token_weights != RQ_TOKENS_EVEN && !(job->token_min > 0 && job->token_min <= 1)) {
         RQ_FAIL(RQ_ERR_ARG, "token-min is %g: above 0 and at most 1 is wanted", job->token_min);

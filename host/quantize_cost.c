@@ -39,7 +39,7 @@ static const nominal *find(const char *name) {
 }
 
 rq_status rq_device_list_parse(rq_device_list *d, const char *text) {
-    char *end, unit = 0;
+    char *end;
     const long n = strtol(text, &end, 10);
     *d = (rq_device_list){0};
     if (end == text || *end != 'x' || n < 1 || n > 1 << 16) goto bad;
@@ -52,7 +52,7 @@ rq_status rq_device_list_parse(rq_device_list *d, const char *text) {
     if (row) d->memory = row->memory * 1073741824;
     if (!dash) return RQ_OK;
     d->memory = strtod(dash + 1, &end) * 1073741824;
-    if (end == dash + 1 || (unit = *end) != 'G' || end[1] || !(d->memory > 0)) goto bad;
+    if (end == dash + 1 || *end != 'G' || end[1] || !(d->memory > 0)) goto bad;
     return RQ_OK;
 bad:
     return rq_fail(RQ_ERR_ARG, "--devices %s: a number, a name and their memory are wanted, as 8xH100-80G", text);
