@@ -20,6 +20,7 @@ typedef struct cuda_libs {
     __typeof__(cublasSetStream_v2) *blas_set_stream;
     __typeof__(cublasSetMathMode) *blas_set_math;
     __typeof__(cublasSgemm_v2) *sgemm;
+    __typeof__(cublasGemmEx) *gemm_ex;
     __typeof__(cusolverDnCreate) *solver_create;
     __typeof__(cusolverDnDestroy) *solver_destroy;
     __typeof__(cusolverDnSetStream) *solver_set_stream;
@@ -101,8 +102,13 @@ rq_status cuda_sgemm(cuda_device *dev, rq_trans tb, int64_t m, int64_t n, int64_
 rq_status cuda_sgemm_tn(cuda_device *dev, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                         int64_t ldb, float *c, int64_t ldc, const char *what);
 
+/* cuda_sgemm with alpha 1 of A and B in bfloat16: products are exact in fp32, in which they are summed. */
+rq_status cuda_gemm_bf16(cuda_device *dev, rq_trans tb, int64_t m, int64_t n, int64_t k, const uint16_t *a, int64_t lda,
+                         const uint16_t *b, int64_t ldb, float beta, float *c, int64_t ldc, const char *what);
+
 /* backend_cuda.c: activations that are on the device already, into the Gram matrices that gram_start began; up to RQ_CUDA_GRAM_CHUNK tokens. */
 rq_status cuda_gram_chunk(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n);
+rq_status cuda_gram_chunk_bf16(cuda_device *dev, const uint16_t *a, const uint16_t *b, int64_t n_tok, int64_t n);
 /* backend_cuda_factor.c */
 rq_status cuda_factor(void *own, rq_prep *p, const double *h, int64_t *bad);
 rq_status cuda_triangular_term(void *own, rq_prep *p, float *d);
