@@ -73,6 +73,7 @@ find_file(RQ_CUSOLVER_HEADER cusolverDn.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_D
 if(RQ_KERNELS_ONLY)
   include(${CMAKE_SOURCE_DIR}/host/sources.cmake)
   rq_add_quantizer(requite_quantizer)
+  list(FILTER RQ_BACKEND_SOURCES EXCLUDE REGEX ${RQ_BACKEND_MODEL_FILES})
   set(RQ_QUANTIZER requite_quantizer)
 else()
   set(RQ_QUANTIZER requite_static)
@@ -244,6 +245,17 @@ endif()
 if(RQ_BUILD_TESTS AND TARGET gpusim_cublas)
   add_test(NAME sim_simcc COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_simcc.py ${CMAKE_BINARY_DIR} ${CMAKE_CUDA_COMPILER})
   set_tests_properties(sim_simcc PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 1200)
+endif()
+
+# comp of the files alone that a build with RQ_KERNELS_ONLY has: it has to link.
+if(TARGET sim_comp AND NOT RQ_KERNELS_ONLY)
+  set(alone "$<FILTER:$<TARGET_OBJECTS:requite_objects>,INCLUDE,${RQ_QUANTIZER_FILES}>")
+  add_executable(comp_alone ${RQ_CUDA_TESTS}/comp.c "$<FILTER:${alone},EXCLUDE,${RQ_NOT_QUANTIZER_FILES}>"
+                            "$<FILTER:$<TARGET_OBJECTS:requite_backend_sim>,EXCLUDE,${RQ_BACKEND_MODEL_FILES}>")
+  set_target_properties(comp_alone PROPERTIES CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX)
+  target_include_directories(comp_alone PRIVATE ${CMAKE_SOURCE_DIR}/host)
+  target_include_directories(comp_alone SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+  target_link_libraries(comp_alone PRIVATE requite_cuda_sim gpusim_cusolver gpusim_cublas gpusim Threads::Threads m ${CMAKE_DL_LIBS})
 endif()
 
 # .ci/gpu itself, with the simulator in the GPU's place.
