@@ -205,7 +205,7 @@ def test_grids():
                     assert json.load(f) == quant
             elif to == "compressed-tensors":
                 weights = quant["config_groups"]["group_0"]["weights"]
-                assert weights["num_bits"] == bits and weights["group_size"] == (group or None) and quant["ignore"] == []
+                assert weights["num_bits"] == bits and weights["group_size"] == (group or None) and quant["ignore"] == ["lm_head"]
             check_same(model, to, out)
 
 
@@ -238,7 +238,7 @@ def test_mixed_settings():
     check_same(model, "gptq", model + ".gptq")
     check_same(model, "compressed-tensors", convert(model, "compressed-tensors")[0])
     quant = config(model + ".compressed-tensors")["quantization_config"]
-    assert len(quant["config_groups"]) == 3 and quant["ignore"] == [f"model.layers.{i}.self_attn.k_proj" for i in (0, 1)]
+    assert len(quant["config_groups"]) == 3 and quant["ignore"] == ["lm_head", *(f"model.layers.{i}.self_attn.k_proj" for i in (0, 1))]
     assert "bits" in convert(model, "awq", code=4)[1].stderr
     groups = quantized("groups", "--bits", 4, "--group", 32, "--override", "down_proj:group=16")
     assert "one size for all" in convert(groups, "awq", code=4)[1].stderr
