@@ -371,7 +371,7 @@ done:
 
 int main(int argc, char **argv) {
     static context c;
-    int code = gemv_hand_over(argv);
+    int code = bench_hand_over("bench_gemv", argv);
     if (code) return code;
     code = gemv_parse(&c.o, argc, argv);
     if (code) return code - 1;

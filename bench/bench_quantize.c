@@ -8,9 +8,8 @@
 #include <math.h>
 
 #include "backend.h"
-#include "device.h"
-#include "device_plan.h"
 #include "harness.h"
+#include "quantize_ops.h"
 #include "random.h"
 #include "shapes.h"
 
@@ -26,11 +25,11 @@ typedef struct options {
     int64_t tokens;
     bool dry_run;
     const char *device_name; /* NULL: the CPU */
-    rq_device *device;
 } options;
 
 typedef struct stages {
     double gram, prepare, quantize, pack;
+    double stage[TIMED_STAGES]; /* of the same, what each operation of device.h took */
 } stages;
 
 static void help(void) {
@@ -43,7 +42,8 @@ static void help(void) {
     printf(" (576x1536)\n  --preset NAME     best (default) or reference\n  --set KEY=VALUE   any quantization option, "
            "e.g. bits=4; may be repeated\n"
            "  --tokens N        activations in the Gram matrices (4096)\n  --repeat N        best of N (3)\n"
-           "  --device NAME     cpu, cuda or cuda:N; sim: the work that a GPU would be given, without one\n"
+           "  --device NAME     cpu; cuda: bench_quantize_cuda, a program of its own; sim: the work that a GPU would "
+           "be given, without one\n"
            "  --threads N       worker threads (every core)\n  --json FILE, --csv FILE\n  --dry-run         sizes and "
            "work, without running\n");
 }
@@ -115,23 +115,22 @@ static void inputs_free(inputs *in) {
     free(in->d);
 }
 
-static rq_status one_run(stages *t, inputs *in, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *o,
-                         const rq_device *device) {
+static rq_status one_run(stages *t, inputs *in, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *o) {
     rq_status status = RQ_OK;
     rq_prep prep = {0};
     rq_quant_result r = {0};
     rq_packed_file file = {0};
     bool cross = rq_comp_get(o->comp)->uses_cross;
     double t0 = rq_seconds(), t1;
-    const rq_device_ops *row = rq_device_row(device);
-    void *own = rq_device_own(device);
+    const rq_device device = timed_device(NULL, NULL);
     double *d = cross ? in->d : NULL;
-    RQ_TRY(row->gram_start(own, in->h, d, n_in));
-    RQ_TRY(row->gram_add(own, in->h, d, in->x, in->dx, tokens, n_in));
-    RQ_TRY(row->gram_finish(own, in->h, d, n_in));
+    RQ_TRY(device.ops->gram_start(device.own, in->h, d, n_in));
+    RQ_TRY(device.ops->gram_add(device.own, in->h, d, in->x, in->dx, tokens, n_in));
+    RQ_TRY(device.ops->gram_finish(device.own, in->h, d, n_in));
     t1 = rq_seconds();
     t->gram = t1 - t0;
-    RQ_TRY(rq_prepare_on(&prep, device, in->h, d, n_in, o, "bench"));
+    timed_begin();
+    RQ_TRY(rq_prepare_on(&prep, &device, in->h, d, n_in, o, "bench"));
     t0 = rq_seconds();
     t->prepare = t0 - t1;
     RQ_TRY(rq_quantize_matrix(&r, in->w, n_out, &prep, o, "bench"));
@@ -139,6 +138,8 @@ static rq_status one_run(stages *t, inputs *in, int64_t n_out, int64_t n_in, int
     t->quantize = t1 - t0;
     RQ_TRY(rq_grid_pack_file(&file, "bench", &r.grid));
     t->pack = rq_seconds() - t1;
+    memcpy(t->stage, timed_seconds, sizeof t->stage);
+    t->stage[TIMED_GRAM] = t->gram;
 done:
     rq_packed_file_free(&file);
     rq_quant_result_free(&r);
@@ -205,7 +206,7 @@ static rq_status bench_one(const options *o, rq_comp comp, int64_t n_out, int64_
     }
     RQ_TRY(inputs_new(&in, n_out, n_in, o->tokens));
     for (int i = 0; i < o->repeat; ++i) {
-        RQ_TRY(one_run(&t, &in, n_out, n_in, o->tokens, &q, o->device));
+        RQ_TRY(one_run(&t, &in, n_out, n_in, o->tokens, &q));
         if (i == 0 || after_gram(&t) < after_gram(&best)) best = t;
     }
     printf("%-8s %6lldx%-6lld %9.4f %9.4f %9.4f %9.4f %10.4f\n", rq_comp_get(comp)->name, (long long)n_out,
@@ -214,7 +215,12 @@ static rq_status bench_one(const options *o, rq_comp comp, int64_t n_out, int64_
                           "n_out", (json_int_t)n_out, "n_in", (json_int_t)n_in, "tokens", (json_int_t)o->tokens,
                           "gram_s", best.gram, "prepare_s", best.prepare, "quantize_s", best.quantize, "pack_s",
                           best.pack, "after_gram_s", after_gram(&best), "sgemm_gflops", gflops, "repeat", o->repeat);
-    json_object_set_new(j, "device", json_string(o->device_name ? o->device_name : "cpu"));
+    json_object_set_new(j, "device", json_string("cpu"));
+    for (int i = TIMED_FACTOR; i < TIMED_STAGES; ++i) {
+        char key[32];
+        snprintf(key, sizeof key, "%s_s", timed_names[i]);
+        json_object_set_new(j, key, json_real(best.stage[i]));
+    }
     for (int i = 0; rq_quant_key_at(i); ++i) {
         char key[64], value[64];
         snprintf(key, sizeof key, "%s", rq_quant_key_at(i)->key);
@@ -226,6 +232,16 @@ static rq_status bench_one(const options *o, rq_comp comp, int64_t n_out, int64_
 done:
     inputs_free(&in);
     return status;
+}
+
+/* --device sim is this program's own: it only counts. */
+static int hand_over(char **argv) {
+    for (int i = 1; argv[i]; ++i) {
+        if ((!strcmp(argv[i], "--device") && argv[i + 1] && !strcmp(argv[i + 1], "cuda")) ||
+            !strcmp(argv[i], "--device=cuda"))
+            return bench_hand_over("bench_quantize", argv);
+    }
+    return 0;
 }
 
 static int fail(rq_status status) {
@@ -265,8 +281,7 @@ static int parse(options *o, int argc, char **argv) {
             break;
         case 'd':
             o->device_name = optarg;
-            ok = is_plan(o) || rq_device_check(optarg) == RQ_OK;
-            if (!ok) fprintf(stderr, "bench_quantize: %s\n", rq_last_error());
+            ok = is_plan(o) || strcmp(optarg, "cpu") == 0;
             break;
         case 'J': o->json = optarg; break;
         case 'C': o->csv = optarg; break;
@@ -292,14 +307,15 @@ int main(int argc, char **argv) {
         size_t used = strlen(flags);
         snprintf(flags + used, sizeof flags - used, "%s%s", i > 1 ? " " : "", argv[i]);
     }
-    int code = parse(&o, argc, argv);
+    int code = hand_over(argv);
+    if (code) return code;
+    code = parse(&o, argc, argv);
     if (code >= 0) return code;
     if (o.shapes.n == 0) bench_add_shapes(&o.shapes, "576x1536");
     for (int i = 0; o.n_comps == 0 && i < RQ_N_COMPS; ++i) o.comp[i] = (rq_comp)i;
     if (o.n_comps == 0) o.n_comps = RQ_N_COMPS;
     bool runs = !o.dry_run && !is_plan(&o);
     if (runs) RQ_TRY(rq_backend_init());
-    if (runs && o.device_name) RQ_TRY(rq_device_open(&o.device, o.device_name));
     bench_machine_look(&machine);
     double gflops = runs ? sgemm_gflops(2048) : 0;
     if (is_plan(&o)) {
@@ -321,7 +337,6 @@ int main(int argc, char **argv) {
     if (o.json) RQ_TRY(bench_write_json(o.json, records));
     if (o.csv) RQ_TRY(bench_write_csv(o.csv, records));
 done:
-    rq_device_close(o.device);
     json_decref(records);
     return fail(status);
 }

@@ -21,9 +21,4 @@ typedef struct gemv_options {
 /* 0: go on; otherwise the exit code + 1. */
 int gemv_parse(gemv_options *o, int argc, char **argv);
 
-/* With --device cuda or sim among the arguments: replaces this program by the bench_gemv_cuda that was built for a GPU (gpu/) or
- * for the simulator (sim/), in the folder of this one; cuda takes the simulator's where there is no other. Returns 0 where
- * there is nothing to hand over, 2 (with a sentence to stderr) where that program was not built. */
-int gemv_hand_over(char **argv);
-
 #endif

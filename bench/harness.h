@@ -54,4 +54,9 @@ void bench_join_flags(char *out, size_t size, int argc, char **argv);
 /* Comma-separated list of integers in [min, max]; the count, or -1 when malformed. */
 int bench_parse_ints(const char *text, int64_t min, int64_t max, int64_t *out, int max_n);
 
+/* With --device cuda or sim among the arguments: replaces this program by the PROGRAM_cuda that was built for a GPU (gpu/) or for the simulator (sim/),
+ * in the folder of this one; cuda takes the simulator's where there is no other. Returns 0 where there is nothing to hand over, 2 (with a sentence
+ * to stderr) where that program was not built. */
+int bench_hand_over(const char *program, char **argv);
+
 #endif

@@ -36,14 +36,23 @@ static pthread_once_t load_once = PTHREAD_ONCE_INIT;
 static char load_error[512]; /* empty when loaded */
 static char backend_name[64] = "OpenBLAS (not loaded)";
 
-/* ISO C has no conversion from void * to a function pointer; POSIX promises that the bits are the same. */
+/* The file: RQ_OPENBLAS names another. */
+static const char *library_name(void) {
+    const char *given = getenv("RQ_OPENBLAS");
+    return given && *given ? given : "libopenblas.so.0";
+}
+
+/* ISO C has no conversion from void * to a function pointer; POSIX promises that the bits are the same. The library that comes with Python's SciPy
+ * has the same functions with a prefix. */
 static bool find_symbol(void *lib, const char *name, void *slot, size_t slot_bytes) {
+    char prefixed[64];
     void *address = dlsym(lib, name);
+    snprintf(prefixed, sizeof prefixed, "scipy_%s", name);
+    if (!address) address = dlsym(lib, prefixed);
     if (!address) {
-        snprintf(
-            load_error, sizeof load_error,
-            "libopenblas.so.0 has no %s: install a full build of OpenBLAS (Debian and Ubuntu: package libopenblas0)",
-            name);
+        snprintf(load_error, sizeof load_error,
+                 "%s has no %s: install a full build of OpenBLAS (Debian and Ubuntu: package libopenblas0)",
+                 library_name(), name);
         return false;
     }
     memcpy(slot, &address, slot_bytes);
@@ -81,7 +90,7 @@ static void *open_library(void) {
     bool choose = strcmp(wanted, "env") != 0;
     char *core = choose ? swap_env("OPENBLAS_CORETYPE", wanted) : NULL;
     char *threads = swap_env("OPENBLAS_NUM_THREADS", "1"); /* no idle pool of its own */
-    void *lib = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
+    void *lib = dlopen(library_name(), RTLD_NOW | RTLD_LOCAL);
     if (choose) free(swap_env("OPENBLAS_CORETYPE", core));
     free(swap_env("OPENBLAS_NUM_THREADS", threads));
     free(core);
@@ -92,10 +101,10 @@ static void *open_library(void) {
 static void load_library(void) {
     void *lib = open_library();
     if (!lib) {
-        snprintf(
-            load_error, sizeof load_error,
-            "OpenBLAS is needed and could not be loaded (%s): install it (Debian and Ubuntu: package libopenblas0)",
-            dlerror());
+        snprintf(load_error, sizeof load_error,
+                 "OpenBLAS is needed and could not be loaded (%s): install it (Debian and Ubuntu: package "
+                 "libopenblas0), or name the file in RQ_OPENBLAS",
+                 dlerror());
         return;
     }
     if (!FIND(lib, "cblas_sgemm", sgemm) || !FIND(lib, "cblas_dgemm", dgemm) || !FIND(lib, "cblas_ssyrk", ssyrk) ||

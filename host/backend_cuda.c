@@ -132,10 +132,6 @@ static rq_status gram_start(void *own, double *h, double *d, int64_t n) {
         CUDA_TRY(cudaMemsetAsync(dev->d, 0, (size_t)(n * n) * sizeof *dev->d, dev->compute), "the cross Gram matrix");
     }
     RQ_TRY(CUDA_NEW(dev, dev->panel, rq_min_i64(n, RQ_CUDA_PANEL) * n, "a panel of a Gram matrix"));
-    for (int i = 0; i < 2; ++i) {
-        RQ_TRY(CUDA_NEW(dev, dev->a[i], RQ_CUDA_GRAM_CHUNK * n, "activations"));
-        if (d) RQ_TRY(CUDA_NEW(dev, dev->b[i], RQ_CUDA_GRAM_CHUNK * n, "activations"));
-    }
     dev->chunk = 0;
 done:
     if (status != RQ_OK) gram_free(dev);
@@ -143,7 +139,7 @@ done:
 }
 
 /* Panels of the lower triangle of H and, with b, of all of D, from one chunk on the device. */
-static rq_status gram_chunk(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n) {
+rq_status cuda_gram_chunk(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n) {
     rq_status status = RQ_OK;
     for (int64_t r0 = 0; r0 < n; r0 += RQ_CUDA_PANEL) {
         int64_t rows = rq_min_i64(RQ_CUDA_PANEL, n - r0), cols = r0 + rows;
@@ -165,12 +161,14 @@ static rq_status gram_add(void *own, double *h, double *d, const float *a, const
     for (int64_t t0 = 0; t0 < n_tok; t0 += RQ_CUDA_GRAM_CHUNK) {
         int64_t tokens = rq_min_i64(RQ_CUDA_GRAM_CHUNK, n_tok - t0), bytes = tokens * n * (int64_t)sizeof *a;
         int i = (int)(dev->chunk++ % 2);
+        if (!dev->a[i]) RQ_TRY(CUDA_NEW(dev, dev->a[i], RQ_CUDA_GRAM_CHUNK * n, "activations"));
+        if (d && !dev->b[i]) RQ_TRY(CUDA_NEW(dev, dev->b[i], RQ_CUDA_GRAM_CHUNK * n, "activations"));
         CUDA_TRY(cudaStreamWaitEvent(dev->copy, dev->used[i], 0), "activations");
         RQ_TRY(cuda_upload(dev, dev->a[i], a + t0 * n, bytes, dev->copy));
         if (d) RQ_TRY(cuda_upload(dev, dev->b[i], b + t0 * n, bytes, dev->copy));
         CUDA_TRY(cudaEventRecord(dev->filled[i], dev->copy), "activations");
         CUDA_TRY(cudaStreamWaitEvent(dev->compute, dev->filled[i], 0), "activations");
-        RQ_TRY(gram_chunk(dev, dev->a[i], d ? dev->b[i] : NULL, tokens, n));
+        RQ_TRY(cuda_gram_chunk(dev, dev->a[i], d ? dev->b[i] : NULL, tokens, n));
         CUDA_TRY(cudaEventRecord(dev->used[i], dev->compute), "activations");
     }
 done:

@@ -101,6 +101,8 @@ rq_status cuda_sgemm(cuda_device *dev, rq_trans tb, int64_t m, int64_t n, int64_
 rq_status cuda_sgemm_tn(cuda_device *dev, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                         int64_t ldb, float *c, int64_t ldc, const char *what);
 
+/* backend_cuda.c: activations that are on the device already, into the Gram matrices that gram_start began; up to RQ_CUDA_GRAM_CHUNK tokens. */
+rq_status cuda_gram_chunk(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n);
 /* backend_cuda_factor.c */
 rq_status cuda_factor(void *own, rq_prep *p, const double *h, int64_t *bad);
 rq_status cuda_triangular_term(void *own, rq_prep *p, float *d);

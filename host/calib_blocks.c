@@ -19,6 +19,7 @@
 #include "calib_blocks.h"
 
 #include "backend.h"
+#include "device_plan.h"
 
 enum { CHUNK_TOKENS = 2048 };
 
@@ -67,6 +68,18 @@ done:
     return status;
 }
 
+/* Device memory that the matrix takes which needs most. */
+static double most_matrix_bytes(const rq_calib *c) {
+    double most = 0;
+    for (int64_t i = 0; i < c->cfg->n_layer * RQ_N_LINEARS; ++i) {
+        const rq_matrix_plan *p = &c->z->plan[i];
+        rq_device_work w;
+        if (p->quantized && rq_device_plan(&w, p->n_out, p->n_in, 0, &p->opt) == RQ_OK && w.memory > most)
+            most = w.memory;
+    }
+    return most;
+}
+
 /* two: the fp stream too, where the plan wants D. */
 rq_status rq_calib_new(rq_calib *c, rq_quantizer *z, bool two) {
     rq_status status = RQ_OK;
@@ -103,6 +116,7 @@ rq_status rq_calib_new(rq_calib *c, rq_quantizer *z, bool two) {
                                                     .chunk = t,
                                                     .seq_len = c->seq_len,
                                                     .n_streams = any_cross ? 2 : 1,
+                                                    .matrix_bytes = most_matrix_bytes(c),
                                                     .cross = any_cross}));
     RQ_TRY(new_activations(c, widest));
     RQ_TRY(RQ_NEW(c->h, widest * widest));
@@ -248,7 +262,7 @@ static rq_status chunk_statistics(rq_calib *c, int stage, int64_t row0, int64_t 
         if (c->token) RQ_TRY(row->scale_rows(run, both[k], c->token + row0, n_tok, width));
         if (skip) RQ_TRY(row->drop_first(run, both[k], n_tok / c->seq_len, skip, width));
     }
-    if (c->need_cross) RQ_TRY(row->subtract(run, fp, q, tokens_kept(c, n_tok) * width));
+    if (c->need_cross) RQ_TRY(row->subtract(run, fp, q, tokens_kept(c, n_tok), width));
 done:
     return status;
 }

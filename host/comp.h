@@ -206,6 +206,8 @@ typedef struct rq_quant_result {
 void rq_quant_result_free(rq_quant_result *r);
 /* The run-time form, and the tensors on disk with the entry of the metadata (free() it), whatever the format. */
 rq_status rq_result_pack(rq_packed *p, const rq_quant_result *r);
+/* r->q[n_out][n_in] as a reader of the format sees them. */
+rq_status rq_result_values(rq_quant_result *r, int64_t n_out, int64_t n_in);
 rq_status rq_result_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_quant_result *r);
 
 /* One matrix of a set that shares its input. */

@@ -5,6 +5,9 @@
 #include "backend.h"
 #include "device.h"
 
+/* A program with the quantizer alone (host/sources.cmake) has no such function. */
+#pragma weak rq_result_values
+
 void rq_invert_spd(double *inv, const double *a, int64_t n) {
     double l[RQ_VEC_MAX * RQ_VEC_MAX] = {0}, m[RQ_VEC_MAX * RQ_VEC_MAX] = {0}; /* a = l l^T, m = l^-1 */
     memset(inv, 0, (size_t)(n * n) * sizeof *inv);
@@ -271,7 +274,6 @@ static rq_status emit(rq_quant_result *r, const run *z, const rq_quant_matrix *m
     int8_t *outlier;
     uint8_t *book_of = NULL;
     rq_f16 *f16[2] = {NULL, NULL}, *col_scale = NULL, *col_bias = NULL;
-    rq_packed packed = {0};
     OWN(book_scale, b->n_book);
     OWN(cols, rq_max_i64(1, p->n_outlier));
     OWN(outlier, rq_max_i64(1, n_out * p->n_outlier));
@@ -361,10 +363,10 @@ static rq_status emit(rq_quant_result *r, const run *z, const rq_quant_matrix *m
     }
     /* The later layers are calibrated on what a reader of the format will see: let the format say it. */
     RQ_TRY(RQ_NEW(r->q, n_out * n));
-    RQ_TRY(rq_result_pack(&packed, r));
-    for (int64_t i = 0; i < n_out; ++i) rq_unpack_row(&packed, i, r->q + i * n);
+    if (!&rq_result_values)
+        RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s: this program was built without packed formats", m[which].name);
+    RQ_TRY(rq_result_values(r, n_out, n));
 done:
-    rq_packed_free(&packed);
     return status;
 }
 

@@ -7,8 +7,6 @@
 #include "comp_book.h"
 #include "device.h"
 
-#include <jansson.h>
-
 void rq_quant_result_free(rq_quant_result *r) {
     free(r->codes);
     free(r->scale);
@@ -17,32 +15,6 @@ void rq_quant_result_free(rq_quant_result *r) {
     free(r->q);
     while (r->n_owned > 0) free(r->owned[--r->n_owned]);
     *r = (rq_quant_result){0};
-}
-
-rq_status rq_result_pack(rq_packed *p, const rq_quant_result *r) {
-    switch (r->format) {
-    case RQ_FORMAT_SSVQ: return rq_ssvq_pack(p, &r->ssvq);
-    case RQ_FORMAT_VQ: return rq_vq_pack(p, &r->vq);
-    case RQ_FORMAT_W4A8: return rq_w4a8_pack(p, &r->w4a8);
-    default: return rq_grid_pack(p, &r->grid);
-    }
-}
-
-rq_status rq_result_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_quant_result *r) {
-    if (r->format == RQ_FORMAT_SSVQ) return rq_ssvq_pack_file(f, json_entry, name, &r->ssvq);
-    if (r->format == RQ_FORMAT_VQ) return rq_vq_pack_file(f, json_entry, name, &r->vq);
-    if (r->format == RQ_FORMAT_W4A8) return rq_w4a8_pack_file(f, json_entry, name, &r->w4a8);
-    json_t *e = json_pack("{s:s, s:i, s:I, s:b}", "format", "grid", "bits", r->grid.bits, "group",
-                          (json_int_t)r->grid.group, "sym", r->zero == NULL);
-    *json_entry = json_dumps(e, JSON_COMPACT);
-    json_decref(e);
-    if (!*json_entry) return rq_fail(RQ_ERR_NOMEM, "out of memory");
-    rq_status status = rq_grid_pack_file(f, name, &r->grid);
-    if (status != RQ_OK) {
-        free(*json_entry);
-        *json_entry = NULL;
-    }
-    return status;
 }
 
 static rq_status check_weights(const float *w, int64_t n_out, int64_t n, const char *label) {

@@ -150,9 +150,9 @@ static rq_status cpu_drop_first(void *f, float *rows, int64_t n_seq, int64_t ski
     return RQ_OK;
 }
 
-static rq_status cpu_subtract(void *f, float *a, const float *b, int64_t n) {
+static rq_status cpu_subtract(void *f, float *a, const float *b, int64_t n_tok, int64_t width) {
     (void)f;
-    for (int64_t i = 0; i < n; ++i) a[i] -= b[i];
+    for (int64_t i = 0; i < n_tok * width; ++i) a[i] -= b[i];
     return RQ_OK;
 }
 

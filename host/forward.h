@@ -25,7 +25,8 @@ typedef struct rq_forward_job {
     const char *dir;               /* for temporary files */
     int64_t n_tok, chunk, seq_len; /* tokens of all samples, of a chunk at most, of a sample */
     int n_streams;
-    bool cross; /* there will be cross Gram matrices */
+    bool cross;          /* there will be cross Gram matrices */
+    double matrix_bytes; /* of device memory that quantizing the largest matrix takes (rq_device_plan) */
 } rq_forward_job;
 
 typedef struct rq_rows rq_rows;
@@ -67,7 +68,7 @@ typedef struct rq_forward_ops {
     rq_status (*divide_rows)(void *f, float *rows, const float *by, int64_t n_tok, int64_t width);
     /* Without the first `skip` rows of each of n_seq sequences, in place. */
     rq_status (*drop_first)(void *f, float *rows, int64_t n_seq, int64_t skip, int64_t width);
-    rq_status (*subtract)(void *f, float *a, const float *b, int64_t n); /* a -= b */
+    rq_status (*subtract)(void *f, float *a, const float *b, int64_t n_tok, int64_t width); /* a -= b */
     /* most[j] = max(most[j], |rows[.][j]|); most is the device's. NaN is the largest. */
     rq_status (*column_max)(void *f, float *most, const float *rows, int64_t n_rows, int64_t width);
     /* rq_device_ops.gram_add of activations of this table. */

@@ -4,7 +4,8 @@
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
-set(RQ_PUBLIC_HEADERS ${CMAKE_SOURCE_DIR}/host/rq.h ${CMAKE_SOURCE_DIR}/host/rq_base.h)
+set(RQ_PUBLIC_HEADERS rq.h rq_base.h rq_packed.h fmt_act.h fmt_grid.h fmt_ssvq.h fmt_vq.h fmt_w4a8.h) # tests/check_includes.py has them too
+list(TRANSFORM RQ_PUBLIC_HEADERS PREPEND ${CMAKE_SOURCE_DIR}/host/)
 set(RQ_CMAKE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/requite)
 
 install(FILES ${RQ_PUBLIC_HEADERS} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
@@ -38,3 +39,7 @@ install(FILES ${CMAKE_BINARY_DIR}/requite.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}
 # What `pip install ./python` lays down beside the package's own files (python/pyproject.toml); no part of a plain install.
 install(FILES $<TARGET_FILE:requite_shared> DESTINATION . RENAME librequite.so COMPONENT python EXCLUDE_FROM_ALL)
 install(FILES ${CMAKE_SOURCE_DIR}/LICENSE DESTINATION . COMPONENT python EXCLUDE_FROM_ALL)
+add_custom_target(python_package DEPENDS requite_shared)
+if(TARGET requite_torch)
+  add_dependencies(python_package requite_torch)
+endif()

@@ -6,31 +6,7 @@ pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 
-# A new file in host/ is part of the library; main.c is the command.
-file(GLOB RQ_HOST_SOURCES CONFIGURE_DEPENDS host/*.c)
-list(REMOVE_ITEM RQ_HOST_SOURCES ${CMAKE_SOURCE_DIR}/host/main.c)
-list(FILTER RQ_HOST_SOURCES EXCLUDE REGEX "/cmd_[a-z_0-9]*\\.c$") # the command's own files
-list(FILTER RQ_HOST_SOURCES EXCLUDE REGEX "/backend_cuda[a-z_]*\\.c$") # need the CUDA toolkit: tests/cuda/cuda_tests.cmake
-file(GLOB RQ_AVX2_SOURCES CONFIGURE_DEPENDS host/*_avx2.c)
-file(GLOB RQ_AVX512_SOURCES CONFIGURE_DEPENDS host/*_avx512.c)
-file(GLOB RQ_AVX512VNNI_SOURCES CONFIGURE_DEPENDS host/*_avx512vnni.c)
-file(GLOB RQ_AVX512VBMI_SOURCES CONFIGURE_DEPENDS host/*_avx512vbmi.c)
-# SIMD twins get their own flags and are picked at run time; nothing is built with -march=native (docs/style.md says why).
-# tests/test_int8_dot.c tries the compiler under each of these sets.
-set(RQ_AVX2_FLAGS -mavx2 -mfma -mf16c)
-set(RQ_AVX512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq ${RQ_AVX2_FLAGS} -mprefer-vector-width=512)
-set(RQ_AVX512VNNI_FLAGS ${RQ_AVX512_FLAGS} -mavx512vnni) # for files of intrinsics alone: gcc 12's own VNNI loops are wrong
-set(RQ_AVX512VBMI_FLAGS ${RQ_AVX512_FLAGS} -mavx512vbmi)
-set_source_files_properties(${RQ_AVX2_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_AVX2_FLAGS}")
-set_source_files_properties(${RQ_AVX512_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_AVX512_FLAGS}")
-set_source_files_properties(${RQ_AVX512VNNI_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_AVX512VNNI_FLAGS}")
-set_source_files_properties(${RQ_AVX512VBMI_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_AVX512VBMI_FLAGS}")
-
-# Plain float loops of the quantizer: vectorised, with fused multiply-add where the clone has it. No fast-math: errno and
-# traps are what vectorisers trip over, and nothing here reads either.
-file(GLOB RQ_LOOP_SOURCES CONFIGURE_DEPENDS host/comp_*.c host/round_*.c)
-set(RQ_LOOP_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast)
-set_source_files_properties(${RQ_LOOP_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_LOOP_FLAGS}")
+include(${CMAKE_CURRENT_LIST_DIR}/sources.cmake)
 
 add_library(requite_objects OBJECT ${RQ_HOST_SOURCES})
 target_include_directories(requite_objects PUBLIC host)

@@ -29,6 +29,8 @@ rq_status rq_linear_w4a8(const rq_w4a8 *w, const float *bias, float *y, const fl
 /* With scales of the tokens of x from a table. */
 rq_status rq_linear_w4a8_steps(const rq_w4a8 *w, const float *bias, float *y, const float *x, int64_t n_tok,
                                const rq_act_steps *steps);
+/* With an x that is quantized already. Rows of x->q may lie anyhow: what is not as rq_act8 says is copied. */
+rq_status rq_linear_w4a8_act8(const rq_w4a8 *w, const float *bias, float *y, const rq_act8 *x, int64_t n_tok);
 
 /* The same with inputs of e4m3 instead of int8, in plain C: a definition to compare with. And a row of inputs as such. */
 rq_status rq_linear_w4a8_e4m3(const rq_w4a8 *w, const float *bias, float *y, const float *x, int64_t n_tok);

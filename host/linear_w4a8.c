@@ -47,6 +47,39 @@ static void gemm_body(void *arg, int64_t item) {
     }
 }
 
+static void multiply(job *j) {
+    const rq_w4a8 *w = j->w;
+    j->gemm = rq_kernel_pick("gemm", "w4a8");
+    j->item_rows = j->n_tok <= RQ_GEMV_MAX_TOK ? rq_gemv_item_rows(w->n_out, rq_get_threads()) : TILE_ROWS;
+    rq_parallel_for(rq_ceil_div(w->n_out, j->item_rows) * rq_ceil_div(j->n_tok, TILE_TOK), gemm_body, j);
+}
+
+rq_status rq_linear_w4a8_act8(const rq_w4a8 *w, const float *bias, float *y, const rq_act8 *x, int64_t n_tok) {
+    rq_status status = RQ_OK;
+    const int64_t pitch = rq_ceil_div(w->n_in, RQ_ACT8_ALIGN) * RQ_ACT8_ALIGN;
+    int8_t *copy = NULL; /* of codes that do not lie as the kernels want them */
+    if (n_tok < 1) goto done;
+    if (x->pitch % RQ_ACT8_ALIGN || (uintptr_t)x->q % RQ_ACT8_ALIGN) {
+        RQ_TRY(RQ_NEW(copy, n_tok * pitch));
+        for (int64_t t = 0; t < n_tok; ++t) {
+            memcpy(copy + t * pitch, x->q + t * x->pitch, (size_t)w->n_in);
+            memset(copy + t * pitch + w->n_in, 0, (size_t)(pitch - w->n_in));
+        }
+    }
+    job j = {.w = w,
+             .bias = bias,
+             .y = y,
+             .n_tok = n_tok,
+             .q = copy ? copy : (int8_t *)(uintptr_t)x->q, /* only read from here on, as the next two */
+             .scale = (float *)(uintptr_t)x->scale,
+             .sum = (int32_t *)(uintptr_t)x->sum,
+             .pitch = copy ? pitch : x->pitch};
+    multiply(&j);
+done:
+    free(copy);
+    return status;
+}
+
 rq_status rq_linear_w4a8_steps(const rq_w4a8 *w, const float *bias, float *y, const float *x, int64_t n_tok,
                                const rq_act_steps *steps) {
     rq_status status = RQ_OK;
@@ -59,10 +92,8 @@ rq_status rq_linear_w4a8_steps(const rq_w4a8 *w, const float *bias, float *y, co
     RQ_TRY(rq_alloc(&q, n_tok * j.pitch + RQ_ACT8_ALIGN, 1));
     j.q = (int8_t *)q + (RQ_ACT8_ALIGN - (uintptr_t)q % RQ_ACT8_ALIGN) % RQ_ACT8_ALIGN;
     j.quantize = rq_kernel_pick("quantize", "act_rows");
-    j.gemm = rq_kernel_pick("gemm", "w4a8");
     rq_parallel_for(rq_ceil_div(n_tok, ACT_TOK), quantize_body, &j);
-    j.item_rows = n_tok <= RQ_GEMV_MAX_TOK ? rq_gemv_item_rows(w->n_out, rq_get_threads()) : TILE_ROWS;
-    rq_parallel_for(rq_ceil_div(w->n_out, j.item_rows) * rq_ceil_div(n_tok, TILE_TOK), gemm_body, &j);
+    multiply(&j);
 done:
     free(q);
     free(j.scale);

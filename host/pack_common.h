@@ -41,6 +41,13 @@ static inline void rq_put_code(uint32_t *words, int64_t stride, int64_t i, int b
     if (o + (unsigned)bits > 32) words[(w + 1) * stride] |= v >> (32 - o);
 }
 
+/* Sizes and parameters of a matrix, before anything else of it is looked at: refused with `code`. All but the grid's fill in the counts that
+ * follow from them. */
+rq_status rq_grid_sizes(const char *name, rq_status code, int64_t n_out, int64_t n_in, int bits, int64_t group);
+rq_status rq_ssvq_sizes(rq_ssvq *s, const char *name, rq_status code);
+rq_status rq_vq_sizes(rq_vq *q, const char *name, rq_status code);
+rq_status rq_w4a8_sizes(rq_w4a8 *w, const char *name, rq_status code);
+
 /* Element i of such a stream, which may be unaligned: bytes of a file. */
 static inline uint32_t rq_get_code(const unsigned char *words, int64_t stride, int64_t i, int bits) {
     int64_t p = i * bits, w = p >> 5;

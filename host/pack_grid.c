@@ -37,7 +37,7 @@ static int64_t size_bits(const rq_packed *p) {
 
 /* ---- checks shared by packing and loading ----------------------------------------------------------------------------- */
 
-static rq_status check_sizes(const char *name, rq_status code, int64_t n_out, int64_t n_in, int bits, int64_t group) {
+rq_status rq_grid_sizes(const char *name, rq_status code, int64_t n_out, int64_t n_in, int bits, int64_t group) {
     int64_t n;
     if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
         return rq_fail(code, "%s: %d bits; a grid has 2, 3, 4 or 8", name, bits);
@@ -81,7 +81,7 @@ done: /* n_in columns in groups that cannot overflow fill every group */
 
 static rq_status check_codes(const rq_grid_codes *q, const char *name) {
     rq_status status = RQ_OK;
-    RQ_TRY(check_sizes(name, RQ_ERR_ARG, q->n_out, q->n_in, q->bits, q->group));
+    RQ_TRY(rq_grid_sizes(name, RQ_ERR_ARG, q->n_out, q->n_in, q->bits, q->group));
     if (!q->codes || !q->scale) RQ_FAIL(RQ_ERR_ARG, "%s: codes or scales are missing", name);
     if (q->n_group != rq_ceil_div(q->n_in, q->group)) {
         RQ_FAIL(RQ_ERR_ARG, "%s: %lld groups do not cover %lld columns by %lld", name, (long long)q->n_group,
@@ -359,7 +359,7 @@ rq_status rq_grid_load(rq_packed *p, const rq_store *s, const char *name, int bi
     memset(p, 0, sizeof *p);
     RQ_TRY(rq_pack_find(&t, s, name, ".weight_shape", RQ_I64, (int64_t[3]){2}));
     memcpy(shape, t->data, sizeof shape);
-    RQ_TRY(check_sizes(name, RQ_ERR_INPUT, shape[0], shape[1], bits, group));
+    RQ_TRY(rq_grid_sizes(name, RQ_ERR_INPUT, shape[0], shape[1], bits, group));
     describe(p, shape[0], shape[1], bits, group);
     rq_grid *g = &p->u.grid;
     if (rq_pack_has(s, name, ".weight_g_idx")) {
@@ -390,7 +390,7 @@ rq_status rq_grid_take(rq_packed *p, const char *name, const rq_grid_parts *from
     int32_t *perm;
     void *const given[] = {from->words, from->scale_f16, from->scale_f32, from->zero};
     memset(p, 0, sizeof *p);
-    if (status == RQ_OK) status = check_sizes(name, RQ_ERR_INPUT, from->n_out, from->n_in, from->bits, from->group);
+    if (status == RQ_OK) status = rq_grid_sizes(name, RQ_ERR_INPUT, from->n_out, from->n_in, from->bits, from->group);
     if (status == RQ_OK) describe(p, from->n_out, from->n_in, from->bits, from->group);
     for (int i = 0; i < 4; ++i) rq_pack_own(p, given[i]);
     RQ_TRY(status);

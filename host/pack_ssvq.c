@@ -41,7 +41,7 @@ static int64_t size_bits(const rq_packed *p) {
 /* ---- checks shared by packing and loading ----------------------------------------------------------------------------- */
 
 /* Sizes and parameters, before anything is allocated; fills the counts that follow from them. */
-static rq_status check_sizes(rq_ssvq *s, const char *name, rq_status code) {
+rq_status rq_ssvq_sizes(rq_ssvq *s, const char *name, rq_status code) {
     int64_t n;
     if (s->vec_len != 4 && s->vec_len != 8) return rq_fail(code, "%s: vectors of %d; 4 or 8", name, s->vec_len);
     if (s->n_out < 1 || s->n_in < 1 || s->n_out > INT32_MAX || s->n_in > INT32_MAX ||
@@ -212,7 +212,7 @@ rq_status rq_ssvq_pack(rq_packed *p, const rq_ssvq_codes *q) {
                      .group = q->group,
                      .n_outlier = q->n_outlier};
     memset(p, 0, sizeof *p);
-    RQ_TRY(check_sizes(&sizes, name, RQ_ERR_ARG));
+    RQ_TRY(rq_ssvq_sizes(&sizes, name, RQ_ERR_ARG));
     if (!q->codes || !q->negative || !q->scale || !q->book_f16 == !q->book_u8 || (q->book_u8 && !q->book_scale) ||
         (q->n_outlier && (!q->outlier_col || !q->outlier || !q->outlier_scale)) || q->book_users < 0) {
         RQ_FAIL(RQ_ERR_ARG, "%s: codes, signs, scales, one kind of codebook or outliers are missing", name);
@@ -364,7 +364,7 @@ static rq_status load(rq_packed *p, const rq_store *s, const char *name, const v
     v.n_codes = n_codes;
     v.book_cols = book_cols;
     v.group = group;
-    RQ_TRY(check_sizes(&v, name, RQ_ERR_INPUT));
+    RQ_TRY(rq_ssvq_sizes(&v, name, RQ_ERR_INPUT));
     *p = describe(&v);
     RQ_TRY(load_tensors(p, s, name, book));
     RQ_TRY(check_contents(&p->u.ssvq, name, RQ_ERR_INPUT));

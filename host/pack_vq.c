@@ -43,7 +43,7 @@ static int64_t size_bits(const rq_packed *p) {
 /* ---- checks shared by packing and loading ----------------------------------------------------------------------------- */
 
 /* Sizes and parameters, before anything is allocated; fills the counts that follow from them. */
-static rq_status check_sizes(rq_vq *q, const char *name, rq_status code) {
+rq_status rq_vq_sizes(rq_vq *q, const char *name, rq_status code) {
     int64_t n;
     if (q->vec_len < 2 || q->vec_len > RQ_VQ_MAX_VEC || q->n_stage < 1 || q->n_stage > 2) {
         return rq_fail(code, "%s: vectors of %d in %d stages; 2 to %d, in one or two", name, q->vec_len, q->n_stage,
@@ -197,7 +197,7 @@ rq_status rq_vq_pack(rq_packed *p, const rq_vq_codes *c) {
                    .group = c->group,
                    .n_outlier = c->n_outlier};
     memset(p, 0, sizeof *p);
-    RQ_TRY(check_sizes(&sizes, name, RQ_ERR_ARG));
+    RQ_TRY(rq_vq_sizes(&sizes, name, RQ_ERR_ARG));
     bool whole = !c->col_scale == !c->col_bias && c->book_users >= 0 && (c->scale || c->group == c->n_in);
     for (int s = 0; s < c->n_stage; ++s) whole = whole && c->codes[s] && c->book[s];
     if (c->book_of && !c->vec_out)
@@ -386,7 +386,7 @@ static rq_status load(rq_packed *p, const rq_store *s, const char *name, const v
     if (book_of && !q.vec_out)
         RQ_FAIL(RQ_ERR_INPUT, "%s: columns pick codebooks, but its vectors run along inputs", name);
     if (!scales && group != q.n_in) RQ_FAIL(RQ_ERR_INPUT, "%s: groups of columns, but no scales", name);
-    RQ_TRY(check_sizes(&q, name, RQ_ERR_INPUT));
+    RQ_TRY(rq_vq_sizes(&q, name, RQ_ERR_INPUT));
     *p = describe(&q);
     RQ_TRY(load_tensors(p, s, name, book, scales, columns, book_of));
     RQ_TRY(check_contents(&p->u.vq, name, RQ_ERR_INPUT));

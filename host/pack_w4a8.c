@@ -42,7 +42,7 @@ void rq_w4a8_input(const rq_w4a8 *w, float *x, int64_t n_tok) {
 /* ---- checks shared by packing and loading ----------------------------------------------------------------------------- */
 
 /* Sizes, before anything is allocated; fills the counts that follow from them. */
-static rq_status check_sizes(rq_w4a8 *w, const char *name, rq_status code) {
+rq_status rq_w4a8_sizes(rq_w4a8 *w, const char *name, rq_status code) {
     if (w->n_out < 1 || w->n_in < 1 || w->n_out > INT32_MAX || w->n_in > INT32_MAX) {
         return rq_fail(code, "%s: impossible shape [%lld, %lld]", name, (long long)w->n_out, (long long)w->n_in);
     }
@@ -116,7 +116,7 @@ rq_status rq_w4a8_pack(rq_packed *p, const rq_w4a8_codes *q) {
     rq_w4a8 sizes = {.n_out = q->n_out, .n_in = q->n_in, .group = q->group, .hadamard = q->hadamard};
     uint32_t *words;
     memset(p, 0, sizeof *p);
-    RQ_TRY(check_sizes(&sizes, name, RQ_ERR_ARG));
+    RQ_TRY(rq_w4a8_sizes(&sizes, name, RQ_ERR_ARG));
     if (!q->codes || !q->scale || (q->group ? !q->step || !q->base || q->zero : q->step || q->base)) {
         RQ_FAIL(RQ_ERR_ARG, "%s: codes or scales are missing, or steps and bases do not go with group %lld", name,
                 (long long)q->group);
@@ -248,7 +248,7 @@ static rq_status load(rq_packed *p, const rq_store *s, const char *name, const v
     w.n_out = shape[0];
     w.n_in = shape[1];
     w.group = group;
-    RQ_TRY(check_sizes(&w, name, RQ_ERR_INPUT));
+    RQ_TRY(rq_w4a8_sizes(&w, name, RQ_ERR_INPUT));
     RQ_TRY(describe(p, &w));
     RQ_TRY(load_tensors(p, s, name, !sym && !group, in_scale != 0));
     RQ_TRY(check_contents(&p->u.w4a8, name, RQ_ERR_INPUT));

@@ -16,7 +16,7 @@ from check_common import finish, read, tracked_files
 C_LIBRARY = set("""assert.h complex.h ctype.h errno.h fenv.h float.h inttypes.h limits.h locale.h math.h setjmp.h signal.h
 stdalign.h stdarg.h stdatomic.h stdbool.h stddef.h stdint.h stdio.h stdlib.h stdnoreturn.h string.h tgmath.h threads.h time.h
 uchar.h wchar.h wctype.h""".split())
-PUBLIC = {"rq.h", "rq_base.h"}  # host/install.cmake installs these
+PUBLIC = {"rq.h", "rq_base.h", "rq_packed.h", "fmt_act.h", "fmt_grid.h", "fmt_ssvq.h", "fmt_vq.h", "fmt_w4a8.h"}  # host/install.cmake installs these
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(?:"([^"]+)"|<([^>]+)>)', re.M)
 
 

@@ -11,9 +11,13 @@ from check_common import ROOT, finish, read
 
 PROGRAM = r"""
 #include <rq.h>
+#include <rq_packed.h>
 #include <stdio.h>
 int main(void) {
     rq_set_threads(1);
+    float y;
+    rq_grid none = {0}; /* refused, by a function of rq_packed.h */
+    if (rq_grid_linear(&y, &none, &y, &y, 1) != RQ_ERR_ARG) return 1;
     printf("%s %s\n", rq_version(), rq_status_text(RQ_OK));
     return rq_get_threads() == 1 ? 0 : 1;
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""check_symbols.py SHARED STATIC: the shared library exports what rq.h declares RQ_API, no more and no less; the static one
+"""check_symbols.py SHARED STATIC: the shared library exports what rq.h and rq_packed.h declare RQ_API, no more and no less; the static one
 pollutes no other name space; and the library neither prints nor exits.
 
 The last is read off the undefined symbols: whatever calls printf, exit or abort, directly or through assert, refers to it."""
@@ -21,7 +21,7 @@ def nm(*args):
 def main():
     shared, static = sys.argv[1:3]
     findings = []
-    text = re.sub(r"/\*.*?\*/", "", read("host/rq.h"), flags=re.S)
+    text = re.sub(r"/\*.*?\*/", "", read("host/rq.h") + read("host/rq_packed.h"), flags=re.S)
     text = re.sub(r"^[ \t]*#.*$", "", text, flags=re.M)
     # A declaration runs from RQ_API to its semicolon; the name is what stands before the first parenthesis that is not an
     # attribute's.

@@ -21,6 +21,14 @@ if(NOT RQ_SANITIZE AND NOT RQ_FUZZ)
   add_test(NAME test_python COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_python.py
            $<TARGET_FILE:requite_shared> $<TARGET_FILE:requite> ${CMAKE_CURRENT_SOURCE_DIR})
   set_tests_properties(test_python PROPERTIES TIMEOUT 600 SKIP_RETURN_CODE 77 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  # torch.ops.requite: with the Python that it was built for (RQ_TORCH); skipped without.
+  set(RQ_TEST_TORCH_PYTHON ${Python3_EXECUTABLE})
+  if(TARGET requite_torch)
+    set(RQ_TEST_TORCH_PYTHON ${rq_torch_python})
+  endif()
+  add_test(NAME test_torch COMMAND ${RQ_TEST_TORCH_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_torch.py
+           $<TARGET_FILE:requite_shared> $<TARGET_FILE:requite> ${CMAKE_CURRENT_SOURCE_DIR})
+  set_tests_properties(test_torch PROPERTIES TIMEOUT 900 SKIP_RETURN_CODE 77 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
   if(RQ_TEST_PIP)
     add_test(NAME test_python_pip COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_python_pip.py)
     set_tests_properties(test_python_pip PROPERTIES TIMEOUT 1800 SKIP_RETURN_CODE 77 LABELS heavy PROCESSORS 2

@@ -23,6 +23,33 @@ static inline int32_t quantize(const float *h, int n, bool fixed, float *scale, 
     return sum;
 }
 
+/* One block times a Hadamard matrix, in place, in the order of sums of fmt_act.h. */
+static inline void act_hadamard(const rq_hadamard *h, float *v) {
+    static float to[32768];
+    const int width = h->size / h->core;
+    for (int half = 1; half < width; half *= 2) {
+        for (int i = 0; i < h->size; ++i) to[i] = i % width & half ? v[i - half] - v[i] : v[i] + v[i + half];
+        memcpy(v, to, (size_t)h->size * sizeof *v);
+    }
+    for (int i = 0; i < h->size; ++i) {
+        const int r = i / width;
+        to[i] = h->row[r] & 1 ? -v[i % width] : v[i % width];
+        for (int c = 1; c < h->core; ++c) {
+            const float x = v[c * width + i % width];
+            to[i] = h->row[r] >> c & 1 ? to[i] - x : to[i] + x;
+        }
+    }
+    for (int i = 0; i < h->size; ++i) v[i] = to[i] * h->norm;
+}
+
+/* One whose core has random signs: kernels take any. */
+static inline rq_hadamard act_hadamard_random(int core, int width, rq_rng *rng) {
+    rq_hadamard h = {};
+    h.size = core * width, h.core = core, h.norm = (float)(1.0 / sqrt((double)h.size));
+    for (int r = 0; core > 1 && r < core; ++r) h.row[r] = rq_rand_u64(rng) >> (64 - core);
+    return h;
+}
+
 /* Five rows, two a step, with a table: its index, and the scale of each row. One step is not in the table, and one scale is 0. */
 enum { ACT_ROWS = 5, ACT_STEPS = 4, ACT_ROWS_PER_STEP = 2 };
 static const int32_t act_step[3] = {2, ACT_STEPS, 3};

@@ -4,7 +4,7 @@
 #   bin/gpu/NAME  for a GPU (RQ_CUDA): machine code, the static CUDA runtime; label gpu, skipped where no GPU is
 # bad_*.cu are wrong on purpose: built for the simulator alone, and run by test_bad.py. A source whose head comment says
 # "Targets: sm_80 sm_90a" gets machine code for both; without such a line, sm_90a. "Libraries: cublas cublasLt cusolver nccl requite quantizer"
-# links those, or what the simulator has in their place (requite: the kernels of cuda/; quantizer: the library with host/backend_cuda*.c); where one is missing, the program is
+# links those, or what the simulator has in their place (requite: the kernels of cuda/; quantizer: the library, or with RQ_KERNELS_ONLY the quantizer of one matrix, with host/backend_cuda*.c); where one is missing, the program is
 # not built.
 set(RQ_CUDA_TESTS ${CMAKE_CURRENT_LIST_DIR})
 if(NOT CMAKE_CUDA_COMPILER)
@@ -70,13 +70,20 @@ endif()
 file(GLOB RQ_BACKEND_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/host/backend_cuda*.c)
 find_file(RQ_CUBLAS_HEADER cublas_v2.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH)
 find_file(RQ_CUSOLVER_HEADER cusolverDn.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH)
+if(RQ_KERNELS_ONLY)
+  include(${CMAKE_SOURCE_DIR}/host/sources.cmake)
+  rq_add_quantizer(requite_quantizer)
+  set(RQ_QUANTIZER requite_quantizer)
+else()
+  set(RQ_QUANTIZER requite_static)
+endif()
 function(rq_add_backend target kernels)
-  if(NOT TARGET requite_static OR NOT RQ_CUBLAS_HEADER OR NOT RQ_CUSOLVER_HEADER)
+  if(NOT RQ_CUBLAS_HEADER OR NOT RQ_CUSOLVER_HEADER)
     return()
   endif()
   add_library(${target} OBJECT ${RQ_BACKEND_SOURCES})
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
-  target_link_libraries(${target} PUBLIC requite_static ${kernels})
+  target_link_libraries(${target} PUBLIC ${RQ_QUANTIZER} ${kernels})
 endfunction()
 if(RQ_GPUSIM AND TARGET gpusim_cublas AND TARGET gpusim_cusolver)
   rq_add_backend(requite_backend_sim requite_cuda_sim)
@@ -86,6 +93,8 @@ if(RQ_GPUSIM AND TARGET gpusim_cublas AND TARGET gpusim_cusolver)
     foreach(symbol cublasCreate_v2 cublasSetMathMode cublasSgemm_v2 cusolverDnCreate cusolverDnXpotrf cusolverDnXtrtri)
       target_link_options(requite_backend_sim INTERFACE LINKER:--undefined=${symbol})
     endforeach()
+  endif()
+  if(TARGET requite_backend_sim AND TARGET requite)
     # The command, in the simulator.
     add_executable(sim_requite ${CMAKE_SOURCE_DIR}/host/main.c ${RQ_COMMAND_SOURCES})
     set_target_properties(sim_requite PROPERTIES OUTPUT_NAME requite RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/sim
@@ -96,12 +105,10 @@ endif()
 if(RQ_CUDA)
   rq_add_backend(requite_backend requite_cuda)
   if(TARGET requite_backend)
-    foreach(target requite bench_quantize)
-      if(TARGET ${target})
-        target_link_libraries(${target} PRIVATE requite_backend CUDA::cudart_static)
-        set_target_properties(${target} PROPERTIES LINKER_LANGUAGE CXX) # no device code is linked
-      endif()
-    endforeach()
+    if(TARGET requite)
+      target_link_libraries(requite PRIVATE requite_backend CUDA::cudart_static)
+      set_target_properties(requite PROPERTIES LINKER_LANGUAGE CXX) # no device code is linked
+    endif()
   endif()
 endif()
 

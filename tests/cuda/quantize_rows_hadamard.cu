@@ -4,42 +4,16 @@
  * Libraries: requite. Targets: sm_80 sm_90a. In table.json. */
 #include "act_case.h"
 
-/* h of one block, in place. */
-static void transform(const rq_hadamard *h, float *v) {
-    static float to[32768];
-    const int width = h->size / h->core;
-    for (int half = 1; half < width; half *= 2) {
-        for (int i = 0; i < h->size; ++i) to[i] = i % width & half ? v[i - half] - v[i] : v[i] + v[i + half];
-        memcpy(v, to, (size_t)h->size * sizeof *v);
-    }
-    for (int i = 0; i < h->size; ++i) {
-        const int r = i / width;
-        to[i] = h->row[r] & 1 ? -v[i % width] : v[i % width];
-        for (int c = 1; c < h->core; ++c) {
-            const float x = v[c * width + i % width];
-            to[i] = h->row[r] >> c & 1 ? to[i] - x : to[i] + x;
-        }
-    }
-    for (int i = 0; i < h->size; ++i) v[i] = to[i] * h->norm;
-}
-
 typedef struct turn {
     int core, width, n_in, n_tok;
     bool bf16, silu, factor, steps;
 } turn;
 
-static rq_hadamard matrix_of(const turn *c, rq_rng *rng) {
-    rq_hadamard h = {};
-    h.size = c->core * c->width, h.core = c->core, h.norm = (float)(1.0 / sqrt((double)h.size));
-    for (int r = 0; c->core > 1 && r < c->core; ++r) h.row[r] = rq_rand_u64(rng) >> (64 - c->core);
-    return h;
-}
-
 static void test(turn c) {
     rq_rng rng = {(uint64_t)c.n_in * 131u + (uint64_t)c.core * 7u + (uint64_t)c.silu};
     const int pitch = c.silu ? 2 * c.n_in : c.n_in; /* gate and up are halves of one row */
     const size_t n = (size_t)c.n_tok * c.n_in;
-    const rq_hadamard h = matrix_of(&c, &rng);
+    const rq_hadamard h = act_hadamard_random(c.core, c.width, &rng);
     uint16_t *x = (uint16_t *)rq_host_alloc((size_t)c.n_tok * pitch * 2);
     float *factor = (float *)rq_host_alloc((size_t)c.n_in * 4), *rows = (float *)rq_host_alloc(n * 4);
     for (int i = 0; i < c.n_tok * pitch; ++i) x[i] = bits_of(c.bf16, 4 * rq_rand_float(&rng));
@@ -52,7 +26,7 @@ static void test(turn c) {
             row[j] = value_of(c.bf16, x[t * pitch + j]);
             if (c.silu) row[j] = rq_act_silu(row[j]) * value_of(c.bf16, x[t * pitch + c.n_in + j]);
         }
-        for (int j = 0; j < c.n_in; j += h.size) transform(&h, row + j);
+        for (int j = 0; j < c.n_in; j += h.size) act_hadamard(&h, row + j);
         for (int j = 0; c.factor && j < c.n_in; ++j) row[j] *= factor[j];
     }
     const rq_act act = c.bf16 ? RQ_ACT_BF16 : RQ_ACT_F16;

@@ -58,8 +58,18 @@ def fakes():
         expect("all right", status == 0 and r["complete"] and r["simulated"], text)
         expect("tests", r["tests"]["device"]["right"]["status"] == 0 and r["tests"]["simulator"]["skipped"]["status"] == 77, r)
         expect("comparison", r["comparison"]["ok"] and r["comparison"]["equal"] == 1, r["comparison"])
-        expect("steps", list(r["steps"]) == ["build", "test", "compare", "sanitize", "bench"], r["steps"])
+        expect("steps", list(r["steps"]) == ["build", "test", "compare", "sanitize", "bench", "command"], r["steps"])
         expect("no sanitizer", "skipped" in r["steps"]["sanitize"]["note"], r["steps"])
+        expect("no command", "skipped" in r["steps"]["command"]["note"], r["steps"])
+        # The quantizer's bench by name; the command on a small model, and its report.
+        program(b, "bin/sim/bench_quantize_cuda", '[ "$*" = --check ]')
+        program(b, "bin/sim/requite", """[ "$1 ${11}" = "quantize rescomp" ] && [ -s "$2/model.safetensors" ] && [ -s "$5" ] && echo '{"seconds":1}'""")
+        status, text, r = run(b, "--sim", "--only", "bench,command")
+        expect("the quantizer", status == 0 and r["benches"]["bench_quantize"]["status"] == 0 and r["command"]["quantize"]["report"] == {"seconds": 1}, text)
+        program(b, "bin/sim/requite", "echo no; exit 3")
+        status, text, r = run(b, "--sim", "--only", "command")
+        expect("the command fails", status == 1 and r["command"]["quantize"]["status"] == 3 and "report" not in r["command"]["quantize"], text)
+        os.remove(os.path.join(b, "bin/sim/requite"))
 
         program(b, "bin/sim/differs", RECORD % "${GPUSIM_REVERSE:-2}")
         status, text, r = run(b, "--sim", "--only", "test,compare")
@@ -127,10 +137,10 @@ def fakes():
 
 
 def real(build):
-    status, text, r = run(build, "--sim", "--only", "test,compare,bench", "--tests", "^(gemm_s8|mixed)$", "--seconds", "150",
+    status, text, r = run(build, "--sim", "--only", "test,compare,bench,command", "--tests", "^(gemm_s8|mixed)$", "--seconds", "150",
                           env={"RQ_SMALL": "1"})
     expect("two tests", status == 0 and r["comparison"]["ok"] and r["comparison"]["files"] == 2, text)
-    expect("benches", all(r["benches"][b]["status"] == 0 for b in ("bench_ceilings", "bench_gemv", "bench_gemm")), text)
+    expect("benches", all(r["benches"][b]["status"] == 0 for b in ("bench_ceilings", "bench_gemv", "bench_gemm", "bench_quantize")), text)
 
 
 def main():

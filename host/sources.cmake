@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+# The files of host/ and their compiler flags.
+# A new file in host/ is part of the library; main.c is the command.
+file(GLOB RQ_HOST_SOURCES CONFIGURE_DEPENDS host/*.c)
+list(REMOVE_ITEM RQ_HOST_SOURCES ${CMAKE_SOURCE_DIR}/host/main.c)
+list(FILTER RQ_HOST_SOURCES EXCLUDE REGEX "/cmd_[a-z_0-9]*\\.c$") # the command's own files
+list(FILTER RQ_HOST_SOURCES EXCLUDE REGEX "/backend_cuda[a-z_]*\\.c$") # need the CUDA toolkit: tests/cuda/cuda_tests.cmake
+file(GLOB RQ_AVX2_SOURCES CONFIGURE_DEPENDS host/*_avx2.c)
+file(GLOB RQ_AVX512_SOURCES CONFIGURE_DEPENDS host/*_avx512.c)
+file(GLOB RQ_AVX512VNNI_SOURCES CONFIGURE_DEPENDS host/*_avx512vnni.c)
+file(GLOB RQ_AVX512VBMI_SOURCES CONFIGURE_DEPENDS host/*_avx512vbmi.c)
+# SIMD twins get their own flags and are picked at run time; nothing is built with -march=native (docs/style.md says why).
+# tests/test_int8_dot.c tries the compiler under each of these sets.
+set(RQ_AVX2_FLAGS -mavx2 -mfma -mf16c)
+set(RQ_AVX512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq ${RQ_AVX2_FLAGS} -mprefer-vector-width=512)
+set(RQ_AVX512VNNI_FLAGS ${RQ_AVX512_FLAGS} -mavx512vnni) # for files of intrinsics alone: gcc 12's own VNNI loops are wrong
+set(RQ_AVX512VBMI_FLAGS ${RQ_AVX512_FLAGS} -mavx512vbmi)
+set_source_files_properties(${RQ_AVX2_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_AVX2_FLAGS}")
+set_source_files_properties(${RQ_AVX512_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_AVX512_FLAGS}")
+set_source_files_properties(${RQ_AVX512VNNI_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_AVX512VNNI_FLAGS}")
+set_source_files_properties(${RQ_AVX512VBMI_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_AVX512VBMI_FLAGS}")
+
+# Plain float loops of the quantizer: vectorised, with fused multiply-add where the clone has it. No fast-math: errno and
+# traps are what vectorisers trip over, and nothing here reads either.
+file(GLOB RQ_LOOP_SOURCES CONFIGURE_DEPENDS host/comp_*.c host/round_*.c)
+set(RQ_LOOP_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast)
+set_source_files_properties(${RQ_LOOP_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_LOOP_FLAGS}")
+
+# The quantizer of one matrix, from Gram matrices to codes: for programs that need no other library (RQ_KERNELS_ONLY). Without packed formats, which
+# codebooks end in.
+function(rq_add_quantizer target)
+  file(GLOB sources CONFIGURE_DEPENDS host/comp_*.c host/round_*.c host/kmeans*.c host/device*.c host/backend_cpu.c host/kernels.c
+       host/gemv_*.c host/gemm_*.c host/act_*.c host/rotate_hadamard.c host/status.c host/threads.c)
+  list(REMOVE_ITEM sources ${CMAKE_SOURCE_DIR}/host/comp_pack.c)
+  add_library(${target} STATIC ${sources})
+  target_include_directories(${target} PUBLIC host)
+  target_link_libraries(${target} PUBLIC Threads::Threads m ${CMAKE_DL_LIBS})
+endfunction()

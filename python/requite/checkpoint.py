@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `requite quantize` wrote, into PyTorch: one matrix, or a whole transformers model."""
+import json
+import os
+import struct
+
+from .nn import QuantLinear
+from .ops import torch
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+
+
+class Checkpoint:
+    """The tensors of a folder's model.safetensors, read when they are asked for, and what its metadata says of packed matrices.
+
+    names      of all tensors
+    linears    {matrix: entry}, the metadata's
+    rotation   the metadata's, or None
+    """
+
+    def __init__(self, folder):
+        self.path = os.path.join(os.fspath(folder), "model.safetensors")
+        with open(self.path, "rb") as f:
+            size = os.fstat(f.fileno()).st_size
+            head = f.read(8)
+            n = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+            if not 2 <= n <= min(size - 8, 100_000_000): raise ValueError(f"{self.path} is no safetensors file: a header of {n} bytes")
+            header = json.loads(f.read(n))
+        meta = header.pop("__metadata__", {})
+        if "requite" not in meta: raise ValueError(f"{self.path} was not written by `requite quantize`: no metadata \"requite\"")
+        said = json.loads(meta["requite"])
+        if said.get("version") != 1: raise ValueError(f"{self.path}: metadata \"requite\" is of version {said.get('version')}; this package reads 1")
+        self.names, self.linears, self.rotation = header, said["linears"], said.get("rotation")
+        self._data = torch.from_file(self.path, shared=False, size=size, dtype=torch.uint8)[8 + n:]
+
+    def tensor(self, name: str):
+        """A tensor of its own memory."""
+        if name not in self.names: raise KeyError(f"{self.path} has no tensor {name}")
+        entry = self.names[name]
+        if entry["dtype"] not in _DTYPES: raise ValueError(f"{self.path}: {name} has dtype {entry['dtype']}")
+        begin, end = entry["data_offsets"]
+        return self._data[begin:end].clone().view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+
+    def linear(self, name: str, bias=None, book_from=None) -> QuantLinear:
+        """Matrix `name` as a module. book_from: the one that entry["book"] names, unless it is this."""
+        if name not in self.linears: raise KeyError(f"{self.path}: the metadata describes no matrix {name}")
+        entry, before = self.linears[name], name + "."
+        tensors = {n[len(before):]: self.tensor(n) for n in self.names if n.startswith(before + "weight_")}
+        n_out, n_in = tensors["weight_shape"].tolist()
+        names = {v: k for k, v in _DTYPES.items()}
+        return QuantLinear(n_in, n_out, entry, tensors, bias, book_from, act_order="weight_g_idx" in tensors,
+                           scale_dtype=names[tensors["weight_scale"].dtype] if "weight_scale" in tensors else "F16",
+                           book_dtype=names[tensors["weight_book"].dtype] if "weight_book" in tensors else "F16")
+
+    def all_linears(self) -> dict:
+        """{matrix: module}, codebooks shared as in the file."""
+        made = {}
+
+        def make(name):
+            if name not in made:
+                book = self.linears[name].get("book", name)
+                bias = self.tensor(name + ".bias") if name + ".bias" in self.names else None
+                made[name] = self.linear(name, bias, make(book) if book != name else None)
+            return made[name]
+
+        return {name: make(name) for name in self.linears}
+
+
+class Rotation(torch.nn.Module):
+    """Rows times the rotation that the metadata names, or its inverse, in float32."""
+
+    def __init__(self, entry: dict):
+        super().__init__()
+        self.kind, self.seed, n = entry["kind"], int(entry["seed"]), int(entry["size"])
+        # Other kinds are fast transforms; this one takes about n^3 operations to build, so it is built once.
+        dense = torch.ops.requite.rotate(torch.eye(n), self.kind, self.seed, False) if self.kind == "orthogonal" else None
+        self.register_buffer("dense", dense, persistent=False)
+
+    def forward(self, x, inverse: bool):
+        x = x.float().contiguous()
+        if self.dense is not None: return x @ (self.dense.T if inverse else self.dense).float()
+        return torch.ops.requite.rotate(x, self.kind, self.seed, inverse)
+
+
+class RotatedEmbedding(torch.nn.Embedding):
+    """Rows of an embedding, rotated. The table itself is not: the head may be the same one."""
+
+    def __init__(self, old: torch.nn.Embedding, rotation: Rotation):
+        super().__init__(old.num_embeddings, old.embedding_dim, old.padding_idx, dtype=old.weight.dtype, device=old.weight.device)
+        self.weight, self.rotation = old.weight, rotation
+
+    def forward(self, ids):
+        rows = super().forward(ids)
+        return self.rotation(rows, False).to(rows.dtype)
+
+
+class RotatedNorm(torch.nn.Module):
+    """The final RMSNorm of a rotated model: its gain belongs to features that are no longer rotated."""
+
+    def __init__(self, old, rotation: Rotation, eps: float):
+        super().__init__()
+        self.weight, self.rotation, self.eps = old.weight, rotation, eps
+
+    def forward(self, x):
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (self.rotation(normed, True) * self.weight.float()).to(x.dtype)
+
+
+def load(folder, dtype=torch.float32):
+    """The transformers model of a folder that `requite quantize` wrote (Llama, Mistral, Qwen2), its packed matrices as QuantLinear.
+
+    dtype is that of activations and of what is not packed. `transformers` must be installed.
+    """
+    try:
+        import transformers
+    except ImportError as e:
+        raise ImportError("requite.load needs transformers, which this Python does not have: pip install transformers. "
+                          "requite.Model runs the same folder without it") from e
+    file = Checkpoint(folder)
+    config = transformers.AutoConfig.from_pretrained(os.fspath(folder))
+    if hasattr(config, "quantization_config"): del config.quantization_config  # it is for loaders of other formats
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    linears = file.all_linears()
+    if file.rotation is not None:
+        rotation, inner = Rotation(file.rotation), model.model
+        inner.embed_tokens = RotatedEmbedding(inner.embed_tokens, rotation)
+        inner.norm = RotatedNorm(inner.norm, rotation, config.rms_norm_eps)
+        if config.tie_word_embeddings: model.tie_weights()
+    state = {name: file.tensor(name) for name in file.names if ".weight_" not in name and name.removesuffix(".bias") not in linears}
+    for name, module in linears.items():
+        old = model.get_submodule(name)
+        if isinstance(old, torch.nn.Embedding):  # a table of rows: no product is taken with it
+            state[name + ".weight"] = module.dequantize()
+        else:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    packed = tuple(name + "." for name in linears)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    missing = [n for n in missing if not n.startswith(packed) and n not in tied]
+    unexpected = [n for n in unexpected if n not in tied]
+    if missing or unexpected:
+        raise ValueError(f"{file.path} does not fit the model of its config.json: missing {missing[:3]}, not known {unexpected[:3]}")
+    if config.tie_word_embeddings: model.tie_weights()
+    return model.to(dtype).eval()

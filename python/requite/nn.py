@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers over packed weights, for PyTorch.
+
+QuantLinear  one layer of any of our formats. Its buffers have the names and contents of the tensors in a file that `requite quantize`
+             wrote (docs/formats.md), so that load_state_dict takes them as they are.
+
+What the operators read is made of those buffers when they are loaded: zero points as bytes, columns in the order of their groups,
+codebooks of a power of two entries. It moves with the module and is not saved.
+"""
+from typing import Optional
+
+from .ops import torch  # first: it says what is missing
+from . import _bits
+
+_ops = torch.ops.requite
+_FLOATS = {"F16": torch.float16, "F32": torch.float32}
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+class QuantLinear(torch.nn.Module):
+    """y = x W^T + bias for packed W. x may be of any float type and shape [..., in_features]; the product is computed in float32
+    and y has the type of x.
+
+    entry      the matrix's entry in the metadata of the file: {"format": "grid", "bits": 3, "group": 128, "sym": False}
+    tensors    {"weight_packed": tensor, ...}, the file's without the matrix's name; None for empty buffers, to be filled by
+               load_state_dict (then scale_dtype, act_order and book_dtype say what is not in the entry)
+    bias       [out_features] or None; True for an empty one
+    book_from  QuantLinear whose codebook this one takes (entry["book"] names another matrix)
+    """
+
+    def __init__(self, in_features: int, out_features: int, entry: dict, tensors: Optional[dict] = None, bias=None, book_from=None,
+                 *, scale_dtype: str = "F16", act_order: bool = False, book_dtype: str = "F16"):
+        super().__init__()
+        if entry.get("format") not in _KINDS: raise ValueError(f"entry: format {entry.get('format')!r} is none of {sorted(_KINDS)}")
+        self.in_features, self.out_features, self.entry = int(in_features), int(out_features), dict(entry)
+        self.kind = _KINDS[entry["format"]]
+        self._book_from = None if book_from is None else (book_from,)  # in a tuple: no module of this one
+        expected = self.kind.buffers(self, scale_dtype, act_order, book_dtype)
+        shape = torch.tensor([self.out_features, self.in_features])
+        for name, (dtype, size) in expected.items():
+            self.register_buffer(name, shape if name == "weight_shape" else torch.zeros(size, dtype=dtype))
+        self.register_buffer("bias", None if bias is None or bias is False else
+                             torch.zeros(self.out_features) if bias is True else bias.detach().clone())
+        for name in self.kind.derived: self.register_buffer("run_" + name, None, persistent=False)
+        if tensors is not None: self._take(tensors)
+        self.refresh()
+
+    def _take(self, tensors: dict) -> None:
+        for name in tensors:
+            if name not in self._buffers: raise ValueError(f"tensors: {name} is not part of a matrix {self.entry}")
+        for name, buffer in list(self._buffers.items()):
+            if name == "bias" or name.startswith("run_"): continue
+            if name not in tensors: raise ValueError(f"tensors: {name} is missing")
+            self._buffers[name] = self._fitting(name, tensors[name], buffer)
+
+    @staticmethod
+    def _fitting(name, tensor, buffer):
+        if tensor.dtype != buffer.dtype: raise ValueError(f"{name} has dtype {tensor.dtype}, not {buffer.dtype}")
+        if tensor.shape != buffer.shape: raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(buffer.shape)}")
+        if name == "weight_shape" and not torch.equal(tensor.cpu(), buffer.cpu()):
+            raise ValueError(f"weight_shape is {tensor.tolist()}, and the layer [out, in] {buffer.tolist()}")
+        return tensor.detach().contiguous()
+
+    @property
+    def book_owner(self) -> "QuantLinear":
+        return self if self._book_from is None else self._book_from[0]
+
+    def refresh(self) -> None:
+        """Work out again what the operators read. Done by load_state_dict and on every move; call it after writing to a buffer."""
+        if self.weight_shape.is_meta: return
+        for name, value in self.kind.derive(self).items(): self._buffers["run_" + name] = value
+
+    def _apply(self, fn, recurse=True):
+        # Scales and codebooks keep their type: model.bfloat16() is about activations.
+        for name, buffer in self._buffers.items():
+            if buffer is None: continue
+            moved = fn(buffer)
+            self._buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kw):
+        super()._load_from_state_dict(state_dict, prefix, *args, **kw)
+        self.refresh()
+
+    def forward(self, x):
+        if x.shape[-1] != self.in_features: raise ValueError(f"x has shape {list(x.shape)}: rows of {self.in_features} are wanted")
+        bias = None if self.bias is None else self.bias.float()
+        return self.kind.linear(self, x.float().contiguous(), bias).to(x.dtype)
+
+    def dequantize(self):
+        """The dense weights, float32 [out_features, in_features]."""
+        return self.kind.unpack(self)
+
+    def extra_repr(self) -> str:
+        settings = ", ".join(f"{k}={v}" for k, v in self.entry.items() if k not in ("book", "book_users"))
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {settings}"
+
+    @classmethod
+    def from_codes(cls, codes, scale, zero, g_idx=None, *, bits: int, group: int = 0, bias=None) -> "QuantLinear":
+        """From what quantize_linear returns for the grid: codes uint8 [n_out, n_in], scale and zero [n_out, n_group], g_idx [n_in]."""
+        codes, scale, zero = (torch.as_tensor(t) for t in (codes, scale, zero))
+        n_out, n_in = codes.shape
+        group = group or n_in
+        if scale.shape != (n_out, _ceil(n_in, group)): raise ValueError(f"scale has shape {list(scale.shape)}, and groups of {group} make {[n_out, _ceil(n_in, group)]}")
+        if zero.shape != scale.shape: raise ValueError(f"zero has shape {list(zero.shape)}, not {list(scale.shape)}")
+        if int(codes.max()) >= 1 << bits: raise ValueError(f"codes hold {int(codes.max())}: that is no code of {bits} bits")
+        half = scale.half()
+        exact = torch.equal(half.float(), scale.float())
+        sym = bool((zero == 1 << (bits - 1)).all())
+        tensors = {"weight_packed": _bits.pack(codes, bits), "weight_scale": half if exact else scale.float(),
+                   "weight_shape": torch.tensor([n_out, n_in])}
+        if not sym: tensors["weight_zero_point"] = _bits.pack(zero.T, bits).T.contiguous()
+        ordered = g_idx is not None and not torch.equal(torch.as_tensor(g_idx).long(), torch.arange(n_in) // group)
+        if ordered: tensors["weight_g_idx"] = torch.as_tensor(g_idx).int()
+        entry = {"format": "grid", "bits": bits, "group": group, "sym": sym}
+        return cls(n_in, n_out, entry, tensors, bias, scale_dtype="F16" if exact else "F32", act_order=ordered)
+
+
+class _Grid:
+    derived = ("words", "zero", "perm")
+
+    @staticmethod
+    def buffers(m, scale_dtype, act_order, _book_dtype):
+        bits, groups = m.entry["bits"], _ceil(m.in_features, m.entry["group"])
+        if bits not in (2, 3, 4, 8): raise ValueError(f"entry: bits is {bits}: 2, 3, 4 or 8 is wanted")
+        out = {"weight_packed": (torch.int32, (m.out_features, _ceil(m.in_features * bits, 32))),
+               "weight_scale": (_FLOATS[scale_dtype], (m.out_features, groups)), "weight_shape": (torch.int64, (2,))}
+        if not m.entry["sym"]: out["weight_zero_point"] = (torch.int32, (_ceil(m.out_features * bits, 32), groups))
+        if act_order: out["weight_g_idx"] = (torch.int32, (m.in_features,))
+        return out
+
+    @staticmethod
+    def derive(m):
+        bits, out = m.entry["bits"], {"words": None, "zero": None, "perm": None}
+        if not m.entry["sym"]:
+            out["zero"] = _bits.unpack(m.weight_zero_point.T.contiguous(), bits, m.out_features).T.to(torch.uint8).contiguous()
+        if "weight_g_idx" in m._buffers:  # columns of a group together, in their order
+            perm = torch.sort(m.weight_g_idx, stable=True).indices
+            out["perm"] = perm.int()
+            out["words"] = _bits.pack(_bits.unpack(m.weight_packed, bits, m.in_features)[:, perm], bits)
+        return out
+
+    @staticmethod
+    def _args(m):
+        return (m.weight_packed if m.run_words is None else m.run_words), m.weight_scale, m.run_zero, m.run_perm
+
+    @classmethod
+    def linear(cls, m, x, bias):
+        return _ops.linear_grid(x, *cls._args(m), bias, m.entry["bits"], m.entry["group"])
+
+    @classmethod
+    def unpack(cls, m):
+        return _ops.unpack_grid(*cls._args(m), m.in_features, m.entry["bits"], m.entry["group"])
+
+
+def _outlier_buffers(m):
+    k = m.entry.get("n_outlier", 0)
+    if not k: return {}
+    return {"weight_outlier": (torch.int8, (m.out_features, k)), "weight_outlier_cols": (torch.int32, (k,)),
+            "weight_outlier_scale": (torch.float32, (k,))}
+
+
+def _outliers(m):
+    return tuple(m._buffers.get("weight_outlier" + end) for end in ("", "_cols", "_scale"))
+
+
+def _padded(book, bits: int):
+    """A codebook with 2^bits entries: those that no code picks are zeros. None where it has them all."""
+    if book is None or book.shape[1] == 1 << bits: return None
+    return torch.nn.functional.pad(book, (0, 0, 0, (1 << bits) - book.shape[1]))
+
+
+class _Ssvq:
+    derived = ("book",)
+
+    @staticmethod
+    def buffers(m, _scale_dtype, _act_order, book_dtype):
+        e, words = m.entry, _ceil(m.in_features, m.entry["vec_len"])
+        books = _ceil(m.in_features, e["book_cols"])
+        out = {"weight_codes": (torch.int32, (m.out_features, _ceil(words * e["code_bits"], 32))),
+               "weight_signs": (torch.int32, (m.out_features, _ceil(words * e["vec_len"], 32))),
+               "weight_scale": (torch.float16, (m.out_features, _ceil(m.in_features, e["group"]))), "weight_shape": (torch.int64, (2,)),
+               **_outlier_buffers(m)}
+        if m._book_from is None:
+            out["weight_book"] = (torch.uint8 if book_dtype == "U8" else torch.float16, (books, e["n_codes"], e["vec_len"]))
+            if book_dtype == "U8": out["weight_book_scale"] = (torch.float32, (books,))
+        return out
+
+    @staticmethod
+    def derive(m):
+        return {"book": _padded(m._buffers.get("weight_book"), m.entry["code_bits"])}
+
+    @staticmethod
+    def _args(m):
+        owner = m.book_owner
+        book = owner.weight_book if owner.run_book is None else owner.run_book
+        return (m.weight_codes, m.weight_signs, book, owner._buffers.get("weight_book_scale"), m.weight_scale, *_outliers(m))
+
+    @classmethod
+    def linear(cls, m, x, bias):
+        return _ops.linear_ssvq(x, *cls._args(m), bias, m.entry["book_cols"], m.entry["group"])
+
+    @classmethod
+    def unpack(cls, m):
+        return _ops.unpack_ssvq(*cls._args(m), m.in_features, m.entry["book_cols"], m.entry["group"])
+
+
+class _Vq:
+    derived = ("book", "book2")
+
+    @staticmethod
+    def buffers(m, _scale_dtype, _act_order, _book_dtype):
+        e, vec_out = m.entry, m.entry["vec_axis"] == "out"
+        lines = _ceil(m.out_features, e["vec_len"]) if vec_out else m.out_features
+        n_code = m.in_features if vec_out else _ceil(m.in_features, e["vec_len"])
+        books = _ceil(m.in_features, e["book_cols"])
+        out = {"weight_shape": (torch.int64, (2,)), **_outlier_buffers(m)}
+        for i, (bits, n) in enumerate(zip(e["code_bits"], e["n_codes"])):
+            end = "2" if i else ""
+            out["weight_codes" + end] = (torch.int32, (lines, _ceil(n_code * bits, 32)))
+            if m._book_from is None: out["weight_book" + end] = (torch.float16, (books, n, e["vec_len"]))
+        if e.get("book_of") and m._book_from is None: out["weight_book_of"] = (torch.uint8, (m.in_features,))
+        if e["scales"]: out["weight_scale"] = (torch.float16, (m.out_features, _ceil(m.in_features, e["group"])))
+        if e["columns"]: out.update({name: (torch.float16, (m.in_features,)) for name in ("weight_col_scale", "weight_col_bias")})
+        return out
+
+    @staticmethod
+    def derive(m):
+        return {"book" + end: _padded(m._buffers.get("weight_book" + end), m.entry["code_bits"][i]) if i < len(m.entry["code_bits"]) else None
+                for i, end in enumerate(("", "2"))}
+
+    @staticmethod
+    def _args(m):
+        owner = m.book_owner
+
+        def book(end): return owner._buffers.get("weight_book" + end) if owner._buffers["run_book" + end] is None else owner._buffers["run_book" + end]
+
+        rest = (m._buffers.get("weight_" + n) for n in ("scale", "col_scale", "col_bias"))
+        return (m.weight_codes, book(""), m._buffers.get("weight_codes2"), book("2"), owner._buffers.get("weight_book_of"), *rest, *_outliers(m))
+
+    @classmethod
+    def linear(cls, m, x, bias):
+        return _ops.linear_vq(x, *cls._args(m), bias, m.out_features, m.entry["book_cols"], m.entry["group"], m.entry["vec_axis"] == "out")
+
+    @classmethod
+    def unpack(cls, m):
+        return _ops.unpack_vq(*cls._args(m), m.out_features, m.in_features, m.entry["book_cols"], m.entry["group"],
+                              m.entry["vec_axis"] == "out")
+
+
+class _W4a8:
+    derived = ()
+
+    @staticmethod
+    def buffers(m, _scale_dtype, _act_order, _book_dtype):
+        e = m.entry
+        out = {"weight_packed": (torch.int32, (m.out_features, _ceil(m.in_features, 8))), "weight_scale": (torch.float32, (m.out_features,)),
+               "weight_shape": (torch.int64, (2,))}
+        if e["group"]:
+            levels = (m.out_features, _ceil(m.in_features, e["group"]))
+            out.update({"weight_step": (torch.uint8, levels), "weight_base": (torch.int8, levels)})
+        elif not e["sym"]: out["weight_zero"] = (torch.uint8, (m.out_features,))
+        if e["in_scale"]: out["weight_in_scale"] = (torch.float32, (m.in_features,))
+        return out
+
+    @staticmethod
+    def derive(_m):
+        return {}
+
+    @staticmethod
+    def _args(m):
+        return (m.weight_packed, m.weight_scale, *(m._buffers.get("weight_" + n) for n in ("zero", "step", "base", "in_scale")))
+
+    @classmethod
+    def linear(cls, m, x, bias):
+        return _ops.linear_w4a8(x, *cls._args(m), bias, m.entry["group"], m.entry["hadamard"])
+
+    @classmethod
+    def unpack(cls, m):
+        return _ops.unpack_w4a8(*cls._args(m), m.in_features, m.entry["group"], m.entry["hadamard"])
+
+
+_KINDS = {"grid": _Grid, "ssvq": _Ssvq, "vq": _Vq, "w4a8": _W4a8}

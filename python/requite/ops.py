@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.ops.requite.*: products with packed matrices, their dense forms, int8 activations and Hadamard matrices (docs/python.md).
+
+Importing this loads requite_torch.so, which the package has where it was installed beside PyTorch 2.10 or later. Here are the
+operators' fake kernels, so that torch.compile and export see shapes without running anything, and their gradients.
+"""
+import os
+
+from ._library import library, library_path
+
+MINIMUM = (2, 10)
+
+
+def _import_torch():
+    rest = "Quantizing and Model work without it"
+    try:
+        import torch
+    except ImportError as e:
+        raise ImportError(f"requite.ops and requite.nn need PyTorch {MINIMUM[0]}.{MINIMUM[1]} or later, which this Python does not "
+                          f"have: pip install torch. {rest}") from e
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < MINIMUM:
+        raise ImportError(f"requite.ops and requite.nn need PyTorch {MINIMUM[0]}.{MINIMUM[1]} or later for its stable ABI; this is "
+                          f"{torch.__version__}. {rest}")
+    path = os.path.join(os.path.dirname(os.path.abspath(library_path())), "requite_torch.so")
+    if not os.path.isfile(path):
+        raise ImportError(f"torch.ops.requite is not there: {path} was not built, as happens where PyTorch is not found when the "
+                          f"package is installed. Now that it is here: pip install --force-reinstall ./python in the checkout. {rest}")
+    library()  # first: requite_torch.so takes librequite.so.0 from the process
+    try:
+        torch.ops.load_library(path)
+    except OSError as e:
+        raise ImportError(f"{path} cannot be loaded: {e}. {rest}") from e
+    return torch
+
+
+torch = _import_torch()
+_ops = torch.ops.requite
+
+
+def _refuse(condition: bool, words: str) -> None:
+    if condition: raise RuntimeError(words)
+
+
+def _check(x, name: str, tensors: dict, width=None, stored=None) -> None:
+    """What fake kernels check: float rows in x, the matrix beside it. stored: name of the tensor that n_in must go with."""
+    _refuse(x.dtype != torch.float32, f"{name} has dtype {str(x.dtype)[6:]}, not float32")
+    _refuse(x.dim() < 1, f"{name} has shape {list(x.shape)}: rows [..., n] are wanted")
+    for other, t in tensors.items():
+        _refuse(t is not None and t.device.type != x.device.type, f"{other} is on {None if t is None else t.device}, and {name} on {x.device}")
+    if stored is not None:
+        _refuse(tensors[stored].shape[-1] != width,
+                f"{stored} has {tensors[stored].shape[-1]} words a row, and {name} of {x.shape[-1]} columns goes with {width}")
+
+
+def _rows(x, n_out):
+    return x.new_empty((*x.shape[:-1], n_out))
+
+
+def _words(n, bits):
+    return -(-n * bits // 32)
+
+
+def _log2(n) -> int:
+    return int(n).bit_length() - 1
+
+
+# ---- products ------------------------------------------------------------------------------------------------------------
+
+@torch.library.register_fake("requite::linear_grid")
+def _(x, words, scale, zero, perm, bias, bits, group):
+    _check(x, "x", {"words": words, "scale": scale, "zero": zero, "perm": perm, "bias": bias}, _words(x.shape[-1], bits), "words")
+    return _rows(x, words.shape[0])
+
+
+@torch.library.register_fake("requite::unpack_grid")
+def _(words, scale, zero, perm, n_in, bits, group):
+    return words.new_empty((words.shape[0], n_in), dtype=torch.float32)
+
+
+@torch.library.register_fake("requite::linear_ssvq")
+def _(x, codes, signs, book, book_scale, scale, outlier, outlier_cols, outlier_scale, bias, book_cols, group):
+    vec = -(-x.shape[-1] // book.shape[2])
+    _check(x, "x", {"codes": codes, "signs": signs, "book": book, "scale": scale, "bias": bias}, _words(vec, _log2(book.shape[1])), "codes")
+    return _rows(x, codes.shape[0])
+
+
+@torch.library.register_fake("requite::unpack_ssvq")
+def _(codes, signs, book, book_scale, scale, outlier, outlier_cols, outlier_scale, n_in, book_cols, group):
+    return codes.new_empty((codes.shape[0], n_in), dtype=torch.float32)
+
+
+@torch.library.register_fake("requite::linear_vq")
+def _(x, codes, book, codes2, book2, book_of, scale, col_scale, col_bias, outlier, outlier_cols, outlier_scale, bias, n_out, book_cols,
+      group, vec_out):
+    n_code = x.shape[-1] if vec_out else -(-x.shape[-1] // book.shape[2])
+    _check(x, "x", {"codes": codes, "book": book, "codes2": codes2, "book2": book2, "bias": bias}, _words(n_code, _log2(book.shape[1])), "codes")
+    return _rows(x, n_out)
+
+
+@torch.library.register_fake("requite::unpack_vq")
+def _(codes, book, codes2, book2, book_of, scale, col_scale, col_bias, outlier, outlier_cols, outlier_scale, n_out, n_in, book_cols, group,
+      vec_out):
+    return codes.new_empty((n_out, n_in), dtype=torch.float32)
+
+
+@torch.library.register_fake("requite::linear_w4a8")
+def _(x, words, scale, zero, step, base, in_scale, bias, group, hadamard):
+    _check(x, "x", {"words": words, "scale": scale, "in_scale": in_scale, "bias": bias}, _words(x.shape[-1], 4), "words")
+    return _rows(x, words.shape[0])
+
+
+@torch.library.register_fake("requite::unpack_w4a8")
+def _(words, scale, zero, step, base, in_scale, n_in, group, hadamard):
+    return words.new_empty((words.shape[0], n_in), dtype=torch.float32)
+
+
+@torch.library.register_fake("requite::gemm_w4a8")
+def _(q, q_scale, q_sum, words, scale, zero, step, base, bias, group):
+    _refuse(q.dtype != torch.int8, f"q has dtype {str(q.dtype)[6:]}, not int8")
+    return q.new_empty((q.shape[0], words.shape[0]), dtype=torch.float32)
+
+
+# ---- activations ----------------------------------------------------------------------------------------------------------
+
+def _int8_rows(x):
+    n_tok = x.numel() // x.shape[-1]
+    return (x.new_empty((n_tok, x.shape[-1]), dtype=torch.int8), x.new_empty((n_tok,)), x.new_empty((n_tok,), dtype=torch.int32))
+
+
+@torch.library.register_fake("requite::quantize_rows")
+def _(x, factor, hadamard):
+    _check(x, "x", {"factor": factor})
+    return _int8_rows(x)
+
+
+@torch.library.register_fake("requite::quantize_rmsnorm")
+def _(x, residual, weight, eps, factor, hadamard):
+    _check(x, "x", {"residual": residual, "weight": weight, "factor": factor})
+    return (*_int8_rows(x), x.new_empty(x.shape if residual is not None else (0,)))
+
+
+@torch.library.register_fake("requite::quantize_gated")
+def _(gate, up, factor, hadamard):
+    _check(gate, "gate", {"up": up, "factor": factor})
+    return _int8_rows(gate)
+
+
+@torch.library.register_fake("requite::hadamard")
+def _(x, order, transposed):
+    _check(x, "x", {})
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("requite::rotate")
+def _(x, kind, seed, inverse):
+    _check(x, "x", {})
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+# ---- gradients: of x and bias. Packed matrices have none, and the rounding of x to int8 counts as the identity. ------------
+
+def _linear_gradient(name: str, n_args: int, bias_at: int, dense):
+    def setup(ctx, inputs, output):
+        ctx.n_in = inputs[0].shape[-1]
+        ctx.has_bias = inputs[bias_at] is not None
+        ctx.save_for_backward(*(t for t in inputs[1:] if isinstance(t, torch.Tensor)))
+        ctx.where = [i for i, t in enumerate(inputs) if i and isinstance(t, torch.Tensor)]
+        ctx.rest = [None if isinstance(t, torch.Tensor) else t for t in inputs]
+
+    def backward(ctx, grad):
+        args = list(ctx.rest)
+        for i, t in zip(ctx.where, ctx.saved_tensors): args[i] = t
+        grads = [None] * n_args
+        if ctx.needs_input_grad[0]: grads[0] = grad @ dense(args, ctx.n_in)
+        if ctx.has_bias and ctx.needs_input_grad[bias_at]: grads[bias_at] = grad.reshape(-1, grad.shape[-1]).sum(0)
+        return tuple(grads)
+
+    torch.library.register_autograd(f"requite::{name}", backward, setup_context=setup)
+
+
+_linear_gradient("linear_grid", 8, 5, lambda a, n: _ops.unpack_grid(*a[1:5], n, *a[6:]))
+_linear_gradient("linear_ssvq", 12, 9, lambda a, n: _ops.unpack_ssvq(*a[1:9], n, *a[10:]))
+_linear_gradient("linear_vq", 17, 12, lambda a, n: _ops.unpack_vq(*a[1:12], a[13], n, *a[14:]))
+_linear_gradient("linear_w4a8", 10, 7, lambda a, n: _ops.unpack_w4a8(*a[1:7], n, *a[8:]))
+
+
+def _hadamard_setup(ctx, inputs, output):
+    ctx.order, ctx.transposed = inputs[1], inputs[2]
+
+
+def _hadamard_backward(ctx, grad):
+    return _ops.hadamard(grad.contiguous(), ctx.order, not ctx.transposed), None, None
+
+
+torch.library.register_autograd("requite::hadamard", _hadamard_backward, setup_context=_hadamard_setup)
+
+
+def _rotate_setup(ctx, inputs, output):
+    ctx.rest = inputs[1:]
+
+
+def _rotate_backward(ctx, grad):
+    kind, seed, inverse = ctx.rest
+    return _ops.rotate(grad.contiguous(), kind, seed, not inverse), None, None, None
+
+
+torch.library.register_autograd("requite::rotate", _rotate_backward, setup_context=_rotate_setup)
