@@ -207,8 +207,7 @@ done:
 static bool is_written_anew(const char *name) {
     static const char *const endings[] = {".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt",
                                           ".gguf"};
-    static const char *const names[] = {"config.json", "quantize_config.json", "quant_config.json", "report.json",
-                                        "quantize_log.jsonl"};
+    static const char *const names[] = {"config.json", "quantize_config.json", "quant_config.json"};
     const size_t n = strlen(name);
     for (size_t i = 0; i < sizeof endings / sizeof *endings; ++i) {
         const size_t m = strlen(endings[i]);

@@ -4,23 +4,26 @@
     make_peers.py FOLDER...      (run by hand; the files are stored, and tests/test_peers.c needs none of the tools)
 
 Each FOLDER is an unpacked release of a tool, of which single modules are taken, so that their kernels and dependencies are not needed:
-auto-gptq 0.7.1, autoawq 0.2.9, vptq 0.0.5.post1, aqlm 1.1.7. Installed must be torch, safetensors, numpy, transformers (configurations) and
-compressed-tensors 0.20.0. Every tool decodes with fp32 scales, so that a weight is rounded once.
+auto-gptq 0.7.1, autoawq 0.2.9, vptq 0.0.5.post1, aqlm 1.1.7. Installed must be torch, numpy, transformers (configurations) and
+compressed-tensors 0.20.0. The configurations are also seeds of the fuzzer, in tests/data/fuzz/config. Every tool decodes with fp32 scales, so that a weight is rounded once.
 
 A file holds one matrix W: its tensors under the tool's names, W.decoded F32 [n_out, n_in], and in the metadata `config`
 ({"quantization_config": ...} as the tool or transformers writes it), `to` (the --to that gives these tensors back, or "") and `made_by`."""
 import importlib.util
 import json
 import os
+import struct
 import sys
 import types
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "peers")
+SEEDS = os.path.join(os.path.dirname(OUT), "fuzz", "config")
 N_OUT, N_IN = 32, 96
+DTYPES = {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.float32: "F32", torch.float16: "F16",
+          torch.bfloat16: "BF16"}
 
 
 def module(path, **stubs):
@@ -41,8 +44,18 @@ def module(path, **stubs):
 def save(name, tensors, decoded, config, to, made_by):
     tensors = {f"W.{k}": v.contiguous() for k, v in tensors.items()}
     tensors["W.decoded"] = decoded.to(torch.float32).contiguous()
-    save_file(tensors, os.path.join(OUT, name + ".safetensors"),
-              {"config": json.dumps({"quantization_config": config}), "to": to, "made_by": made_by})
+    header, body = {"__metadata__": {"config": json.dumps({"quantization_config": config}), "to": to, "made_by": made_by}}, b""
+    for key, t in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):  # the same bytes every time
+        data = t.reshape(-1).view(torch.uint8).numpy().tobytes()
+        header[key] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(os.path.join(OUT, name + ".safetensors"), "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text + body)
+    if name in ("gptq_b4_g32_asym_act", "awq_g32", "ct_pac_b4_g32_asym", "ct_int_b4_row_sym_a8", "vptq_books", "aqlm_2x8"):
+        with open(os.path.join(SEEDS, name + ".json"), "w", encoding="utf-8") as f:
+            json.dump({"quantization_config": config}, f)
     print(f"{name}: {sum(t.numel() * t.element_size() for t in tensors.values())} bytes, by {made_by}")
 
 
