@@ -4,8 +4,8 @@
     make_peers.py FOLDER...      (run by hand; the files are stored, and tests/test_peers.c needs none of the tools)
 
 Each FOLDER is an unpacked release of a tool, of which single modules are taken, so that their kernels and dependencies are not needed:
-auto-gptq 0.7.1, autoawq 0.2.9, vptq 0.0.5.post1, aqlm 1.1.7. Installed must be torch, numpy, transformers (configurations) and
-compressed-tensors 0.20.0. The configurations are also seeds of the fuzzer, in tests/data/fuzz/config. Every tool decodes with fp32 scales, so that a weight is rounded once.
+auto-gptq 0.7.1, autoawq 0.2.9, vptq 0.0.5.post1, aqlm 1.1.7. Installed must be torch, numpy, transformers (configurations),
+compressed-tensors 0.20.0 and gptqmodel 7.7.0. The configurations are also seeds of the fuzzer, in tests/data/fuzz/config. Every tool decodes with fp32 scales, so that a weight is rounded once.
 
 A file holds one matrix W: its tensors under the tool's names, W.decoded F32 [n_out, n_in], and in the metadata `config`
 ({"quantization_config": ...} as the tool or transformers writes it), `to` (the --to that gives these tensors back, or "") and `made_by`."""
@@ -91,6 +91,31 @@ def gptq(rng):
         tensors = {"qweight": q.qweight, "qzeros": q.qzeros, "scales": q.scales.half(), "g_idx": q.g_idx}
         name = f"gptq_b{bits}_g{group}_{'sym' if sym else 'asym'}{'_act' if act else ''}"
         save(name, tensors, decoded, config, "gptq", "auto-gptq 0.7.1")
+
+
+def gptq_v2(rng):
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from transformers import GPTQConfig
+    for bits, group, act in ((2, 32, False), (3, 32, False), (4, 32, True), (8, 32, False)):
+        codes, scales, zeros = grid(rng, bits, group, False)
+        zeros = zeros - 1  # 0 is among them
+        g_idx = torch.arange(N_IN) // group
+        if act:
+            g_idx = g_idx[torch.from_numpy(rng.permutation(N_IN))]
+        linear = torch.nn.Linear(N_IN, N_OUT, bias=False)
+        linear.weight.data = weights(codes, scales, zeros, g_idx)
+        q = TorchLinear(bits=bits, group_size=group, sym=False, desc_act=act, in_features=N_IN, out_features=N_OUT, bias=False,
+                        register_buffers=False)
+        q.pack_original(linear=linear, scales=scales.float(), zeros=zeros.float(), g_idx=g_idx.to(torch.int32))
+        tensors = {"qweight": q.qweight, "qzeros": q.qzeros, "scales": q.scales.half(), "g_idx": q.g_idx}
+        tensors = {k: v.clone() for k, v in tensors.items()}
+        q.scales = q.scales.float()
+        q.post_init()
+        decoded = q.dequantize_weight().T
+        assert torch.equal(decoded, linear.weight.data)
+        config = GPTQConfig(bits=bits, group_size=group, sym=False, desc_act=act, format="gptq_v2").to_dict()
+        assert config["checkpoint_format"] == "gptq_v2", config
+        save(f"gptq_v2_b{bits}_g{group}{'_act' if act else ''}", tensors, decoded, config, "gptq_v2", "gptqmodel 7.7.0")
 
 
 def awq(rng):
@@ -212,7 +237,7 @@ def aqlm(rng):
 
 def main():
     os.makedirs(OUT, exist_ok=True)
-    for i, make in enumerate((gptq, awq, compressed_tensors, vptq, aqlm)):
+    for i, make in enumerate((gptq, awq, compressed_tensors, vptq, aqlm, gptq_v2)):
         make(np.random.default_rng(100 + i))
 
 

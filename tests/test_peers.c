@@ -134,7 +134,7 @@ static void test_vectors(void **state) {
     }
     closedir(dir);
     print_message("%d matrices of other tools\n", n);
-    assert_true(n >= 27);
+    assert_true(n >= 31);
 }
 
 int main(void) {
