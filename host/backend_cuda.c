@@ -77,31 +77,89 @@ done:
 
 /* ---- products --------------------------------------------------------------------------------------------------------- */
 
-static rq_status blas_call(cuda_device *dev, cublasOperation_t ta, cublasOperation_t tb, int64_t m, int64_t n,
-                           int64_t k, float alpha, const float *a, int64_t lda, const float *b, int64_t ldb, float beta,
-                           float *c, int64_t ldc, const char *what) {
-    if (m > INT32_MAX || n > INT32_MAX || k > INT32_MAX || lda > INT32_MAX || ldb > INT32_MAX || ldc > INT32_MAX)
-        return rq_fail(RQ_ERR_UNSUPPORTED, "cublasSgemm for %s: a side of %lld x %lld x %lld is too long", what,
-                       (long long)n, (long long)m, (long long)k);
-    dev->done.flops += 2.0 * (double)m * (double)n * (double)k;
+/* One product by columns. Numbers of A and B: fp32 by cublasSgemm, bfloat16 by cublasGemmEx with sums in fp32. */
+typedef struct blas_call {
+    cublasOperation_t ta, tb;
+    int64_t m, n, k;
+    const void *a, *b;
+    int64_t lda, ldb, ldc;
+    float alpha, beta;
+    float *c;
+    bool bf16;
+} blas_call;
+
+static rq_status blas_run(cuda_device *dev, const blas_call *g, const char *what) {
+    const char *name = g->bf16 ? "cublasGemmEx" : "cublasSgemm";
+    const int64_t most =
+        rq_max_i64(rq_max_i64(rq_max_i64(g->m, g->n), g->k), rq_max_i64(rq_max_i64(g->lda, g->ldb), g->ldc));
+    if (most > INT32_MAX)
+        return rq_fail(RQ_ERR_UNSUPPORTED, "%s for %s: a side of %lld x %lld x %lld is too long", name, what,
+                       (long long)g->n, (long long)g->m, (long long)g->k);
+    dev->done.flops += 2.0 * (double)g->m * (double)g->n * (double)g->k;
     ++dev->done.launches;
-    cublasStatus_t s = dev->libs->sgemm(dev->blas, ta, tb, (int)m, (int)n, (int)k, &alpha, a, (int)lda, b, (int)ldb,
-                                        &beta, c, (int)ldc);
+    const int m = (int)g->m, n = (int)g->n, k = (int)g->k, lda = (int)g->lda, ldb = (int)g->ldb, ldc = (int)g->ldc;
+    const cublasStatus_t s =
+        g->bf16
+            ? dev->libs->gemm_ex(dev->blas, g->ta, g->tb, m, n, k, &g->alpha, g->a, CUDA_R_16BF, lda, g->b, CUDA_R_16BF,
+                                 ldb, &g->beta, g->c, CUDA_R_32F, ldc, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT)
+            : dev->libs->sgemm(dev->blas, g->ta, g->tb, m, n, k, &g->alpha, g->a, lda, g->b, ldb, &g->beta, g->c, ldc);
     if (s == CUBLAS_STATUS_SUCCESS) return RQ_OK;
-    return rq_fail(RQ_ERR_DEVICE, "cublasSgemm of %lld x %lld x %lld for %s: status %d", (long long)n, (long long)m,
-                   (long long)k, what, (int)s);
+    return rq_fail(RQ_ERR_DEVICE, "%s of %lld x %lld x %lld for %s: status %d", name, (long long)g->n, (long long)g->m,
+                   (long long)g->k, what, (int)s);
 }
 
 /* cuBLAS goes by columns: it computes C^T = op(B)^T A^T. */
+static rq_status blas_nt(cuda_device *dev, bool bf16, rq_trans tb, int64_t m, int64_t n, int64_t k, float alpha,
+                         const void *a, int64_t lda, const void *b, int64_t ldb, float beta, float *c, int64_t ldc,
+                         const char *what) {
+    const blas_call g = {.ta = tb == RQ_T ? CUBLAS_OP_T : CUBLAS_OP_N,
+                         .tb = CUBLAS_OP_N,
+                         .m = n,
+                         .n = m,
+                         .k = k,
+                         .a = b,
+                         .b = a,
+                         .lda = ldb,
+                         .ldb = lda,
+                         .ldc = ldc,
+                         .alpha = alpha,
+                         .beta = beta,
+                         .c = c,
+                         .bf16 = bf16};
+    return blas_run(dev, &g, what);
+}
+
+static rq_status blas_tn(cuda_device *dev, bool bf16, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda,
+                         const void *b, int64_t ldb, float *c, int64_t ldc, const char *what) {
+    const blas_call g = {.ta = CUBLAS_OP_N,
+                         .tb = CUBLAS_OP_T,
+                         .m = n,
+                         .n = m,
+                         .k = k,
+                         .a = b,
+                         .b = a,
+                         .lda = ldb,
+                         .ldb = lda,
+                         .ldc = ldc,
+                         .alpha = 1,
+                         .c = c,
+                         .bf16 = bf16};
+    return blas_run(dev, &g, what);
+}
+
 rq_status cuda_sgemm(cuda_device *dev, rq_trans tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
                      int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc, const char *what) {
-    return blas_call(dev, tb == RQ_T ? CUBLAS_OP_T : CUBLAS_OP_N, CUBLAS_OP_N, n, m, k, alpha, b, ldb, a, lda, beta, c,
-                     ldc, what);
+    return blas_nt(dev, false, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, what);
 }
 
 rq_status cuda_sgemm_tn(cuda_device *dev, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                         int64_t ldb, float *c, int64_t ldc, const char *what) {
-    return blas_call(dev, CUBLAS_OP_N, CUBLAS_OP_T, n, m, k, 1, b, ldb, a, lda, 0, c, ldc, what);
+    return blas_tn(dev, false, m, n, k, a, lda, b, ldb, c, ldc, what);
+}
+
+rq_status cuda_gemm_bf16(cuda_device *dev, rq_trans tb, int64_t m, int64_t n, int64_t k, const uint16_t *a, int64_t lda,
+                         const uint16_t *b, int64_t ldb, float beta, float *c, int64_t ldc, const char *what) {
+    return blas_nt(dev, true, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc, what);
 }
 
 /* ---- Gram matrices ---------------------------------------------------------------------------------------------------- */
@@ -139,18 +197,29 @@ done:
 }
 
 /* Panels of the lower triangle of H and, with b, of all of D, from one chunk on the device. */
-rq_status cuda_gram_chunk(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n) {
+static rq_status gram_panels(cuda_device *dev, bool bf16, const void *a, const void *b, int64_t n_tok, int64_t n) {
     rq_status status = RQ_OK;
+    const size_t element = bf16 ? sizeof(uint16_t) : sizeof(float);
     for (int64_t r0 = 0; r0 < n; r0 += RQ_CUDA_PANEL) {
-        int64_t rows = rq_min_i64(RQ_CUDA_PANEL, n - r0), cols = r0 + rows;
-        RQ_TRY(cuda_sgemm_tn(dev, rows, cols, n_tok, a + r0, n, a, n, dev->panel, cols, "the Gram matrix"));
+        const int64_t rows = rq_min_i64(RQ_CUDA_PANEL, n - r0), cols = r0 + rows;
+        const char *of_a = (const char *)a + (size_t)r0 * element;
+        RQ_TRY(blas_tn(dev, bf16, rows, cols, n_tok, of_a, n, a, n, dev->panel, cols, "the Gram matrix"));
         KERNEL_TRY(dev, rq_cuda_gram_fold(dev->h, n, dev->panel, cols, r0, rows, cols, 1, dev->compute));
         if (!b) continue;
-        RQ_TRY(cuda_sgemm_tn(dev, rows, n, n_tok, b + r0, n, a, n, dev->panel, n, "the cross Gram matrix"));
+        const char *of_b = (const char *)b + (size_t)r0 * element;
+        RQ_TRY(blas_tn(dev, bf16, rows, n, n_tok, of_b, n, a, n, dev->panel, n, "the cross Gram matrix"));
         KERNEL_TRY(dev, rq_cuda_gram_fold(dev->d, n, dev->panel, n, r0, rows, n, 0, dev->compute));
     }
 done:
     return status;
+}
+
+rq_status cuda_gram_chunk(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n) {
+    return gram_panels(dev, false, a, b, n_tok, n);
+}
+
+rq_status cuda_gram_chunk_bf16(cuda_device *dev, const uint16_t *a, const uint16_t *b, int64_t n_tok, int64_t n) {
+    return gram_panels(dev, true, a, b, n_tok, n);
 }
 
 static rq_status gram_add(void *own, double *h, double *d, const float *a, const float *b, int64_t n_tok, int64_t n) {
@@ -236,7 +305,7 @@ static rq_status open_device(void **own, int index) {
     if (e != cudaSuccess) RQ_FAIL(RQ_ERR_DEVICE, "no CUDA device: %s", cudaGetErrorString(e));
     if (index >= count)
         RQ_FAIL(RQ_ERR_DEVICE, "cuda:%d: this machine has %d CUDA device%s", index, count, count == 1 ? "" : "s");
-    RQ_TRY(rq_backend_init()); /* losses, forward pass and codebooks are the CPU's */
+    RQ_TRY(rq_backend_init()); /* losses and what docs/devices.md lists are the CPU's */
     RQ_TRY(RQ_NEW_ZERO(dev, 1));
     dev->index = index;
     CUDA_TRY(cudaSetDevice(index), "the device");
@@ -272,6 +341,9 @@ const rq_device_ops rq_device_cuda = {.name = "cuda",
                                       .move = cuda_move,
                                       .sweep = cuda_sweep,
                                       .refine = cuda_refine,
+                                      .kmeans = &cuda_kmeans,
                                       .book_sweep = cuda_book_sweep,
+                                      .book_pass = cuda_book_pass,
+                                      .book_ask = cuda_book_ask,
                                       .book_forget = cuda_book_forget,
                                       .forget = cuda_forget};

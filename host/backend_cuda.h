@@ -20,6 +20,7 @@ typedef struct cuda_libs {
     __typeof__(cublasSetStream_v2) *blas_set_stream;
     __typeof__(cublasSetMathMode) *blas_set_math;
     __typeof__(cublasSgemm_v2) *sgemm;
+    __typeof__(cublasGemmEx) *gemm_ex;
     __typeof__(cusolverDnCreate) *solver_create;
     __typeof__(cusolverDnDestroy) *solver_destroy;
     __typeof__(cusolverDnSetStream) *solver_set_stream;
@@ -59,9 +60,11 @@ typedef struct cuda_device {
 
 /* What a preparation keeps on the device (rq_prep.on_device). */
 typedef struct cuda_prep {
-    float *u, *t, *m;
+    float *u, *t, *m, *hd;
 } cuda_prep;
 rq_status cuda_prep_of(cuda_prep **own, rq_prep *p);
+/* hd of a preparation that has it, uploaded by the first refinement that asks. */
+rq_status cuda_prep_hd(cuda_device *dev, const float **hd, const rq_prep *p, const char *what);
 
 /* Sentences: the failing call, what for, how large. */
 rq_status cuda_failed(cudaError_t e, const char *call, const char *what);
@@ -101,8 +104,13 @@ rq_status cuda_sgemm(cuda_device *dev, rq_trans tb, int64_t m, int64_t n, int64_
 rq_status cuda_sgemm_tn(cuda_device *dev, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                         int64_t ldb, float *c, int64_t ldc, const char *what);
 
+/* cuda_sgemm with alpha 1 of A and B in bfloat16: products are exact in fp32, in which they are summed. */
+rq_status cuda_gemm_bf16(cuda_device *dev, rq_trans tb, int64_t m, int64_t n, int64_t k, const uint16_t *a, int64_t lda,
+                         const uint16_t *b, int64_t ldb, float beta, float *c, int64_t ldc, const char *what);
+
 /* backend_cuda.c: activations that are on the device already, into the Gram matrices that gram_start began; up to RQ_CUDA_GRAM_CHUNK tokens. */
 rq_status cuda_gram_chunk(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n);
+rq_status cuda_gram_chunk_bf16(cuda_device *dev, const uint16_t *a, const uint16_t *b, int64_t n_tok, int64_t n);
 /* backend_cuda_factor.c */
 rq_status cuda_factor(void *own, rq_prep *p, const double *h, int64_t *bad);
 rq_status cuda_triangular_term(void *own, rq_prep *p, float *d);
@@ -113,8 +121,13 @@ void cuda_forget(void *own, rq_prep *p);
 rq_status cuda_sweep(void *own, const rq_sweep *s, const char *label);
 /* backend_cuda_refine.c */
 rq_status cuda_refine(void *own, const rq_refine *r, const rq_prep *p, const char *label);
+/* backend_cuda_kmeans.c */
+extern const rq_kmeans_engine cuda_kmeans;
 /* backend_cuda_book.c */
 rq_status cuda_book_sweep(void *own, rq_book_task *t, const float *metric, float *at);
 void cuda_book_forget(void *own, rq_book_task *t);
+/* backend_cuda_book_refine.c */
+rq_status cuda_book_pass(void *own, const rq_book_refine *r, rq_book_pass pass);
+rq_status cuda_book_ask(void *own, rq_book_system *s, rq_book_ask ask, double *out, const double *v, double *loss);
 
 #endif

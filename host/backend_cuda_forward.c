@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Calibration's forward pass on a GPU: products by cuBLAS in fp32, the rest by cuda/llama_*.cu. A matrix is uploaded when a pass first multiplies by it
+/* Calibration's forward pass on a GPU: products by cuBLAS in fp32 (or of numbers rounded to bfloat16), the rest in fp32 by cuda/llama_*.cu. A matrix is uploaded when a pass first multiplies by it
  * and forgotten when the pass ends: of a block there are the matrices of one stage at a time. */
 #include "backend_cuda_forward.h"
 
 #include "llama_block.h"
+
+enum { PIECE = 4 << 20 }; /* numbers of a matrix that are rounded at a time */
 
 /* ---- memory ----------------------------------------------------------------------------------------------------------- */
 
@@ -25,20 +27,42 @@ static rq_status download(void *own, float *to, const float *from, int64_t count
     return cuda_download(((cuda_forward *)own)->dev, to, from, count * (int64_t)sizeof *to);
 }
 
-/* What of the host's a pass needs on the device. */
-static rq_status keep(cuda_forward *f, float **there, const float *host, int64_t count, const char *what) {
+/* What of the host's a pass needs on the device; true when it is there already, otherwise there are `bytes` for it. */
+static rq_status keep_place(cuda_forward *f, void **there, bool *filled, const float *host, int64_t count,
+                            size_t element, const char *what) {
     rq_status status = RQ_OK;
     for (int i = 0; i < f->n_kept; ++i) {
         *there = f->kept[i].there;
-        if (f->kept[i].host == host && f->kept[i].count == count) return RQ_OK;
+        *filled = f->kept[i].host == host && f->kept[i].count == count;
+        if (*filled) return RQ_OK;
     }
     if (f->n_kept == CUDA_KEPT_MAX)
         return rq_fail(RQ_ERR_UNSUPPORTED, "a pass uses more than %d matrices and vectors", CUDA_KEPT_MAX);
-    RQ_TRY(CUDA_NEW(f->dev, *there, count, what));
+    *filled = false;
+    RQ_TRY(cuda_new(f->dev, there, count, element, what));
     f->kept[f->n_kept].host = host;
     f->kept[f->n_kept].count = count;
     f->kept[f->n_kept++].there = *there;
-    RQ_TRY(upload(f, *there, host, count));
+done:
+    return status;
+}
+
+static rq_status keep(cuda_forward *f, float **there, const float *host, int64_t count, const char *what) {
+    bool filled;
+    rq_status status = keep_place(f, (void **)there, &filled, host, count, sizeof **there, what);
+    return status == RQ_OK && !filled ? upload(f, *there, host, count) : status;
+}
+
+/* Rounded on the device, piece by piece. A matrix that is kept so is never kept in fp32. */
+static rq_status keep_bf16(cuda_forward *f, uint16_t **there, const float *host, int64_t count, const char *what) {
+    rq_status status = RQ_OK;
+    bool filled;
+    RQ_TRY(keep_place(f, (void **)there, &filled, host, count, sizeof **there, what));
+    for (int64_t at = 0; !filled && at < count; at += PIECE) {
+        const int64_t n = rq_min_i64(PIECE, count - at);
+        RQ_TRY(upload(f, f->piece, host + at, n));
+        KERNEL_TRY(f->dev, rq_cuda_to_bf16(*there + at, f->piece, n, f->dev->compute));
+    }
 done:
     return status;
 }
@@ -57,35 +81,42 @@ static void end(void *own) {
     cuda_release(f->rope);
     cuda_release(f->per_token);
     cuda_release(f->packed);
+    cuda_release(f->piece);
+    for (int i = 0; i < 2; ++i) cuda_release(f->half[i]);
     free(f);
 }
 
-/* Bytes that a pass has on the device at most, without rows of all samples: a chunk, the matrices of a stage, Gram matrices, slots. */
-static double pass_bytes(const cuda_forward *f) {
+/* Device memory of a run without rows of all samples: buffers of a chunk, which are there all the time, and what a pass has beside them at most: the
+ * matrices of a stage and Gram matrices. */
+static void bytes_of(const cuda_forward *f, double *chunk, double *pass) {
     const rq_forward_job *j = &f->job;
     const rq_config *c = &j->model->cfg;
     const double d = (double)c->d_model, ff = (double)c->d_ff, qd = (double)(c->n_head * c->head_dim),
                  kd = (double)(c->n_kv_head * c->head_dim), w = (double)f->widest, t = (double)j->chunk;
-    const double chunk = t * (d + 3 * w + qd + 2 * kd + 2 * ff + (j->n_streams + 2 * CUDA_SLOTS) * w);
-    const double qkv = d * (qd + 2 * kd), mlp = 2 * d * ff;
-    const double matrices = (qkv > mlp ? qkv : mlp) * j->n_streams + (qd > ff ? qd : ff) * d; /* one more: measuring */
-    return 4 * (chunk + matrices + (w < RQ_CUDA_PANEL ? w : RQ_CUDA_PANEL) * w) + 8 * w * w * (j->cross ? 2 : 1);
+    const double qkv = d * (qd + 2 * kd), mlp = 2 * d * ff,
+                 matrices = (qkv > mlp ? qkv : mlp) * j->n_streams + (qd > ff ? qd : ff) * d; /* one more: measuring */
+    *chunk = 4 * t * (d + 3 * w + qd + 2 * kd + 2 * ff + (j->n_streams + 2 * CUDA_SLOTS + (j->bf16 ? 1 : 0)) * w) +
+             (j->bf16 ? 4.0 * PIECE : 0);
+    *pass =
+        (j->bf16 ? 2 : 4) * matrices + 4 * (w < RQ_CUDA_PANEL ? w : RQ_CUDA_PANEL) * w + 8 * w * w * (j->cross ? 2 : 1);
 }
 
-/* Free memory against what a pass and what one matrix need. What is left, but for a sixteenth of the device's, is room for rows. */
+/* Free memory against what passes and matrices need. What is left, but for a sixteenth of the device's, is room for rows. */
 static rq_status check_memory(cuda_forward *f) {
     rq_status status = RQ_OK;
     size_t left = 0, total = 0;
-    const double pass = pass_bytes(f), matrix = f->job.matrix_bytes, most = pass > matrix ? pass : matrix;
+    double chunk, pass;
+    bytes_of(f, &chunk, &pass);
+    const double matrix = f->job.matrix_bytes, most = chunk + (pass > matrix ? pass : matrix);
     CUDA_TRY(cudaMemGetInfo(&left, &total), "the forward pass");
     f->room = (double)left - most - (double)total / 16;
     if (most <= (double)left) goto done;
-    RQ_FAIL(
-        RQ_ERR_NOMEM,
-        "cuda:%d: calibrating chunks of %lld tokens needs %.1f MiB of device memory and quantizing the largest matrix "
-        "%.1f MiB; %.1f of %.1f MiB are free",
-        f->dev->index, (long long)f->job.chunk, pass / 1048576, matrix / 1048576, (double)left / 1048576,
-        (double)total / 1048576);
+    RQ_FAIL(RQ_ERR_NOMEM,
+            "cuda:%d: chunks of %lld tokens take %.1f MiB of device memory, and beside them a pass %.1f MiB and the "
+            "largest "
+            "matrix %.1f MiB; %.1f of %.1f MiB are free",
+            f->dev->index, (long long)f->job.chunk, chunk / 1048576, pass / 1048576, matrix / 1048576,
+            (double)left / 1048576, (double)total / 1048576);
 done:
     return status;
 }
@@ -110,6 +141,9 @@ static rq_status begin(void **own, const rq_forward_job *job) {
     RQ_TRY(CUDA_NEW(f->dev, f->rope, job->seq_len * c->head_dim, "the rotary embedding"));
     RQ_TRY(upload(f, f->rope, table, job->seq_len * (c->head_dim / 2) * 2));
     RQ_TRY(CUDA_NEW(f->dev, f->per_token, job->chunk, "numbers of tokens"));
+    if (job->bf16) RQ_TRY(CUDA_NEW(f->dev, f->piece, PIECE, "a piece of a matrix"));
+    for (int i = 0; i < 2 && job->bf16; ++i)
+        RQ_TRY(CUDA_NEW(f->dev, f->half[i], job->chunk * f->widest, "a chunk in bfloat16"));
 done:
     free(table);
     return status;
@@ -147,14 +181,23 @@ done:
 /* y = in W^T + bias, or y += that. The bias goes first: the product adds to it. */
 static rq_status product(cuda_forward *f, float *y, const rq_linear *lin, const float *in, int64_t n_tok, bool adds) {
     rq_status status = RQ_OK;
+    const int64_t n_out = lin->n_out, n_in = lin->n_in;
+    const float beta = adds || lin->bias ? 1.0f : 0.0f;
     float *w, *bias;
-    RQ_TRY(keep(f, &w, lin->w, lin->n_out * lin->n_in, lin->name));
+    uint16_t *half;
     if (lin->bias) {
-        RQ_TRY(keep(f, &bias, lin->bias, lin->n_out, lin->name));
-        KERNEL_TRY(f->dev, rq_cuda_bias(y, bias, n_tok, lin->n_out, adds, f->dev->compute));
+        RQ_TRY(keep(f, &bias, lin->bias, n_out, lin->name));
+        KERNEL_TRY(f->dev, rq_cuda_bias(y, bias, n_tok, n_out, adds, f->dev->compute));
     }
-    RQ_TRY(cuda_sgemm(f->dev, RQ_T, n_tok, lin->n_out, lin->n_in, 1, in, lin->n_in, w, lin->n_in,
-                      adds || lin->bias ? 1.0f : 0.0f, y, lin->n_out, lin->name));
+    if (f->job.bf16) {
+        RQ_TRY(keep_bf16(f, &half, lin->w, n_out * n_in, lin->name));
+        KERNEL_TRY(f->dev, rq_cuda_to_bf16(f->half[0], in, n_tok * n_in, f->dev->compute));
+        RQ_TRY(
+            cuda_gemm_bf16(f->dev, RQ_T, n_tok, n_out, n_in, f->half[0], n_in, half, n_in, beta, y, n_out, lin->name));
+    } else {
+        RQ_TRY(keep(f, &w, lin->w, n_out * n_in, lin->name));
+        RQ_TRY(cuda_sgemm(f->dev, RQ_T, n_tok, n_out, n_in, 1, in, n_in, w, n_in, beta, y, n_out, lin->name));
+    }
 done:
     return status;
 }
@@ -296,10 +339,17 @@ done:
 
 static rq_status gram(void *own, double *h, double *d, const float *a, const float *b, int64_t n_tok, int64_t n) {
     rq_status status = RQ_OK;
-    cuda_device *dev = ((cuda_forward *)own)->dev;
+    cuda_forward *f = own;
+    cuda_device *dev = f->dev;
     (void)h;
     for (int64_t t0 = 0; t0 < n_tok; t0 += RQ_CUDA_GRAM_CHUNK) {
         const int64_t tokens = rq_min_i64(RQ_CUDA_GRAM_CHUNK, n_tok - t0);
+        if (f->job.bf16) {
+            KERNEL_TRY(dev, rq_cuda_to_bf16(f->half[0], a + t0 * n, tokens * n, dev->compute));
+            if (d) KERNEL_TRY(dev, rq_cuda_to_bf16(f->half[1], b + t0 * n, tokens * n, dev->compute));
+            RQ_TRY(cuda_gram_chunk_bf16(dev, f->half[0], d ? f->half[1] : NULL, tokens, n));
+            continue;
+        }
         RQ_TRY(cuda_gram_chunk(dev, a + t0 * n, d ? b + t0 * n : NULL, tokens, n));
     }
 done:

@@ -25,18 +25,20 @@ typedef struct cuda_slot {
 typedef struct cuda_forward {
     cuda_device *dev;
     rq_forward_job job;
-    float *rope;      /* cosines and sines of all positions */
-    float *per_token; /* [chunk] */
-    float *packed;    /* a chunk without first tokens; NULL until it is needed */
-    int64_t widest;   /* of activations */
-    double room;      /* bytes left for rows of all samples */
+    float *rope;       /* cosines and sines of all positions */
+    float *per_token;  /* [chunk] */
+    uint16_t *half[2]; /* bf16: a chunk of what is multiplied, of a difference */
+    float *piece;      /* bf16: of a matrix that is rounded */
+    float *packed;     /* a chunk without first tokens; NULL until it is needed */
+    int64_t widest;    /* of activations */
+    double room;       /* bytes left for rows of all samples */
     cuda_slot in[CUDA_SLOTS], out[CUDA_SLOTS];
     int next_in, next_out;
     cudaStream_t back; /* copies to the host */
     struct {
         const void *host;
         int64_t count;
-        float *there;
+        void *there;
     } kept[CUDA_KEPT_MAX]; /* until the pass ends */
     int n_kept;
     bool told; /* what is the CPU's */

@@ -17,6 +17,7 @@ static const symbol of_blas[] = {
     SYMBOL(cublasSetStream_v2, blas_set_stream),
     SYMBOL(cublasSetMathMode, blas_set_math),
     SYMBOL(cublasSgemm_v2, sgemm),
+    SYMBOL(cublasGemmEx, gemm_ex),
     {NULL, 0},
 };
 static const symbol of_solver[] = {

@@ -117,6 +117,7 @@ rq_status rq_calib_new(rq_calib *c, rq_quantizer *z, bool two) {
                                                     .seq_len = c->seq_len,
                                                     .n_streams = any_cross ? 2 : 1,
                                                     .matrix_bytes = most_matrix_bytes(c),
+                                                    .bf16 = job->bf16,
                                                     .cross = any_cross}));
     RQ_TRY(new_activations(c, widest));
     RQ_TRY(RQ_NEW(c->h, widest * widest));

@@ -28,6 +28,7 @@ static const cmd_flag flags[] = {
     {"override", 0, "RULE", "'REGEX:key=value,...' for matching matrices; may be repeated, the first match counts"},
     {"config", 0, "FILE", "options from a JSON object of the same keys; flags win"},
     {"device", 0, "DEV", "cpu (default), cuda or cuda:N: where matrices are quantized"},
+    {"activations", 0, "TYPE", "f32 (default) or bf16: what calibration on a GPU multiplies"},
     {"max-ram", 0, "SIZE", "refuse to start when more memory is needed, e.g. 16G"},
     {"resume", 0, NULL, "go on from OUT.partial of an interrupted run"},
     {"dry-run", 0, NULL, "say what it would write and need, and stop"},
@@ -290,6 +291,9 @@ int cmd_quantize(int argc, char **argv) {
     RQ_TRY(parse_weighing(&job, &a, bank));
     const char *ram = cmd_value(&a, "max-ram");
     job.device = cmd_value(&a, "device");
+    const char *type = cmd_value(&a, "activations");
+    job.bf16 = type && strcmp(type, "bf16") == 0;
+    if (type && !job.bf16 && strcmp(type, "f32") != 0) RQ_FAIL(RQ_ERR_ARG, "--activations %s: it is f32 or bf16", type);
     if (ram && !parse_size(ram, &job.max_ram_bytes))
         RQ_FAIL(RQ_ERR_ARG, "--max-ram %s: a size like 800M or 16G is wanted", ram);
     job.model_path = a.arg[0];
@@ -315,6 +319,7 @@ int cmd_quantize(int argc, char **argv) {
         json_object_set_new(j, "token-weights", json_string(rq_token_weights_name(job.token_weights)));
         json_object_set_new(j, "token-min", json_real(job.token_min));
     }
+    if (job.bf16) json_object_set_new(j, "activations", json_string("bf16"));
     if (job.bpw > 0) json_object_set_new(j, "bpw", json_real(job.bpw));
     inputs_json(j, &job, cmd_value(&a, "factors-at"));
     options = json_dumps(j, JSON_COMPACT);

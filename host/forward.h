@@ -25,6 +25,7 @@ typedef struct rq_forward_job {
     const char *dir;               /* for temporary files */
     int64_t n_tok, chunk, seq_len; /* tokens of all samples, of a chunk at most, of a sample */
     int n_streams;
+    bool bf16;           /* numbers that are multiplied are rounded to bfloat16 (CUDA) */
     bool cross;          /* there will be cross Gram matrices */
     double matrix_bytes; /* of device memory that quantizing the largest matrix takes (rq_device_plan) */
 } rq_forward_job;

@@ -281,6 +281,7 @@ static rq_status fingerprint(const rq_quantizer *z, char text[40]) {
     for (int i = 0; job->bpw > 0 && rq_bank_setting(job, i); ++i) {
         XXH3_128bits_update(state, rq_bank_setting(job, i), strlen(rq_bank_setting(job, i)) + 1);
     }
+    if (job->bf16) XXH3_128bits_update(state, "bf16", 4);
     /* Another device's codes may differ where a weight lies on an edge. */
     if (z->device && z->device->ops != &rq_device_cpu)
         XXH3_128bits_update(state, z->device->ops->name, strlen(z->device->ops->name));
@@ -393,6 +394,8 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
     }
     RQ_TRY(rq_backend_init());
     if (job->device) RQ_TRY(rq_device_check(job->device));
+    if (job->bf16 && (!job->device || strcmp(job->device, "cpu") == 0))
+        RQ_FAIL(RQ_ERR_ARG, "--activations bf16 is for --device cuda: the CPU multiplies in fp32");
     if (job->device && strcmp(job->device, "cpu") != 0 && rq_n_ranks(job->ranks) > 1) {
         RQ_FAIL(RQ_ERR_UNSUPPORTED, "--device %s with %d ranks: several ranks quantize on the CPU", job->device,
                 rq_n_ranks(job->ranks));

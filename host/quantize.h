@@ -61,7 +61,8 @@ typedef struct rq_quantize_job {
     int hadamard[2];    /* full: order of the Hadamard matrix at the inputs of o and of down; 0: chosen, -1: none */
     rq_factors factors; /* of the columns of inputs (docs/methods.md, "Column factors") */
     double factor_a, factor_b;
-    const char *device;      /* "cpu" (as NULL), "cuda" or "cuda:N" */
+    const char *device; /* "cpu" (as NULL), "cuda" or "cuda:N" */
+    bool bf16; /* on a GPU: inputs and weights are rounded to bfloat16 for the forward pass and Gram matrices */
     unsigned factor_stages;  /* bit s: stage s has them; 0: all have */
     double bpw;              /* above 0: one of the bank's settings for each matrix, so many bits a weight in all */
     const char *const *bank; /* "key=value,key=value" each; without one: that of the rounder */

@@ -29,6 +29,10 @@ if(NOT RQ_SANITIZE AND NOT RQ_FUZZ)
   add_test(NAME test_torch COMMAND ${RQ_TEST_TORCH_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_torch.py
            $<TARGET_FILE:requite_shared> $<TARGET_FILE:requite> ${CMAKE_CURRENT_SOURCE_DIR})
   set_tests_properties(test_torch PROPERTIES TIMEOUT 900 SKIP_RETURN_CODE 77 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  # Fine-tuning in PyTorch; without the operators.
+  add_test(NAME test_finetune COMMAND ${RQ_TEST_TORCH_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_finetune.py
+           $<TARGET_FILE:requite_shared> $<TARGET_FILE:requite> ${CMAKE_CURRENT_SOURCE_DIR})
+  set_tests_properties(test_finetune PROPERTIES TIMEOUT 900 SKIP_RETURN_CODE 77 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
   if(RQ_TEST_PIP)
     add_test(NAME test_python_pip COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_python_pip.py)
     set_tests_properties(test_python_pip PROPERTIES TIMEOUT 1800 SKIP_RETURN_CODE 77 LABELS heavy PROCESSORS 2

@@ -41,11 +41,12 @@ static rq_forward_job job_of(int64_t n_tok, int64_t chunk, double matrix_bytes) 
                             .matrix_bytes = matrix_bytes};
 }
 
-static void both_new(both *b) {
+static void both_new(both *b, bool bf16) {
     rq_forward_job job = job_of(N_TOK, N_TOK, 0);
     *b = (both){.row = {&rq_forward_cpu, &rq_forward_cuda}};
     for (int k = 0; k < 2; ++k) {
         job.device = k ? gpu : NULL;
+        job.bf16 = k && bf16;
         CHECK_RQ(b->row[k]->begin(&b->run[k], &job));
         CHECK_RQ(b->row[k]->pass_begin(b->run[k]));
     }
@@ -202,6 +203,35 @@ static void test_gram(both *b) {
     for (int k = 0; k < 2; ++k) free(h[k]), free(d[k]);
 }
 
+/* What is rounded to bfloat16 beforehand is multiplied as it is, and anything else as if it were. */
+static void test_bf16(void) {
+    both both_rows, *b = &both_rows;
+    float *w = rq_host_alloc((size_t)(FF * D) * sizeof *w), x[2][N_TOK * D], bias[FF];
+    const rq_linear lin = {.name = "biased", .n_out = FF, .n_in = D, .w = w, .bias = bias};
+    both_new(b, true);
+    for (int i = 0; i < FF; ++i) bias[i] = (float)rq_random_unit(8, (uint64_t)i);
+    fill(b, 0, N_TOK * D, 1, 1);
+    fill(b, 2, N_TOK * FF, 1, 2);
+    fill(b, 1, N_TOK * FF, 1, 2);
+    for (int k = 0; k < 2; ++k) {
+        for (int i = 0; i < N_TOK * D; ++i) {
+            x[k][i] = (float)(rq_random_unit(9, (uint64_t)i) - 0.5);
+            if (k == 0) x[k][i] = rq_bf16_value(rq_bf16_bits(x[k][i]));
+        }
+        CHECK_RQ(b->row[k]->upload(b->run[k], b->buf[k][0], x[k], N_TOK * D));
+        for (int i = 0; i < FF * D; ++i) {
+            w[i] = (float)(rq_random_unit(7, (uint64_t)i) - 0.5);
+            if (k == 0) w[i] = rq_bf16_value(rq_bf16_bits(w[i]));
+        }
+        CHECK_RQ(b->row[k]->linear(b->run[k], b->buf[k][1], &lin, b->buf[k][0], N_TOK));
+        CHECK_RQ(b->row[k]->add_linear(b->run[k], b->buf[k][1], &lin, b->buf[k][0], N_TOK, b->buf[k][2]));
+    }
+    compare(b, 1, N_TOK * FF, 1e-6, "products in bfloat16");
+    test_gram(b);
+    both_free(b);
+    free(w);
+}
+
 /* ---- rows of all samples: two passes over five chunks, the second reads what the first wrote, and writes over it */
 
 static void test_rows(bool in_files) {
@@ -250,7 +280,7 @@ static void test_refused(void) {
     rq_forward_job job = job_of(N_TOK, N_TOK, 1e15);
     void *run = NULL;
     EXPECT_EQ(rq_forward_cuda.begin(&run, &job), RQ_ERR_NOMEM);
-    EXPECT(strstr(rq_last_error(), "953674316.4 MiB")); /* 1e15 bytes */
+    EXPECT(strstr(rq_last_error(), "matrix 953674316.4 MiB")); /* 1e15 bytes */
     if (run) rq_forward_cuda.end(run);
     model.cfg.head_dim = 512;
     job = job_of(N_TOK, N_TOK, 0);
@@ -265,12 +295,13 @@ int main(void) {
     for (int i = 0; i < HEAD / 2; ++i) inv_freq[i] = powf(10000.0f, -(float)i / (HEAD / 2));
     CHECK_RQ(rq_device_open(&gpu, "cuda"));
     EXPECT(rq_forward_row(gpu) == &rq_forward_cuda && rq_forward_row(NULL) == &rq_forward_cpu);
-    both_new(&b);
+    both_new(&b, false);
     test_model(&b);
     test_inputs(&b);
     test_statistics(&b);
     test_gram(&b);
     both_free(&b);
+    test_bf16();
     test_rows(false);
     test_rows(true);
     test_refused();

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# The CUDA tests. A new *.cu, ptx_*.c, rt_*.c or comp*.c of this folder is a program of its own, built from the same source
+# The CUDA tests. A new *.cu, ptx_*.c, rt_*.c, comp*.c or decode_*.c of this folder is a program of its own, built from the same source
 #   bin/sim/NAME  for the simulator (RQ_GPUSIM): nvcc's PTX, with tests/gpusim in the place of the CUDA runtime; label gpusim
 #   bin/gpu/NAME  for a GPU (RQ_CUDA): machine code, the static CUDA runtime; label gpu, skipped where no GPU is
 # bad_*.cu are wrong on purpose: built for the simulator alone, and run by test_bad.py. A source whose head comment says
-# "Targets: sm_80 sm_90a" gets machine code for both; without such a line, sm_90a. "Libraries: cublas cublasLt cusolver nccl requite quantizer"
-# links those, or what the simulator has in their place (requite: the kernels of cuda/; quantizer: the library, or with RQ_KERNELS_ONLY the quantizer of one matrix, with host/backend_cuda*.c); where one is missing, the program is
+# "Targets: sm_80 sm_90a" gets machine code for both; without such a line, sm_90a. "Libraries: cublas cublasLt cusolver nccl requite quantizer models"
+# links those, or what the simulator has in their place (requite: the kernels of cuda/; quantizer: the library, or with RQ_KERNELS_ONLY the quantizer of one matrix, with host/backend_cuda*.c; models: that it is the library); where one is missing, the program is
 # not built.
 set(RQ_CUDA_TESTS ${CMAKE_CURRENT_LIST_DIR})
 if(NOT CMAKE_CUDA_COMPILER)
@@ -72,6 +72,7 @@ find_file(RQ_CUBLAS_HEADER cublas_v2.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFA
 find_file(RQ_CUSOLVER_HEADER cusolverDn.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH)
 if(RQ_KERNELS_ONLY)
   include(${CMAKE_SOURCE_DIR}/host/sources.cmake)
+  list(FILTER RQ_BACKEND_SOURCES EXCLUDE REGEX "/backend_cuda_(decode|weights)\\.c$") # of models
   rq_add_quantizer(requite_quantizer)
   set(RQ_QUANTIZER requite_quantizer)
 else()
@@ -90,7 +91,7 @@ if(RQ_GPUSIM AND TARGET gpusim_cublas AND TARGET gpusim_cusolver)
   # The stand-ins are found in the program, as on a GPU the libraries are found on disk: so they are to be in it.
   if(TARGET requite_backend_sim)
     target_link_libraries(requite_backend_sim PUBLIC gpusim_cusolver gpusim_cublas gpusim)
-    foreach(symbol cublasCreate_v2 cublasSetMathMode cublasSgemm_v2 cusolverDnCreate cusolverDnXpotrf cusolverDnXtrtri)
+    foreach(symbol cublasCreate_v2 cublasSetMathMode cublasSgemm_v2 cublasGemmEx cusolverDnCreate cusolverDnXpotrf cusolverDnXtrtri)
       target_link_options(requite_backend_sim INTERFACE LINKER:--undefined=${symbol})
     endforeach()
   endif()
@@ -132,6 +133,8 @@ function(rq_cuda_libraries out there source what)
       else()
         set(library requite_backend)
       endif()
+    elseif(name STREQUAL models)
+      set(library requite_static)
     elseif(what STREQUAL sim)
       string(REPLACE cublasLt cublas name ${name})
       set(library gpusim_${name})
@@ -188,7 +191,7 @@ endfunction()
 
 if(RQ_BUILD_TESTS)
   file(GLOB RQ_CUDA_TEST_SOURCES CONFIGURE_DEPENDS ${RQ_CUDA_TESTS}/*.cu ${RQ_CUDA_TESTS}/ptx_*.c ${RQ_CUDA_TESTS}/rt_*.c
-       ${RQ_CUDA_TESTS}/comp*.c)
+       ${RQ_CUDA_TESTS}/comp*.c ${RQ_CUDA_TESTS}/decode_*.c)
   foreach(source ${RQ_CUDA_TEST_SOURCES})
     get_filename_component(name ${source} NAME_WE)
     rq_cuda_libraries(libraries sim_there ${source} sim)
@@ -229,7 +232,9 @@ endif()
 if(RQ_BUILD_TESTS AND TARGET sim_requite)
   add_test(NAME sim_quantize COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_quantize.py $<TARGET_FILE:sim_requite>
                                      ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied)
-  set_tests_properties(sim_quantize PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 300)
+  add_test(NAME sim_generate COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_generate.py $<TARGET_FILE:sim_requite>
+                                     ${CMAKE_SOURCE_DIR}/tests)
+  set_tests_properties(sim_quantize sim_generate PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 600)
 endif()
 
 if(RQ_BUILD_TESTS AND TARGET gpusim_cublas)

@@ -18,7 +18,7 @@ RUNS = [[*GRID, "--comp", comp] for comp in COMPS] + [
     [*GRID, "--comp", "rescomp", "--token-weights", "attention", "--skip-tokens", "3"],
     [*GRID, "--comp", "gptq", "--token-weights", "norm"],
     ["--bpw", "3", "--group", "32"]]
-SOME_MEMORY, LITTLE_MEMORY = 10, 8  # MiB: enough for a chunk and not for rows of all samples; not enough
+SOME_MEMORY, LITTLE_MEMORY = 13, 8  # MiB: enough for a chunk and not for rows of all samples; not enough
 
 
 def load(path):
@@ -54,14 +54,23 @@ def perplexity(folder, ids):
     return json.loads(r.stdout)["ppl"]
 
 
-def without_room(folder, ids):
-    """Through files; and less memory than that is refused with the numbers."""
-    args, out = [*GRID, "--comp", "gptaq", "--calib", ids], [os.path.join(folder, name) for name in ("room", "files", "none")]
-    quantize(out[0], args, "cuda")
-    says = quantize(out[1], args, "cuda", GPUSIM_MEMORY_MIB=str(SOME_MEMORY))
-    refused = quantize(out[2], args, "cuda", code=3, GPUSIM_MEMORY_MIB=str(LITTLE_MEMORY))
-    same = load(os.path.join(out[0], "model.safetensors")) == load(os.path.join(out[1], "model.safetensors"))
+def without_room(usual, folder, args):
+    """Through files; and less memory than that is refused with the numbers. usual: what is made with room."""
+    out = [os.path.join(folder, name) for name in ("files", "little")]
+    says = quantize(out[0], args, "cuda", GPUSIM_MEMORY_MIB=str(SOME_MEMORY))
+    refused = quantize(out[1], args, "cuda", code=3, GPUSIM_MEMORY_MIB=str(LITTLE_MEMORY))
+    same = load(os.path.join(usual, "model.safetensors")) == load(os.path.join(out[0], "model.safetensors"))
     return (not same) + ("through files" not in says) + ("2016 tokens" not in refused or "8.0 MiB are free" not in refused)
+
+
+def in_bf16(usual, folder, args):
+    """Close to what fp32 gives, and no such thing on the CPU."""
+    out = [os.path.join(folder, name) for name in ("bf16", "refused")]
+    quantize(out[0], [*args, "--activations", "bf16"], "cuda")
+    refused = quantize(out[1], [*args, "--activations", "bf16"], "cpu", code=2)
+    wide, narrow = losses(usual), losses(out[0])
+    print(f"losses with bfloat16 {narrow}, with fp32 {wide}")
+    return (abs(narrow - wide) > 0.03 * wide) + (narrow == wide) + ("--device cuda" not in refused)
 
 
 def main():
@@ -88,7 +97,8 @@ def main():
             print(f"{' '.join(args[:-2])}: {other} of {codes} bytes differ in the first block, {later} later; losses {loss}, perplexity {ppl}")
             failed += codes == 0 or 100 * other > codes or abs(loss["cuda"] - loss["cpu"]) > 0.03 * loss["cpu"]
             failed += abs(ppl["cuda"] - ppl["cpu"]) > (0.1 if other + later else 1e-3) * ppl["cpu"]
-        failed += without_room(folder, ids)
+        usual = (os.path.join(folder, f"{COMPS.index('gptaq')}cuda"), folder, [*RUNS[COMPS.index("gptaq")], "--calib", ids])
+        failed += without_room(*usual) + in_bf16(*usual)
         says = quantize(os.path.join(folder, "none"), [*GRID, "--calib", ids], "cuda:8", code=1)
         failed += "cuda:8" not in says
         for name in ("RQ_CUBLAS", "RQ_CUSOLVER"):
