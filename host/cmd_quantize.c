@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* requite quantize. */
 #include "cmd.h"
+#include "convert.h"
+#include "folder.h"
 #include "quantize.h"
 
 static const cmd_flag flags[] = {
@@ -35,6 +37,8 @@ static const cmd_flag flags[] = {
      "--dry-run: time and memory on e.g. 8xH100-80G; of MODEL config.json is enough, without --calib too"},
     {"rates", 0, "FILE", "--devices: rates that bench_quantize --rates measured (default: shares of a data sheet's)"},
     {"force", 0, NULL, "replace OUT when quantize wrote it"},
+    {"to", 0, "FORMAT",
+     "write OUT as gptq, gptq_v2, awq, compressed-tensors, vptq or aqlm (docs/peers.md); sets --rotate none"},
 };
 static const cmd_spec spec = {
     "quantize MODEL OUT [options]",
@@ -280,6 +284,37 @@ static rq_status parse_weighing(rq_quantize_job *job, const cmd_args *a, const c
     return RQ_OK;
 }
 
+/* --to FORMAT: quantize writes OUT.requite, which is then converted to OUT and removed. What FORMAT turns out to have no place for leaves it
+ * there. */
+static rq_status plan_conversion(rq_quantize_job *job, const char *to, char **own) {
+    rq_status status = RQ_OK;
+    *own = NULL;
+    if (!job->rotate) job->rotate = "none";
+    RQ_TRY(rq_convert_check_options(to, &job->opt, job->rotate));
+    if (strcmp(to, "requite") == 0) return RQ_OK;
+    if (job->force) RQ_FAIL(RQ_ERR_ARG, "--force and --to do not go together: remove %s first", job->out_path);
+    if (!job->dry_run && rq_folder_is_used(job->out_path, NULL))
+        RQ_FAIL(RQ_ERR_ARG, "%s exists and is not empty", job->out_path);
+    if (asprintf(own, "%s.requite", job->out_path) < 0) {
+        *own = NULL;
+        RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    }
+    job->out_path = *own;
+done:
+    return status;
+}
+
+static rq_status convert_output(rq_quantize_job *job, rq_quantize_report *report, const char *to, const char *out) {
+    rq_convert_report r;
+    const char *own = job->out_path;
+    rq_status status = rq_convert(&(rq_convert_job){.in_path = own, .out_path = out, .to = to}, &r);
+    if (status != RQ_OK) return rq_fail_context(status, "%s holds the quantized model, but not as %s", own, to);
+    rq_folder_remove(own);
+    job->out_path = out;
+    report->out_bytes = r.out_bytes;
+    return RQ_OK;
+}
+
 int cmd_quantize(int argc, char **argv) {
     rq_status status = RQ_OK;
     cmd_args a;
@@ -287,12 +322,12 @@ int cmd_quantize(int argc, char **argv) {
     rq_quantize_report report;
     cmd_progress progress;
     const char *skip[CMD_MAX_PAIRS], *rules[CMD_MAX_PAIRS], *bank[CMD_MAX_PAIRS];
-    char *options = NULL;
+    char *options = NULL, *own = NULL;
     int code = cmd_parse(&a, argc, argv, &spec);
     if (code >= 0) return code;
     RQ_TRY(cmd_quant_options(&job.opt, &a));
     int64_t seed;
-    const char *preset = cmd_value(&a, "preset");
+    const char *preset = cmd_value(&a, "preset"), *to = cmd_value(&a, "to");
     bool vptq = preset && strcmp(preset, "vptq") == 0;
     bool book = rq_round_is_book(job.opt.round); /* docs/methods.md, "Codebooks", has their own defaults */
     if (!cmd_int(&a, "seed", 0, INT64_MAX, 0, &seed) ||
@@ -311,14 +346,15 @@ int cmd_quantize(int argc, char **argv) {
     job.out_path = a.arg[1];
     job.seed = (uint64_t)seed;
     RQ_TRY(parse_inputs(&job, &a));
+    job.force = cmd_has(&a, "force");
+    job.dry_run = cmd_has(&a, "dry-run");
+    if (to) RQ_TRY(plan_conversion(&job, to, &own));
     if (!job.rotate) job.rotate = book || (preset && strcmp(preset, "reference") == 0) ? "none" : "residual";
     job.skip = skip;
     job.n_skip = collect(&a, "skip", skip);
     job.override_rules = rules;
     job.n_override_rules = collect(&a, "override", rules);
     job.resume = cmd_has(&a, "resume");
-    job.dry_run = cmd_has(&a, "dry-run");
-    job.force = cmd_has(&a, "force");
     int64_t ranks;
     if (!cmd_int(&a, "ranks", 1, 1 << 20, 0, &ranks)) return EXIT_USAGE;
     if (ranks && !job.dry_run)
@@ -353,11 +389,13 @@ int cmd_quantize(int argc, char **argv) {
     status = rq_quantize_model(&job, &report);
     cmd_progress_end(&progress);
     RQ_TRY(status);
+    if (own && !job.dry_run && rq_rank(job.ranks) == 0) RQ_TRY(convert_output(&job, &report, to, a.arg[1]));
     if (rq_rank(job.ranks) == 0) print_report(&a, &job, &report);
 done:
     code = cmd_fail(status);
 out:
     rq_samples_free(&job.samples);
     free(options);
+    free(own);
     return code;
 }
