@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_decode: tokens a second of a whole decoder with random weights, one token a step in one captured graph (rq_cuda_decode_run), greedy: packed formats
+/* bench_decode --device cuda: tokens a second of a whole decoder with random weights, one token a step in one captured graph (rq_cuda_decode_run), greedy: packed formats
  * beside the same graph with fp16 matrices through cuBLAS. Embedding and head are fp16 in all of them; the head goes through our own kernel, or in
  * "fp16-blas-head" through cuBLAS too. A step is timed with so many tokens in the cache as the row says, 32 steps between two events.
  *
