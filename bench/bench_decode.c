@@ -12,7 +12,7 @@
 #include "harness_operand.h"
 #include "llama.h"
 
-enum { POSITIONS = 32, CHECK_TOKENS = 4, MAX_MODELS = 8, N_SUBJECTS = RQ_N_LINEARS + 2 };
+enum { POSITIONS = 32, CHECK_TOKENS = 4, MAX_MODELS = 8, N_SUBJECTS = RQ_N_LINEARS + 1 };
 
 static const char *const format_names[] = {"f16", "ssvq2", "ssvq3", "grid2", "grid3", "grid4", "vq8x256+256"};
 enum { N_FORMATS = sizeof format_names / sizeof *format_names };
@@ -29,10 +29,10 @@ typedef struct options {
 /* A model of copies of a few random matrices. */
 typedef struct random_model {
     rq_model pub;
-    bench_subject subject[N_SUBJECTS]; /* of the linears, then embedding and head */
+    bench_subject subject[N_SUBJECTS]; /* of the linears, then the head, which is the embedding too */
     bench_books books;
     rq_packed *packed; /* [n_layer][RQ_N_LINEARS] */
-    rq_tensor *tensor; /* the same, and embedding and head */
+    rq_tensor *tensor; /* the same, and the head */
     float *ones;
     double bytes; /* of weights that a step reads */
     rq_decode_state *state;
@@ -77,17 +77,17 @@ static rq_status make_matrices(random_model *m, const bench_decoder *b, const ch
                                const bench_machine *machine) {
     rq_status status = RQ_OK;
     const int64_t nq = b->n_head * b->head_dim, nkv = b->n_kv_head * b->head_dim, d = b->d_model;
-    const int64_t shape[N_SUBJECTS][2] = {{nq, d},      {nkv, d},     {nkv, d},        {d, nq},        {b->d_ff, d},
-                                          {b->d_ff, d}, {d, b->d_ff}, {b->n_vocab, d}, {b->n_vocab, d}};
+    const int64_t shape[N_SUBJECTS][2] = {{nq, d},      {nkv, d},     {nkv, d},     {d, nq},
+                                          {b->d_ff, d}, {b->d_ff, d}, {d, b->d_ff}, {b->n_vocab, d}};
     for (int i = 0; i < N_SUBJECTS; ++i) {
         bench_subject *s = &m->subject[i];
         s->n_out = shape[i][0];
         s->n_in = shape[i][1];
         RQ_TRY(make_subject(m, s, i < RQ_N_LINEARS ? format : "f16", machine));
-        m->bytes += (double)s->size_bits / 8 * (double)(i < RQ_N_LINEARS ? b->n_layer : i == RQ_N_LINEARS ? 0 : 1);
+        m->bytes += (double)s->size_bits / 8 * (double)(i < RQ_N_LINEARS ? b->n_layer : 1);
     }
-    RQ_TRY(RQ_NEW_ZERO(m->packed, b->n_layer * RQ_N_LINEARS + 2));
-    RQ_TRY(RQ_NEW_ZERO(m->tensor, b->n_layer * RQ_N_LINEARS + 2));
+    RQ_TRY(RQ_NEW_ZERO(m->packed, b->n_layer * RQ_N_LINEARS + 1));
+    RQ_TRY(RQ_NEW_ZERO(m->tensor, b->n_layer * RQ_N_LINEARS + 1));
     RQ_TRY(RQ_NEW_ZERO(m->pub.block, b->n_layer));
     for (int64_t i = 0; i < b->n_layer; ++i) {
         for (int k = 0; k < RQ_N_LINEARS; ++k) {
@@ -97,8 +97,8 @@ static rq_status make_matrices(random_model *m, const bench_decoder *b, const ch
         m->pub.block[i].norm1 = m->pub.block[i].norm2 = m->ones;
     }
     const int64_t last = b->n_layer * RQ_N_LINEARS;
-    place(&m->pub.embed, &m->packed[last], &m->tensor[last], &m->subject[RQ_N_LINEARS], 0, "embedding");
-    place(&m->pub.head, &m->packed[last + 1], &m->tensor[last + 1], &m->subject[RQ_N_LINEARS + 1], 0, "head");
+    place(&m->pub.head, &m->packed[last], &m->tensor[last], &m->subject[RQ_N_LINEARS], 0, "head");
+    m->pub.embed = m->pub.head;
 done:
     return status;
 }
