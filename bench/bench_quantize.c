@@ -120,6 +120,7 @@ static rq_status one_run(stages *t, inputs *in, int64_t n_out, int64_t n_in, int
     rq_prep prep = {0};
     rq_quant_result r = {0};
     rq_packed_file file = {0};
+    char *entry = NULL;
     bool cross = rq_comp_get(o->comp)->uses_cross;
     double t0 = rq_seconds(), t1;
     const rq_device device = timed_device(NULL, NULL);
@@ -136,11 +137,12 @@ static rq_status one_run(stages *t, inputs *in, int64_t n_out, int64_t n_in, int
     RQ_TRY(rq_quantize_matrix(&r, in->w, n_out, &prep, o, "bench"));
     t1 = rq_seconds();
     t->quantize = t1 - t0;
-    RQ_TRY(rq_grid_pack_file(&file, "bench", &r.grid));
+    RQ_TRY(rq_result_pack_file(&file, &entry, "bench", &r));
     t->pack = rq_seconds() - t1;
     memcpy(t->stage, timed_seconds, sizeof t->stage);
     t->stage[TIMED_GRAM] = t->gram;
 done:
+    free(entry);
     rq_packed_file_free(&file);
     rq_quant_result_free(&r);
     rq_prep_free(&prep);
@@ -189,13 +191,13 @@ static rq_status bench_one(const options *o, rq_comp comp, int64_t n_out, int64_
     stages best = {0}, t;
     rq_quant_opt q;
     (o->preset && strcmp(o->preset, "reference") == 0 ? rq_quant_reference : rq_quant_default)(&q, comp);
+    char set[1024] = "";
+    size_t used = 0;
     for (int i = 0; i < o->n_set; ++i) {
-        char key[64];
-        const char *equals = strchr(o->set[i], '=');
-        if (!equals) RQ_FAIL(RQ_ERR_ARG, "--set %s: KEY=VALUE is wanted", o->set[i]);
-        snprintf(key, sizeof key, "%.*s", (int)(equals - o->set[i]), o->set[i]);
-        RQ_TRY(rq_quant_set(&q, key, equals + 1));
+        used += (size_t)snprintf(set + used, sizeof set - used, "%s%s", i ? "," : "", o->set[i]);
+        if (used >= sizeof set) RQ_FAIL(RQ_ERR_ARG, "--set: more than %zu characters", sizeof set);
     }
+    RQ_TRY(rq_quant_set_all(&q, set));
     if (is_plan(o)) return plan_one(o, &q, n_out, n_in, records, machine, flags);
     double work = 2e-9 * ((double)n_out * (double)n_in * (double)n_in + 4.0 / 3 * pow((double)n_in, 3));
     if (o->dry_run) {

@@ -26,8 +26,7 @@ file(GLOB RQ_LOOP_SOURCES CONFIGURE_DEPENDS host/comp_*.c host/round_*.c)
 set(RQ_LOOP_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast)
 set_source_files_properties(${RQ_LOOP_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_LOOP_FLAGS}")
 
-# The quantizer of one matrix, from Gram matrices to codes: for programs that need no other library (RQ_KERNELS_ONLY). Without packed formats, which
-# codebooks end in.
+# The quantizer of one matrix, from Gram matrices to codes: for programs that need no other library (RQ_KERNELS_ONLY). Without packed formats.
 function(rq_add_quantizer target)
   file(GLOB sources CONFIGURE_DEPENDS host/comp_*.c host/round_*.c host/kmeans*.c host/device*.c host/backend_cpu.c host/kernels.c
        host/gemv_*.c host/gemm_*.c host/act_*.c host/rotate_hadamard.c host/status.c host/threads.c)
