@@ -61,6 +61,14 @@ template <int D> struct rq_metric_part {
         }
         __syncwarp();
     }
+    /* As it is; the caller waits. */
+    __device__ __forceinline__ void copy(float (*to)[D]) const {
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const int at = i * 32 + (int)(threadIdx.x % 32);
+            if (at / D < D) to[at / D][at % D] = v[i];
+        }
+    }
 };
 
 /* The best code of each row, in every lane. negative: a bit a lane. */

@@ -8,20 +8,9 @@
  * component r while a vector is searched and its x found by substitution. Then lanes are columns: each has 4 neighbouring ones of all rows, which lie in
  * shared memory as the blocks of U and T do; a row of either is one conflict-free 16-byte load. What a vector has of its own (metric, scale) is loaded
  * while the one before it is searched. Outlier columns are spans of one component, rounded to 8-bit steps. Rows are independent. Targets: sm_80 sm_90a. */
-#include "comp_book_pick.cuh"
+#include "comp_book_warp.cuh"
 
-enum { BLOCK = RQ_COMP_BLOCK, LANE_COLS = 4 };
-static_assert(BLOCK == 32 * LANE_COLS, "the lanes of a warp cover a block");
-
-template <int D> struct shape {
-    enum { ROWS = 32 / D, WARPS = D == 4 ? 4 : 8, STRIDE = BLOCK + D /* rows of a warp begin in banks of their own */ };
-};
-
-template <int D> struct warp_shared {
-    float w[shape<D>::ROWS][shape<D>::STRIDE];
-    float x[32], y[32]; /* [row][component], 0 where there is none */
-    rq_pick_shared<D> pick;
-};
+enum { BLOCK = RQ_COMP_BLOCK };
 
 static __device__ __forceinline__ void load_triangle(float (*to)[BLOCK], const float *from,
                                                      const rq_cuda_book_block &b) {
@@ -33,7 +22,7 @@ static __device__ __forceinline__ void load_triangle(float (*to)[BLOCK], const f
 
 /* Code and value of one span, kept; t is this lane's target. */
 template <int D, bool SIGNS>
-static __device__ __forceinline__ float round_span(const rq_cuda_book_block &b, warp_shared<D> &m,
+static __device__ __forceinline__ float round_span(const rq_cuda_book_block &b, rq_warp_shared<D> &m,
                                                    const rq_cuda_span &s, int64_t row, float t, float scale) {
     const rq_cuda_books &k = b.books;
     const int r = threadIdx.x % D;
@@ -62,7 +51,7 @@ static __device__ __forceinline__ float round_span(const rq_cuda_book_block &b, 
 
 /* x and y of the span whose first column is `at` of the block; this lane's component is column c of it. */
 template <int D>
-static __device__ __forceinline__ void coefficients(const rq_cuda_book_block &b, warp_shared<D> &m,
+static __device__ __forceinline__ void coefficients(const rq_cuda_book_block &b, rq_warp_shared<D> &m,
                                                     const float (*u)[BLOCK], const rq_cuda_span &s, int at, int c,
                                                     float w, float q, float w0) {
     const int lane = threadIdx.x % 32, r = lane % D;
@@ -82,35 +71,6 @@ static __device__ __forceinline__ void coefficients(const rq_cuda_book_block &b,
     m.y[lane] = has ? b.a1 * kept + cae : 0.0f;
 }
 
-/* All columns of the block that a span moves; those before it, which are done, change too and are not looked at again. */
-template <int D>
-static __device__ __forceinline__ void propagate(warp_shared<D> &m, const float (*u)[BLOCK], const float (*t)[BLOCK],
-                                                 unsigned lanes, int at) {
-    enum { ROWS = shape<D>::ROWS };
-    const int c0 = (int)(threadIdx.x % 32) * LANE_COLS;
-    float4 w[ROWS];
-#pragma unroll
-    for (int i = 0; i < ROWS; ++i) w[i] = *reinterpret_cast<const float4 *>(&m.w[i][c0]);
-#pragma unroll
-    for (int k = 0; k < D; ++k) {
-        if (!(lanes >> k & 1)) continue;
-        const float4 uk = *reinterpret_cast<const float4 *>(&u[at][c0]);
-        float4 tk = {};
-        if (t) tk = *reinterpret_cast<const float4 *>(&t[at][c0]);
-        ++at;
-#pragma unroll
-        for (int i = 0; i < ROWS; ++i) {
-            const float x = -m.x[i * D + k];
-            w[i] = {fmaf(x, uk.x, w[i].x), fmaf(x, uk.y, w[i].y), fmaf(x, uk.z, w[i].z), fmaf(x, uk.w, w[i].w)};
-            if (!t) continue;
-            const float y = m.y[i * D + k];
-            w[i] = {fmaf(y, tk.x, w[i].x), fmaf(y, tk.y, w[i].y), fmaf(y, tk.z, w[i].z), fmaf(y, tk.w, w[i].w)};
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < ROWS; ++i) *reinterpret_cast<float4 *>(&m.w[i][c0]) = w[i];
-}
-
 /* What the search of a span needs of global memory. */
 template <int D> struct upcoming {
     rq_metric_part<D> metric;
@@ -125,13 +85,13 @@ template <int D> struct upcoming {
 };
 
 template <int D, bool SIGNS>
-static __global__ void __launch_bounds__(shape<D>::WARPS * 32, 1) rq_sweep_books(const rq_cuda_book_block b) {
-    enum { ROWS = shape<D>::ROWS, WARPS = shape<D>::WARPS };
+static __global__ void __launch_bounds__(rq_shape<D>::WARPS * 32, 1) rq_sweep_books(const rq_cuda_book_block b) {
+    enum { ROWS = rq_shape<D>::ROWS, WARPS = rq_shape<D>::WARPS };
     extern __shared__ __align__(16) float shared[];
     const bool moves = b.u != NULL, has_t = b.t != NULL;
     float(*u)[BLOCK] = reinterpret_cast<float(*)[BLOCK]>(shared);
     float(*t)[BLOCK] = u + (moves ? BLOCK : 0);
-    warp_shared<D> &m = reinterpret_cast<warp_shared<D> *>(t + (has_t ? BLOCK : 0))[threadIdx.x / 32];
+    rq_warp_shared<D> &m = reinterpret_cast<rq_warp_shared<D> *>(t + (has_t ? BLOCK : 0))[threadIdx.x / 32];
     if (moves) load_triangle(u, b.u, b);
     if (has_t) load_triangle(t, b.t, b);
     __syncthreads();
@@ -159,14 +119,14 @@ static __global__ void __launch_bounds__(shape<D>::WARPS * 32, 1) rq_sweep_books
         if (real) b.x[row * BLOCK + c] = m.x[lane];
         if (real && has_t) b.y[row * BLOCK + c] = m.y[lane];
         __syncwarp();
-        propagate<D>(m, u, has_t ? t : NULL, s.lanes, at);
+        rq_propagate<D, true>(m, u, has_t ? t : NULL, s.lanes, at);
     }
 }
 
 template <int D, bool SIGNS> static rq_status launch(const rq_cuda_book_block &b, rq_cuda_stream stream) {
-    enum { ROWS = shape<D>::ROWS, WARPS = shape<D>::WARPS };
+    enum { ROWS = rq_shape<D>::ROWS, WARPS = rq_shape<D>::WARPS };
     const size_t bytes = (size_t)((b.u != NULL) + (b.t != NULL)) * BLOCK * BLOCK * sizeof(float) +
-                         (size_t)WARPS * sizeof(warp_shared<D>);
+                         (size_t)WARPS * sizeof(rq_warp_shared<D>);
     cudaError_t e =
         cudaFuncSetAttribute(rq_sweep_books<D, SIGNS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (e != cudaSuccess) return rq_gemv_fail_cuda("rq_sweep_books: shared memory", e);

@@ -58,6 +58,55 @@ typedef struct rq_cuda_book_block {
 } rq_cuda_book_block;
 rq_status rq_cuda_sweep_books(const rq_cuda_book_block *b, rq_cuda_stream stream);
 
+/* ---- comp_book_refine_sm80.cu: after the sweep, in natural order */
+
+/* Coordinate descent over one block of columns, G = (Q - goal) H being up to date: of each vector the code that is best given all else, taken where it
+ * lowers the loss. What codes change leaves delta, for G += delta H. Spans have pos = col. */
+typedef struct rq_cuda_book_descent {
+    rq_cuda_books books;
+    const float *g, *h, *q; /* [n_out][n], [n][n], [n_out][n] */
+    const rq_cuda_span *span;
+    const float *metric, *inverse; /* [n_vec][d][d]: H_bb over its largest entry, and H_bb^-1 */
+    float *delta;                  /* [n_out][RQ_COMP_BLOCK] */
+    int64_t col0;
+    int width, n_span;
+} rq_cuda_book_descent;
+rq_status rq_cuda_descend_books(const rq_cuda_book_descent *d, rq_cuda_stream stream);
+
+/* What codes stand for: VALUE with scales and outlier columns; RAW without scales, 0 in outlier columns; DIRECTION as RAW times the scales, of the entries v
+ * instead of the tables: [stage][n_book][k][d], the layout of all entries below. kept[n]: which outlier column it is, or -1. */
+typedef enum rq_cuda_expand { RQ_EXPAND_VALUE, RQ_EXPAND_RAW, RQ_EXPAND_DIRECTION } rq_cuda_expand;
+rq_status rq_cuda_expand_books(float *q, const rq_cuda_books *b, const int32_t *kept, int64_t vec_per_book,
+                               int64_t n_book, rq_cuda_expand what, const double *v, rq_cuda_stream stream);
+
+/* sum[n_entry]: what weights add to their entries, s h with the sign, or with h NULL s^2 H_jj, hd being H. part: [n_part][n_entry] */
+typedef struct rq_cuda_book_sums {
+    const float *h, *hd;
+    const int32_t *kept;
+    double *part, *sum;
+    int64_t vec_per_book, n_book, n_entry, n_part;
+} rq_cuda_book_sums;
+rq_status rq_cuda_sum_books(const rq_cuda_book_sums *s, const rq_cuda_books *b, rq_cuda_stream stream);
+
+/* The scales of one group, columns [col0, col0 + cols): v what codes stand for without them, vh = v H of the group's columns. A scale that changes moves
+ * g. unit: scales times it are stored as halves. */
+rq_status rq_cuda_refit_book_scales(float *scale, float *g, const float *v, const float *vh, const rq_cuda_books *b,
+                                    int64_t which, float unit, rq_cuda_stream stream);
+
+/* A pass of k-means: best, and in two launches sum. Sizes and layouts are those of host/kmeans_impl.h. */
+typedef struct rq_cuda_kmeans {
+    const float *x, *weight; /* [n][d]; weight: as `weights` says */
+    const float *u, *table;  /* points and centroids as the kernel wants them */
+    uint16_t *best;          /* [n_group * 16] */
+    double *part, *sum;      /* [n_chunk][k][n_col], [k][n_col] */
+    int64_t n, n_group, n_block, chunk, n_chunk, k;
+    int d, n_feat, n_col, weights; /* weights: 0 none, 1 one a point, 2 one a component */
+} rq_cuda_kmeans;
+rq_status rq_cuda_kmeans_nearest(const rq_cuda_kmeans *k, rq_cuda_stream stream);
+rq_status rq_cuda_kmeans_sums(const rq_cuda_kmeans *k, rq_cuda_stream stream);
+/* sum[i] = part[0][i] + part[1][i] + ..., part[n_part][size] */
+rq_status rq_cuda_total(double *sum, const double *part, int64_t size, int64_t n_part, rq_cuda_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -305,7 +305,7 @@ static rq_status open_device(void **own, int index) {
     if (e != cudaSuccess) RQ_FAIL(RQ_ERR_DEVICE, "no CUDA device: %s", cudaGetErrorString(e));
     if (index >= count)
         RQ_FAIL(RQ_ERR_DEVICE, "cuda:%d: this machine has %d CUDA device%s", index, count, count == 1 ? "" : "s");
-    RQ_TRY(rq_backend_init()); /* losses, forward pass and codebooks are the CPU's */
+    RQ_TRY(rq_backend_init()); /* losses and what docs/devices.md lists are the CPU's */
     RQ_TRY(RQ_NEW_ZERO(dev, 1));
     dev->index = index;
     CUDA_TRY(cudaSetDevice(index), "the device");
@@ -341,6 +341,9 @@ const rq_device_ops rq_device_cuda = {.name = "cuda",
                                       .move = cuda_move,
                                       .sweep = cuda_sweep,
                                       .refine = cuda_refine,
+                                      .kmeans = &cuda_kmeans,
                                       .book_sweep = cuda_book_sweep,
+                                      .book_pass = cuda_book_pass,
+                                      .book_ask = cuda_book_ask,
                                       .book_forget = cuda_book_forget,
                                       .forget = cuda_forget};

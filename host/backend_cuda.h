@@ -60,9 +60,11 @@ typedef struct cuda_device {
 
 /* What a preparation keeps on the device (rq_prep.on_device). */
 typedef struct cuda_prep {
-    float *u, *t, *m;
+    float *u, *t, *m, *hd;
 } cuda_prep;
 rq_status cuda_prep_of(cuda_prep **own, rq_prep *p);
+/* hd of a preparation that has it, uploaded by the first refinement that asks. */
+rq_status cuda_prep_hd(cuda_device *dev, const float **hd, const rq_prep *p, const char *what);
 
 /* Sentences: the failing call, what for, how large. */
 rq_status cuda_failed(cudaError_t e, const char *call, const char *what);
@@ -119,8 +121,13 @@ void cuda_forget(void *own, rq_prep *p);
 rq_status cuda_sweep(void *own, const rq_sweep *s, const char *label);
 /* backend_cuda_refine.c */
 rq_status cuda_refine(void *own, const rq_refine *r, const rq_prep *p, const char *label);
+/* backend_cuda_kmeans.c */
+extern const rq_kmeans_engine cuda_kmeans;
 /* backend_cuda_book.c */
 rq_status cuda_book_sweep(void *own, rq_book_task *t, const float *metric, float *at);
 void cuda_book_forget(void *own, rq_book_task *t);
+/* backend_cuda_book_refine.c */
+rq_status cuda_book_pass(void *own, const rq_book_refine *r, rq_book_pass pass);
+rq_status cuda_book_ask(void *own, rq_book_system *s, rq_book_ask ask, double *out, const double *v, double *loss);
 
 #endif

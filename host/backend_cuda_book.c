@@ -9,8 +9,9 @@ _Static_assert(RQ_SEARCH_PAD % 32 == 0, "tables of the device are the host's");
 
 static void book_free(cuda_book *b) {
     if (!b) return;
-    void *all[] = {b->table[0], b->table[1], b->scale, b->step, b->matrix,
-                   b->code,     b->outlier,  b->span,  b->perm, b->dead};
+    void *all[] = {b->table[0], b->table[1], b->scale, b->step, b->matrix, b->code,    b->outlier,
+                   b->span,     b->perm,     b->dead,  b->kept, b->goal,   b->q,       b->e,
+                   b->g,        b->delta,    b->v,     b->sum,  b->part,   b->row_loss};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) cuda_release(all[i]);
     free(b);
 }
@@ -124,6 +125,14 @@ rq_cuda_books cuda_books(const cuda_book *b, const rq_book_task *t) {
                            .outlier = b->outlier};
 }
 
+rq_status cuda_book_send_codes(cuda_device *dev, const cuda_book *b, const rq_book_task *t) {
+    rq_status status = RQ_OK;
+    RQ_TRY(cuda_upload(dev, b->code, t->code, t->n_out * t->n_vec * (int64_t)sizeof *t->code, dev->compute));
+    RQ_TRY(cuda_upload(dev, b->outlier, t->outlier, t->n_out * t->prep->n_outlier, dev->compute));
+done:
+    return status;
+}
+
 rq_status cuda_book_fetch(cuda_device *dev, const cuda_book *b, const rq_book_task *t, rq_vec_code *code,
                           int8_t *outlier) {
     rq_status status = RQ_OK;
@@ -167,7 +176,7 @@ done:
     return status;
 }
 
-static void tell_lines(cuda_device *dev, const rq_book_task *t) {
+void cuda_book_tell_lines(cuda_device *dev, const rq_book_task *t) {
     if (!dev->told_lines)
         rq_log(RQ_LOG_INFO, "%s and others: vectors down the outputs are swept and refined on the CPU", t->label);
     dev->told_lines = true;
@@ -177,11 +186,11 @@ rq_status cuda_book_sweep(void *own, rq_book_task *t, const float *metric, float
     rq_status status = RQ_OK;
     cuda_device *dev = own;
     const cuda_prep *q = t->prep->on_device;
-    cuda_book *book;
+    cuda_book *book = NULL;
     float *natural = NULL, *w = NULL, *w0 = NULL, *x = NULL, *y = NULL, *on_metric = NULL, *on_at = NULL;
     int64_t weights = t->n_out * t->n, cells = t->n_vec * t->d * t->d;
     if (t->vec_out) {
-        tell_lines(dev, t);
+        cuda_book_tell_lines(dev, t);
         return rq_block_sweep(t, metric, at);
     }
     CUDA_TRY(cudaSetDevice(dev->index), t->label);

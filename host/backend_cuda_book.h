@@ -16,6 +16,13 @@ typedef struct cuda_book {
     rq_cuda_span *span; /* in sweep order */
     int32_t *perm;
     uint8_t *dead;
+    /* backend_cuda_book_refine.c, from its first operation on: */
+    int32_t *kept;
+    float *goal, *q, *e, *g; /* [n_out][n] natural order */
+    float *delta;            /* [n_out][RQ_COMP_BLOCK] */
+    double *row_loss;        /* [n_out] */
+    double *v, *sum, *part;  /* [n_entry], and [n_part][n_entry] */
+    int64_t n_entry, n_part;
 } cuda_book;
 
 /* Made by the first call for a task. */
@@ -23,9 +30,13 @@ rq_status cuda_book_of(cuda_book **own, cuda_device *dev, rq_book_task *t);
 /* Tables, scales and outlier steps as the host has them now. */
 rq_status cuda_book_send(cuda_device *dev, const cuda_book *b, const rq_book_task *t);
 rq_cuda_books cuda_books(const cuda_book *b, const rq_book_task *t);
+/* Codes and outliers as the host has them now. */
+rq_status cuda_book_send_codes(cuda_device *dev, const cuda_book *b, const rq_book_task *t);
 /* Codes and outliers to the host. */
 rq_status cuda_book_fetch(cuda_device *dev, const cuda_book *b, const rq_book_task *t, rq_vec_code *code,
                           int8_t *outlier);
+/* Once, that vectors down the outputs are the CPU's. */
+void cuda_book_tell_lines(cuda_device *dev, const rq_book_task *t);
 /* Spans [first, *last) fit a block of RQ_COMP_BLOCK columns. */
 int64_t cuda_book_block(const rq_prep *p, int64_t first);
 

@@ -14,6 +14,18 @@ done:
     return status;
 }
 
+rq_status cuda_prep_hd(cuda_device *dev, const float **hd, const rq_prep *p, const char *what) {
+    rq_status status = RQ_OK;
+    cuda_prep *q = p->on_device;
+    if (!q->hd) {
+        RQ_TRY(CUDA_NEW(dev, q->hd, p->n * p->n, what));
+        RQ_TRY(cuda_upload(dev, q->hd, p->hd, p->n * p->n * (int64_t)sizeof *p->hd, dev->compute));
+    }
+    *hd = q->hd;
+done:
+    return status;
+}
+
 void cuda_forget(void *own, rq_prep *p) {
     const cuda_device *dev = own;
     cuda_prep *q = p->on_device;
@@ -22,6 +34,7 @@ void cuda_forget(void *own, rq_prep *p) {
         cuda_release(q->u);
         cuda_release(q->t);
         cuda_release(q->m);
+        cuda_release(q->hd);
     }
     free(q);
     p->on_device = NULL;

@@ -8,18 +8,20 @@ _Static_assert((int)RQ_CUDA_BLOCK == (int)RQ_COMP_BLOCK, "the plan's block is th
 typedef struct refine_job {
     cuda_device *dev;
     const rq_refine *r;
+    const rq_prep *p;
     const char *label;
-    int64_t n_group, tile;         /* rows whose normal equations are made at a time */
-    float *target, *h, *q, *g, *e; /* [n_out][n], [n][n] */
-    float *wh, *level;             /* [n_out][n], for the refit: W* H and what codes stand for before the scale */
-    float *delta;                  /* [n_out][RQ_COMP_BLOCK] */
+    int64_t n_group, tile;     /* rows whose normal equations are made at a time */
+    const float *h;            /* [n][n] */
+    float *target, *q, *g, *e; /* [n_out][n] */
+    float *wh, *level;         /* [n_out][n], for the refit: W* H and what codes stand for before the scale */
+    float *delta;              /* [n_out][RQ_COMP_BLOCK] */
     float *scale, *zero;
     uint8_t *codes;
     double *normal, *rhs, *host_normal, *host_rhs; /* [tile][n_group][n_group], [n_out][n_group] */
 } refine_job;
 
 static void job_free(refine_job *j) {
-    void *all[] = {j->target, j->h,     j->q,    j->g,     j->e,      j->wh, j->level,
+    void *all[] = {j->target, j->q,     j->g,    j->e,     j->wh,     j->level,
                    j->delta,  j->scale, j->zero, j->codes, j->normal, j->rhs};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) cuda_release(all[i]);
     free(j->host_normal);
@@ -33,13 +35,12 @@ static rq_status job_new(refine_job *j) {
     int64_t weights = r->n_out * r->n, groups = r->n_out * j->n_group, system = j->n_group * j->n_group;
     float **dense[] = {&j->target, &j->q, &j->g, &j->e};
     for (size_t i = 0; i < sizeof dense / sizeof *dense; ++i) RQ_TRY(CUDA_NEW(dev, *dense[i], weights, j->label));
-    RQ_TRY(CUDA_NEW(dev, j->h, r->n * r->n, j->label));
+    RQ_TRY(cuda_prep_hd(dev, &j->h, j->p, j->label));
     RQ_TRY(CUDA_NEW(dev, j->delta, r->n_out * RQ_COMP_BLOCK, j->label));
     RQ_TRY(CUDA_NEW(dev, j->scale, groups, j->label));
     RQ_TRY(CUDA_NEW(dev, j->zero, groups, j->label));
     RQ_TRY(CUDA_NEW(dev, j->codes, weights, j->label));
     RQ_TRY(cuda_upload(dev, j->target, r->target, weights * (int64_t)sizeof(float), dev->compute));
-    RQ_TRY(cuda_upload(dev, j->h, r->hd, r->n * r->n * (int64_t)sizeof(float), dev->compute));
     RQ_TRY(cuda_upload(dev, j->codes, r->codes, weights, dev->compute));
     RQ_TRY(cuda_upload(dev, j->scale, r->scale, groups * (int64_t)sizeof(float), dev->compute));
     RQ_TRY(cuda_upload(dev, j->zero, r->zero, groups * (int64_t)sizeof(float), dev->compute));
@@ -116,8 +117,7 @@ done:
 rq_status cuda_refine(void *own, const rq_refine *r, const rq_prep *p, const char *label) {
     rq_status status = RQ_OK;
     cuda_device *dev = own;
-    refine_job j = {.dev = dev, .r = r, .label = label, .n_group = rq_ceil_div(r->n, r->group)};
-    (void)p;
+    refine_job j = {.dev = dev, .r = r, .p = p, .label = label, .n_group = rq_ceil_div(r->n, r->group)};
     if (r->step) {
         if (!dev->told) rq_log(RQ_LOG_INFO, "%s and others: w4a8 is refined on the CPU", label);
         dev->told = true;

@@ -2,6 +2,7 @@
 /* requite generate: continue a prompt, from the packed weights when the model is packed. */
 #include "backend.h"
 #include "cmd.h"
+#include "device.h"
 #include "eval.h"
 
 static const cmd_flag flags[] = {
@@ -10,7 +11,7 @@ static const cmd_flag flags[] = {
     {"temp", 0, "T", "sampling temperature; 0 takes the likeliest token each time (0)"},
     {"seed", 0, "N", "of the sampling (0)"},
     {"ignore-eos", 0, NULL, "go on after the end-of-text token"},
-    {"device", 0, "DEV", "cpu"},
+    {"device", 0, "DEV", "cpu (default), cuda or cuda:N: where the model runs"},
 };
 static const cmd_spec spec = {
     "generate MODEL --prompt TEXT [options]",
@@ -51,8 +52,7 @@ int cmd_generate(int argc, char **argv) {
         return EXIT_USAGE;
     }
     if (!prompt) RQ_FAIL(RQ_ERR_ARG, "generate needs --prompt TEXT");
-    if (device && strcmp(device, "cpu") != 0)
-        RQ_FAIL(RQ_ERR_ARG, "--device %s: this build generates on the cpu", device);
+    if (device) RQ_TRY(rq_device_check(device));
     RQ_TRY(rq_backend_init());
     status = rq_model_open(&m, a.arg[0]);
     if (status == RQ_OK) status = rq_tokenizer_open(&t, m->store);
@@ -73,6 +73,7 @@ int cmd_generate(int argc, char **argv) {
                            .temperature = temperature,
                            .seed = (uint64_t)seed,
                            .ignore_eos = cmd_has(&a, "ignore-eos"),
+                           .device = device,
                            .tokenizer = t,
                            .on_token = on_token,
                            .user = &print};

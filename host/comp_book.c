@@ -134,6 +134,8 @@ static rq_status stack(run *z, const rq_quant_matrix *m, int n_matrices) {
     rq_book_task *t = &z->t;
     const rq_prep *p = t->prep;
     const rq_quant_opt *o = t->opt;
+    const rq_device_ops *device = rq_device_row(p->device);
+    void *own_state = rq_device_own(p->device);
     double sum = 0;
     int64_t row = 0, live = 0;
     RQ_TRY(RQ_NEW(z->start, t->n_out * t->n));
@@ -158,7 +160,7 @@ static rq_status stack(run *z, const rq_quant_matrix *m, int n_matrices) {
     if (p->u && o->rho != 0) {
         RQ_TRY(RQ_NEW(z->goal, t->n_out * t->n));
         memcpy(z->goal, z->start, (size_t)(t->n_out * t->n) * sizeof *z->goal);
-        rq_sgemm(RQ_N, RQ_N, t->n_out, t->n, t->n, (float)o->rho, z->goal, t->n, p->m, t->n, 1, z->start, t->n);
+        RQ_TRY(device->move(own_state, z->start, z->goal, t->n_out, p, o->rho));
         for (int64_t i = 0; i < t->n_out * t->n; ++i) {
             if (!isfinite(z->start[i])) RQ_FAIL(RQ_ERR_NUMERIC, "%s: the moved target is not finite", m[0].name);
         }
@@ -167,8 +169,7 @@ static rq_status stack(run *z, const rq_quant_matrix *m, int n_matrices) {
     t->start = t->goal = z->start;
     if (p->u && o->alpha != 0 && p->m) {
         if (!z->goal) RQ_TRY(RQ_NEW(z->goal, t->n_out * t->n));
-        memcpy(z->goal, z->start, (size_t)(t->n_out * t->n) * sizeof *z->goal);
-        rq_sgemm(RQ_N, RQ_N, t->n_out, t->n, t->n, (float)o->alpha, z->start, t->n, p->m, t->n, 1, z->goal, t->n);
+        RQ_TRY(device->move(own_state, z->goal, z->start, t->n_out, p, o->alpha));
         for (int64_t i = 0; i < t->n_out * t->n; ++i) z->goal[i] = p->dead[i % t->n] ? 0 : z->goal[i];
         t->goal = z->goal;
     }
@@ -363,9 +364,12 @@ static rq_status emit(rq_quant_result *r, const run *z, const rq_quant_matrix *m
     }
     /* The later layers are calibrated on what a reader of the format will see: let the format say it. */
     RQ_TRY(RQ_NEW(r->q, n_out * n));
-    if (!&rq_result_values)
-        RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s: this program was built without packed formats", m[which].name);
-    RQ_TRY(rq_result_values(r, n_out, n));
+    if (&rq_result_values) {
+        RQ_TRY(rq_result_values(r, n_out, n));
+    } else { /* a program without packed formats (host/sources.cmake) has no other reader than this */
+        for (int64_t i = 0; i < n_out; ++i) rq_book_row(t, row0 + i, r->q + i * n);
+        for (int64_t i = 0; i < n_out * n; ++i) r->q[i] = (float)((double)r->q[i] * z->unit);
+    }
 done:
     return status;
 }

@@ -144,6 +144,36 @@ rq_status rq_refit_book(rq_book_task *t);
 /* What refinement lowers, tr((Q - goal) Hd (Q - goal)^T), with everything as it is stored. */
 rq_status rq_book_loss(rq_book_task *t, double *out);
 
+/* ---- the refinement's work, which a device may have (device.h) ---- */
+
+/* Vectors along the inputs. */
+typedef struct rq_book_refine {
+    rq_book_task *t;
+    float *metric;  /* [n_vec][d][d]: H_bb over its largest entry, zeros in lanes that are not the vector's */
+    float *inverse; /* [n_vec][d][d]: H_bb^-1, zeros likewise */
+    int32_t *kept;  /* [n]: which outlier column it is, or -1 */
+} rq_book_refine;
+/* CHOOSE: rows that rounding every vector to the nearest code serves better are rounded so. SCALES: refit of scales. DESCEND: opt->cd_sweeps
+ * passes over the codes. All change the task. */
+typedef enum rq_book_pass { RQ_BOOK_CHOOSE, RQ_BOOK_SCALES, RQ_BOOK_DESCEND } rq_book_pass;
+rq_status rq_book_refine_pass(const rq_book_refine *r, rq_book_pass pass);
+
+/* Least squares for the codebooks: what conjugate gradients ask for. With e = Q - goal, S the map from the entries of all codebooks ([stage]
+ * [book][k][d]) to what codes make of them, outlier columns being no part of it. LOSS: *loss = tr(e H e^T). GRADIENT: that, and out = S^T (e H). PRODUCT: out = S^T
+ * ((S v) H). DIAGONAL: out = the diagonal of S^T S H. PRODUCT and DIAGONAL
+ * are of the task as it was at the GRADIENT before them. */
+typedef struct rq_book_system {
+    rq_book_task *t;
+    int64_t n_entry; /* numbers in the codebooks of all stages */
+    int32_t *kept;   /* [n]: as above */
+    float *q, *h;    /* [n_out][n]: scratch of the CPU's, made when first used, as is sum */
+    double *sum;
+} rq_book_system;
+typedef enum rq_book_ask { RQ_BOOK_LOSS, RQ_BOOK_GRADIENT, RQ_BOOK_PRODUCT, RQ_BOOK_DIAGONAL } rq_book_ask;
+rq_status rq_book_system_ask(rq_book_system *s, rq_book_ask ask, double *out, const double *v, double *loss);
+/* kept[n] of a task. */
+rq_status rq_book_kept(int32_t **kept, const rq_book_task *t);
+
 /* The whole, for rq_quantize_set. */
 rq_status rq_quantize_books(rq_quant_result *r, const rq_quant_matrix *m, int n_matrices, const rq_prep *p,
                             const rq_quant_opt *o);

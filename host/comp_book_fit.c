@@ -4,7 +4,6 @@
 #include <math.h>
 
 #include "device.h"
-#include "kmeans.h"
 #include "random.h"
 
 int64_t rq_book_scratch(const rq_book *b) { return b->k_pad[0] + b->k_pad[1]; }
@@ -163,6 +162,8 @@ static rq_status fit_stage(rq_book_task *t, int64_t which, int stage, points *p)
     o.weights = RQ_KMEANS_PER_COMPONENT;
     o.seeding = RQ_KMEANS_PLUSPLUS;
     o.seed = (uint64_t)t->opt->kmeans_seed;
+    o.engine = rq_device_row(t->prep->device)->kmeans;
+    o.engine_own = rq_device_own(t->prep->device);
     RQ_TRY(RQ_NEW(assign, p->n));
     RQ_TRY(rq_kmeans(centroid, assign, NULL, p->x, p->weight, p->n, &o, false));
     for (int64_t i = 0; i < p->n * b->d; ++i) p->x[i] -= centroid[assign[i / b->d] * b->d + i % b->d];

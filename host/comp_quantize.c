@@ -176,13 +176,7 @@ rq_status rq_quantize_set(rq_quant_result *r, const rq_quant_matrix *m, int n_ma
     for (int i = 0; i < n_matrices; ++i) {
         if (m[i].n_out < 1) RQ_FAIL(RQ_ERR_ARG, "%s: %lld rows", m[i].name, (long long)m[i].n_out);
     }
-    if (rq_round_is_book(o->round)) {
-        if (rq_device_row(p->device) != &rq_device_cpu) {
-            rq_log(RQ_LOG_INFO, "%s: on device %s, %s has its codebook and refinement from the CPU", m[0].name,
-                   p->device->ops->name, rq_round_name(o->round));
-        }
-        RQ_TRY(rq_quantize_books(r, m, n_matrices, p, o));
-    }
+    if (rq_round_is_book(o->round)) RQ_TRY(rq_quantize_books(r, m, n_matrices, p, o));
     for (int i = 0; i < n_matrices && !rq_round_is_book(o->round); ++i)
         RQ_TRY(quantize_grid(&r[i], m[i].w, m[i].n_out, p, o, m[i].name));
 done:

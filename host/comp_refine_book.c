@@ -14,14 +14,12 @@
 
 #include "backend.h"
 #include "comp_signs.h"
+#include "device.h"
 
 enum { RUN = 128, SIGN_PHASE = 10 };
 
 typedef struct refine_shared {
-    rq_book_task *t;
-    float *metric;  /* [n_vec][d][d]: H_bb over its largest entry, zeros in lanes that are not the vector's */
-    float *inverse; /* [n_vec][d][d]: H_bb^-1, zeros likewise */
-    int32_t *kept;  /* [n]: which outlier column it is, or -1 */
+    const rq_book_refine *r;
     _Atomic int failed;
 } refine_shared;
 
@@ -93,7 +91,8 @@ static void pick_vector(const rq_book_task *t, refine_scratch *b, int64_t v, con
 /* ---- rows that rounding to the nearest code serves better ---- */
 
 static void choose_tile(void *arg, int64_t tile) {
-    refine_shared *s = arg;
+    refine_shared *sh = arg;
+    const rq_book_refine *s = sh->r;
     rq_book_task *t = s->t;
     const rq_prep *p = t->prep;
     int64_t n = t->n, d = t->d, row0 = tile * RQ_BOOK_TILE, n_rows = rq_min_i64(RQ_BOOK_TILE, t->n_out - row0);
@@ -101,7 +100,7 @@ static void choose_tile(void *arg, int64_t tile) {
     float plain[RQ_VEC_MAX * RQ_VEC_MAX] = {0}; /* ones for the vector's own lanes */
     refine_scratch b;
     if (!scratch_new(&b, t)) {
-        s->failed = 1;
+        sh->failed = 1;
         goto done;
     }
     load_rows(t, &b, row0, n_rows);
@@ -150,7 +149,7 @@ static void propagate(const rq_book_task *t, refine_scratch *b, int64_t c0, int6
 }
 
 /* The vector at columns [c0, c1) of every row, its change into b->delta at column `at`. Returns whether any changed. */
-static bool descend_vector(const refine_shared *s, refine_scratch *b, int64_t v, int64_t at, int64_t row0,
+static bool descend_vector(const rq_book_refine *s, refine_scratch *b, int64_t v, int64_t at, int64_t row0,
                            int64_t n_rows) {
     const rq_book_task *t = s->t;
     int64_t n = t->n, d = t->d, c0 = v * d, c1 = rq_min_i64(n, c0 + d);
@@ -187,7 +186,7 @@ static bool descend_vector(const refine_shared *s, refine_scratch *b, int64_t v,
     return any;
 }
 
-static void descend_outlier(const refine_shared *s, refine_scratch *b, int64_t j, int64_t at, int64_t row0,
+static void descend_outlier(const rq_book_refine *s, refine_scratch *b, int64_t j, int64_t at, int64_t row0,
                             int64_t n_rows) {
     const rq_book_task *t = s->t;
     int o = s->kept[j];
@@ -202,12 +201,13 @@ static void descend_outlier(const refine_shared *s, refine_scratch *b, int64_t j
 }
 
 static void descend_tile(void *arg, int64_t tile) {
-    refine_shared *s = arg;
+    refine_shared *sh = arg;
+    const rq_book_refine *s = sh->r;
     rq_book_task *t = s->t;
     int64_t n = t->n, d = t->d, row0 = tile * RQ_BOOK_TILE, n_rows = rq_min_i64(RQ_BOOK_TILE, t->n_out - row0);
     refine_scratch b;
     if (!scratch_new(&b, t)) {
-        s->failed = 1;
+        sh->failed = 1;
         goto done;
     }
     for (int sweep = 0; sweep < t->opt->cd_sweeps; ++sweep) {
@@ -252,13 +252,14 @@ static void refit_scale(rq_book_task *t, refine_scratch *b, int64_t r, int64_t r
 }
 
 static void scale_tile(void *arg, int64_t tile) {
-    refine_shared *s = arg;
+    refine_shared *sh = arg;
+    const rq_book_refine *s = sh->r;
     rq_book_task *t = s->t;
     int64_t n = t->n, row0 = tile * RQ_BOOK_TILE, n_rows = rq_min_i64(RQ_BOOK_TILE, t->n_out - row0);
     float v[RQ_VEC_MAX] = {0};
     refine_scratch b;
     if (!scratch_new(&b, t)) {
-        s->failed = 1;
+        sh->failed = 1;
         goto done;
     }
     load_rows(t, &b, row0, n_rows);
@@ -276,6 +277,19 @@ static void scale_tile(void *arg, int64_t tile) {
     }
 done:
     scratch_free(&b);
+}
+
+rq_status rq_book_refine_pass(const rq_book_refine *r, rq_book_pass pass) {
+    void (*const tile[])(void *, int64_t) = {choose_tile, scale_tile, descend_tile};
+    refine_shared sh = {.r = r};
+    rq_parallel_for(rq_ceil_div(r->t->n_out, RQ_BOOK_TILE), tile[pass], &sh);
+    return sh.failed ? rq_fail(RQ_ERR_NOMEM, "out of memory in the refinement") : RQ_OK;
+}
+
+/* The same on whatever device. */
+static rq_status run_pass(const rq_book_refine *r, rq_book_pass pass) {
+    const rq_device *device = r->t->prep->device;
+    return rq_device_row(device)->book_pass(rq_device_own(device), r, pass);
 }
 
 /* ---- learning signs ---- */
@@ -300,20 +314,19 @@ static void copy_task(rq_book_task *t, snapshot *p, bool back) {
 }
 
 /* One round of refits, and sweeps over codes. */
-static rq_status refine_round(refine_shared *s, bool refit, int64_t n_tile) {
+static rq_status refine_round(const rq_book_refine *s, bool refit) {
     rq_status status = RQ_OK;
     if (refit) {
         RQ_TRY(rq_refit_book(s->t));
-        rq_parallel_for(n_tile, scale_tile, s);
+        RQ_TRY(run_pass(s, RQ_BOOK_SCALES));
     }
-    if (s->t->opt->cd_sweeps > 0) rq_parallel_for(n_tile, descend_tile, s);
-    if (s->failed) RQ_FAIL(RQ_ERR_NOMEM, "out of memory in the refinement");
+    if (s->t->opt->cd_sweeps > 0) RQ_TRY(run_pass(s, RQ_BOOK_DESCEND));
 done:
     return status;
 }
 
 /* Phases of sign learning (comp_signs.c), each followed by a round of refinement, and one more round. The best is kept. */
-static rq_status learn_signs(refine_shared *s, int64_t n_tile) {
+static rq_status learn_signs(const rq_book_refine *s) {
     rq_status status = RQ_OK;
     rq_book_task *t = s->t;
     rq_signs signs = {0};
@@ -332,7 +345,7 @@ static rq_status learn_signs(refine_shared *s, int64_t n_tile) {
             rq_signs_run(&signs, steps, t->opt->sign_rate);
             rq_signs_free(&signs);
         }
-        RQ_TRY(refine_round(s, true, n_tile));
+        RQ_TRY(refine_round(s, true));
         RQ_TRY(rq_book_loss(t, &loss));
         if (!(loss < best.loss)) continue;
         best.loss = loss;
@@ -351,7 +364,7 @@ done:
 /* ---- the whole ---- */
 
 /* H_bb of one vector without its outlier columns: over its largest entry, and inverted. */
-static void block_metric(const refine_shared *s, int64_t v) {
+static void block_metric(const rq_book_refine *s, int64_t v) {
     const rq_book_task *t = s->t;
     int64_t n = t->n, d = t->d, lane[RQ_VEC_MAX] = {0}, k = 0;
     double a[RQ_VEC_MAX * RQ_VEC_MAX] = {0}, inv[RQ_VEC_MAX * RQ_VEC_MAX], top = 0;
@@ -373,22 +386,19 @@ static void block_metric(const refine_shared *s, int64_t v) {
 
 rq_status rq_refine_book(rq_book_task *t) {
     rq_status status = RQ_OK;
-    refine_shared s = {.t = t};
-    int64_t n_tile = rq_ceil_div(t->n_out, RQ_BOOK_TILE), d = t->d;
+    rq_book_refine s = {.t = t};
+    int64_t d = t->d;
     if (!t->prep->hd) return RQ_OK;
     if (t->vec_out) return rq_refine_lines(t);
     RQ_TRY(RQ_NEW_ZERO(s.metric, t->n_vec * d * d));
     RQ_TRY(RQ_NEW_ZERO(s.inverse, t->n_vec * d * d));
-    RQ_TRY(RQ_NEW(s.kept, t->n));
-    for (int64_t j = 0; j < t->n; ++j) s.kept[j] = -1;
-    for (int o = 0; o < t->prep->n_outlier; ++o) s.kept[t->prep->outlier_col[o]] = o;
+    RQ_TRY(rq_book_kept(&s.kept, t));
     for (int64_t v = 0; v < t->n_vec; ++v) block_metric(&s, v);
-    rq_parallel_for(n_tile, choose_tile, &s);
-    for (int round = 0; round <= t->opt->refit; ++round) RQ_TRY(refine_round(&s, round > 0, n_tile));
-    if (t->opt->sign_steps > 0) RQ_TRY(learn_signs(&s, n_tile));
-    if (t->opt->refit > 0 || t->opt->sign_steps > 0)
-        rq_parallel_for(n_tile, choose_tile, &s); /* there are other codebooks to be nearest in now */
-    if (s.failed) RQ_FAIL(RQ_ERR_NOMEM, "out of memory in the refinement");
+    RQ_TRY(run_pass(&s, RQ_BOOK_CHOOSE));
+    for (int round = 0; round <= t->opt->refit; ++round) RQ_TRY(refine_round(&s, round > 0));
+    if (t->opt->sign_steps > 0) RQ_TRY(learn_signs(&s));
+    /* there are other codebooks to be nearest in now */
+    if (t->opt->refit > 0 || t->opt->sign_steps > 0) RQ_TRY(run_pass(&s, RQ_BOOK_CHOOSE));
 done:
     free(s.metric);
     free(s.inverse);

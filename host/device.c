@@ -110,6 +110,17 @@ static rq_status cpu_book_sweep(void *own, rq_book_task *t, const float *metric,
     return rq_block_sweep(t, metric, at);
 }
 
+static rq_status cpu_book_pass(void *own, const rq_book_refine *r, rq_book_pass pass) {
+    (void)own;
+    return rq_book_refine_pass(r, pass);
+}
+
+static rq_status cpu_book_ask(void *own, rq_book_system *s, rq_book_ask ask, double *out, const double *v,
+                              double *loss) {
+    (void)own;
+    return rq_book_system_ask(s, ask, out, v, loss);
+}
+
 static void cpu_book_forget(void *own, rq_book_task *t) { (void)own, (void)t; }
 
 static void cpu_forget(void *own, rq_prep *p) { (void)own, (void)p; }
@@ -127,11 +138,12 @@ const rq_device_ops rq_device_cpu = {.name = "cpu",
                                      .sweep = cpu_sweep,
                                      .refine = cpu_refine,
                                      .book_sweep = cpu_book_sweep,
+                                     .book_pass = cpu_book_pass,
+                                     .book_ask = cpu_book_ask,
                                      .book_forget = cpu_book_forget,
                                      .forget = cpu_forget};
 
-/* Row and index of a name, or a sentence. */
-static rq_status find(const rq_device_ops **row, int *index, const char *name) {
+rq_status rq_device_find(const rq_device_ops **row, int *index, const char *name) {
     *index = 0;
     *row = &rq_device_cpu;
     if (strcmp(name, "cpu") == 0) return RQ_OK;
@@ -154,7 +166,7 @@ static rq_status find(const rq_device_ops **row, int *index, const char *name) {
 rq_status rq_device_check(const char *name) {
     const rq_device_ops *row;
     int index;
-    return find(&row, &index, name);
+    return rq_device_find(&row, &index, name);
 }
 
 rq_status rq_device_open(rq_device **d, const char *name) {
@@ -162,7 +174,7 @@ rq_status rq_device_open(rq_device **d, const char *name) {
     const rq_device_ops *row;
     int index;
     *d = NULL;
-    RQ_TRY(find(&row, &index, name));
+    RQ_TRY(rq_device_find(&row, &index, name));
     RQ_TRY(RQ_NEW_ZERO(*d, 1));
     (*d)->ops = row;
     RQ_TRY(row->open(&(*d)->own, index));

@@ -7,6 +7,7 @@
 
 #include "comp_book.h"
 #include "comp_sweep.h"
+#include "kmeans.h"
 
 typedef struct rq_device_ops {
     const char *name;
@@ -28,8 +29,11 @@ typedef struct rq_device_ops {
     /* Sweep and refinement on a grid; label names the matrix in messages. */
     rq_status (*sweep)(void *own, const rq_sweep *s, const char *label);
     rq_status (*refine)(void *own, const rq_refine *r, const rq_prep *p, const char *label);
-    /* Codebooks (comp_book.h): the sweep, rq_block_sweep; and what it left on the device for t (t->on_device). */
+    const rq_kmeans_engine *kmeans; /* NULL: the CPU's */
+    /* Codebooks (comp_book.h): rq_block_sweep, rq_book_refine_pass, rq_book_system_ask; and what they left on the device for t (t->on_device). */
     rq_status (*book_sweep)(void *own, rq_book_task *t, const float *metric, float *at);
+    rq_status (*book_pass)(void *own, const rq_book_refine *r, rq_book_pass pass);
+    rq_status (*book_ask)(void *own, rq_book_system *s, rq_book_ask ask, double *out, const double *v, double *loss);
     void (*book_forget)(void *own, rq_book_task *t);
     /* What the calls above left on the device for p (p->on_device). */
     void (*forget)(void *own, rq_prep *p);
@@ -45,8 +49,9 @@ struct rq_device {
 };
 
 /* "cpu", "cuda" or "cuda:N". RQ_ERR_DEVICE, with a sentence that says what is missing, when there is none of that kind; RQ_ERR_ARG for another
- * name. rq_device_check reads the name alone. */
+ * name. rq_device_check and rq_device_find, which gives the row and the index, read the name alone. */
 rq_status rq_device_check(const char *name);
+rq_status rq_device_find(const rq_device_ops **row, int *index, const char *name);
 rq_status rq_device_open(rq_device **d, const char *name);
 void rq_device_close(rq_device *d); /* after every rq_prep made on it is freed */
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Counting what backend_cuda*.c does, loop by loop. cuSOLVER's own launches are not known: a call counts as one, with n^3 / 3 operations. */
 #include "device_plan.h"
+#include "comp_book.h"
 
 static void product(rq_work *w, int64_t m, int64_t n, int64_t k, bool adds) {
     w->flops += 2.0 * (double)m * (double)n * (double)k;
@@ -127,14 +128,196 @@ static void plan_refine(rq_work *w, int64_t n_out, int64_t n, const rq_quant_opt
     w->download += weights;
 }
 
+/* ---- codebooks, vectors along the inputs. What depends on the data is taken at its most: all iterations of k-means and steps of conjugate gradients;
+ * of searches one a vector, and no outlier columns. ---- */
+
+typedef struct book_plan {
+    double n_out, n, n_vec, cells, weights, codes,
+        scales; /* as numbers of things; cells: of a metric for each vector */
+    int64_t rows, cols, d, n_book, n_block, per_block, n_group, group, k[2];
+    int n_stage;
+    bool moves, has_t;
+} book_plan;
+
+static book_plan book_plan_of(int64_t n_out, int64_t n, const rq_quant_opt *o, bool moves, bool has_t) {
+    book_plan b = {
+        .rows = n_out, .cols = n, .d = o->vec_len, .k = {o->codes, o->codes2}, .moves = moves, .has_t = has_t};
+    int64_t n_vec = rq_ceil_div(n, b.d), vec_per_book = o->book_cols > 0 ? o->book_cols / b.d : n_vec;
+    b.n_stage = o->codes2 > 0 ? 2 : 1;
+    b.n_book = rq_ceil_div(n_vec, vec_per_book);
+    b.per_block = RQ_CUDA_BLOCK / b.d * b.d;
+    b.n_block = rq_ceil_div(n, b.per_block);
+    b.group = o->group ? rq_min_i64(o->group, n) : n;
+    b.n_group = rq_ceil_div(n, b.group);
+    b.n_out = (double)n_out;
+    b.n = (double)n;
+    b.n_vec = (double)n_vec;
+    b.cells = b.n_vec * (double)(b.d * b.d);
+    b.weights = b.n_out * b.n;
+    b.codes = b.n_out * b.n_vec;
+    b.scales = (double)(n_out * b.n_group);
+    return b;
+}
+
+static double entries(const book_plan *b) {
+    return (double)(b->n_book * b->d) * (double)(b->k[0] + (b->n_stage > 1 ? b->k[1] : 0));
+}
+
+static double search_flops(const book_plan *b, int stages) {
+    double d = (double)b->d, k = (double)b->k[0] + (stages > 1 ? (double)b->k[1] : 0);
+    return b->codes * k * (d * (d + 1) + 2 * d);
+}
+
+static void send_books(rq_work *w, const book_plan *b, int stages) {
+    for (int i = 0; i < stages; ++i)
+        w->upload += 4.0 * (double)(b->n_book * b->d) * (double)(rq_ceil_div(b->k[i], RQ_SEARCH_PAD) * RQ_SEARCH_PAD);
+    w->upload += 4 * b->scales;
+}
+
+static void plan_kmeans(rq_work *w, const book_plan *b, const rq_quant_opt *o, int first, int last) {
+    for (int64_t which = 0; which < b->n_book; ++which) {
+        int64_t per = o->book_cols > 0 ? o->book_cols / b->d : (int64_t)b->n_vec;
+        int64_t own = rq_min_i64(per, (int64_t)b->n_vec - which * per), m = b->rows * own;
+        if (o->kmeans_points > 0) m = rq_min_i64(m, o->kmeans_points);
+        double points = (double)m, d = (double)b->d, lanes = (double)(rq_ceil_div(m, 32) * 32);
+        for (int stage = first; stage < last; ++stage) {
+            double k = (double)b->k[stage], table = (double)(rq_ceil_div(b->k[stage], 16) * 16) * (2 * d + 1);
+            w->upload += 8 * points * d + 8 * lanes * d;
+            for (int pass = 0; pass <= o->kmeans_iters; ++pass) {
+                w->upload += 4 * table;
+                w->own_flops += 4 * d * points * k;
+                kernel(w, 8 * lanes * d + 2 * lanes);
+                w->download += 2 * lanes;
+                if (pass == o->kmeans_iters) continue; /* which codes are whose in the end */
+                kernel(w, points * (8 * d + 2));
+                kernel(w, 16 * k * d);
+                w->download += 16 * k * d;
+            }
+        }
+    }
+}
+
+static void plan_book_sweep(rq_work *w, const book_plan *b, const rq_quant_opt *o, int stages, bool keeps) {
+    send_books(w, b, stages);
+    w->upload += 4 * b->cells + 4 * b->weights;
+    kernel(w, 8 * b->weights);
+    w->own_flops += search_flops(b, stages);
+    for (int64_t c0 = 0, c1; c0 < b->cols; c0 = c1) {
+        c1 = rq_min_i64(b->cols, c0 + b->per_block);
+        double width = (double)(c1 - c0);
+        if (b->moves) w->own_flops += b->n_out * width * (width - 1) * (b->has_t ? 2 : 1);
+        kernel(w, b->n_out * width * (4 + (b->moves ? 4 : 0) + (b->has_t ? 4 : 0) + (o->alpha2 != 0 ? 4 : 0)));
+        if (!b->moves || c1 == b->cols) continue;
+        product(w, b->rows, b->cols - c1, c1 - c0, true);
+        if (b->has_t) product(w, b->rows, b->cols - c1, c1 - c0, true);
+    }
+    w->download += 6 * b->codes + (keeps ? 4 * b->weights : 0);
+}
+
+/* Everything as the host has it, its values, and their gradient. */
+static void book_gradient(rq_work *w, const book_plan *b, bool sends) {
+    if (sends) {
+        send_books(w, b, b->n_stage);
+        w->upload += 6 * b->codes;
+    }
+    kernel(w, 4 * b->weights + 6 * b->codes);
+    kernel(w, 12 * b->weights);
+    product(w, b->rows, b->cols, b->cols, false);
+}
+
+static void row_losses(rq_work *w, const book_plan *b) {
+    kernel(w, 8 * b->weights);
+    w->download += 8 * b->n_out;
+}
+
+static void plan_choose(rq_work *w, const book_plan *b) {
+    book_gradient(w, b, true);
+    row_losses(w, b);
+    w->upload += 4 * b->cells;
+    kernel(w, 8 * b->weights);
+    w->own_flops += search_flops(b, b->n_stage);
+    for (int64_t i = 0; i < b->n_block; ++i) kernel(w, 8 * b->weights / (double)b->n_block);
+    kernel(w, 12 * b->weights);
+    product(w, b->rows, b->cols, b->cols, false);
+    row_losses(w, b);
+    w->download += 6 * b->codes;
+}
+
+static void plan_descent(rq_work *w, const book_plan *b, int sweeps) {
+    w->upload += 20 * b->n_vec + 8 * b->cells;
+    for (int i = 0; i < sweeps; ++i) {
+        book_gradient(w, b, i == 0);
+        w->own_flops += search_flops(b, b->n_stage);
+        for (int64_t c0 = 0, c1; c0 < b->cols; c0 = c1) {
+            c1 = rq_min_i64(b->cols, c0 + b->per_block);
+            double width = (double)(c1 - c0);
+            w->own_flops += 2 * b->n_out * width * width;
+            kernel(w, 12 * b->n_out * width);
+            if (c1 < b->cols) product(w, b->rows, b->cols - c1, c1 - c0, true);
+        }
+    }
+    w->download += 6 * b->codes;
+}
+
+static void book_sums(rq_work *w, const book_plan *b) {
+    kernel(w, 4 * b->weights + 6 * b->codes);
+    kernel(w, 8 * entries(b));
+    w->own_flops += 2 * b->weights * b->n_stage;
+    w->download += 8 * entries(b);
+}
+
+static void plan_book_refit(rq_work *w, const book_plan *b) {
+    enum { STEPS = 8 }; /* N_STEPS of comp_refit_book.c */
+    book_gradient(w, b, true);
+    row_losses(w, b);
+    book_sums(w, b);
+    book_sums(w, b); /* the diagonal */
+    for (int i = 0; i < STEPS; ++i) {
+        w->upload += 8 * entries(b);
+        kernel(w, 4 * b->weights + 6 * b->codes);
+        product(w, b->rows, b->cols, b->cols, false);
+        book_sums(w, b);
+    }
+    book_gradient(w, b, true); /* J of what is stored */
+    row_losses(w, b);
+    book_gradient(w, b, true); /* scales */
+    kernel(w, 4 * b->weights + 6 * b->codes);
+    for (int64_t c0 = 0; c0 < b->cols; c0 += b->group) {
+        product(w, b->rows, b->cols, rq_min_i64(b->group, b->cols - c0), false);
+        kernel(w, 8 * b->weights + 12 * b->n_out * (double)b->group);
+    }
+    w->download += 4 * b->scales;
+}
+
+static rq_status plan_books(rq_device_work *w, const book_plan *b, const rq_quant_opt *o, bool refine) {
+    bool passes = b->n_stage == 2 && o->stage_fit == RQ_STAGE_SWEEP;
+    if (o->vec_out || o->sign_steps > 0)
+        return rq_fail(RQ_ERR_UNSUPPORTED, "%s has no place on a GPU", o->vec_out ? "--vec-axis out" : "--sign-steps");
+    w->sweep.upload += 20 * b->n_vec + 5 * b->n + 4 * b->n_out; /* spans and order */
+    plan_kmeans(&w->sweep, b, o, 0, passes ? 1 : b->n_stage);
+    if (passes) {
+        plan_book_sweep(&w->sweep, b, o, 1, true);
+        plan_kmeans(&w->sweep, b, o, 1, 2);
+    }
+    plan_book_sweep(&w->sweep, b, o, b->n_stage, false);
+    if (!refine) return RQ_OK;
+    w->refine.upload += 4 * b->n + 4 * b->weights + 4 * b->n * b->n; /* outlier columns, goal, H */
+    plan_choose(&w->refine, b);
+    for (int round = 0; round <= o->refit; ++round) {
+        if (round > 0) plan_book_refit(&w->refine, b);
+        if (o->cd_sweeps > 0) plan_descent(&w->refine, b, o->cd_sweeps);
+    }
+    if (o->refit > 0) plan_choose(&w->refine, b);
+    return RQ_OK;
+}
+
 rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *o) {
     const rq_comp_row *row = rq_comp_get(o->comp);
     rq_status status = rq_quant_check(o, n_in);
     if (status != RQ_OK) return status;
-    if (rq_round_is_book(o->round))
-        return rq_fail(RQ_ERR_UNSUPPORTED, "%s has no sweep on a GPU", rq_round_name(o->round));
     *w = (rq_device_work){0};
-    bool moves = row->propagates, cross = rq_quant_wants_cross(o), refine = moves && (o->cd_sweeps > 0 || o->refit > 0);
+    bool book = rq_round_is_book(o->round), moves = row->propagates, cross = rq_quant_wants_cross(o),
+         refine = moves && (book || o->cd_sweeps > 0 || o->refit > 0);
     bool needs_t = moves && (o->alpha != 0 || o->alpha2 != 0),
          needs_m = moves && (o->rho != 0 || (refine && o->alpha != 0));
     double nn = (double)n_in * (double)n_in, weights = (double)n_out * (double)n_in;
@@ -142,16 +325,25 @@ rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t
     if (moves) plan_factor(&w->factor, n_in);
     plan_terms(&w->terms, n_in, needs_t, needs_m);
     if (moves && o->rho != 0) plan_move(&w->sweep, n_out, n_in);
-    plan_sweep(&w->sweep, n_out, n_in, o, moves, needs_t);
     if (refine && needs_m && o->alpha != 0) plan_move(&w->refine, n_out, n_in);
-    if (refine && !rq_round_get(o->round)->find_row) plan_refine(&w->refine, n_out, n_in, o);
+    if (book) {
+        const book_plan b = book_plan_of(n_out, n_in, o, moves, needs_t);
+        status = plan_books(w, &b, o, refine);
+        if (status != RQ_OK) return status;
+    } else {
+        plan_sweep(&w->sweep, n_out, n_in, o, moves, needs_t);
+        if (refine && !rq_round_get(o->round)->find_row) plan_refine(&w->refine, n_out, n_in, o);
+    }
     double chunk = (double)rq_min_i64(n_in, RQ_CUDA_PANEL) * (double)n_in * 4 +
                    (cross ? 4 : 2) * RQ_CUDA_GRAM_CHUNK * (double)n_in * 4;
     double in_gram = (cross ? 16 : 8) * nn + chunk, kept = moves ? 4 * nn : 0;
     double in_factor = kept + 8 * nn, in_terms = kept + (needs_t ? 4 * nn : 0) + (needs_m ? 4 * nn : 0) + 8 * nn;
     double in_sweep = kept + (needs_t ? 4 * nn : 0) + (needs_m ? 4 * nn : 0) + weights * (o->alpha2 != 0 ? 13 : 9);
-    double in_refine =
-        refine ? in_sweep - weights * (o->alpha2 != 0 ? 13 : 9) + 4 * nn + weights * (o->refit ? 25 : 17) : 0;
+    double in_refine = refine ? in_sweep - weights * (o->alpha2 != 0 ? 13 : 9) + 4 * nn +
+                                    weights * (book       ? 17
+                                               : o->refit ? 25
+                                                          : 17)
+                              : 0;
     double most[] = {in_gram, in_refine, in_factor, needs_t || needs_m ? in_terms : 0, in_sweep};
     for (size_t i = 0; i < sizeof most / sizeof *most; ++i) w->memory = most[i] > w->memory ? most[i] : w->memory;
     return RQ_OK;

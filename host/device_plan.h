@@ -25,12 +25,12 @@ typedef struct rq_device_work {
     rq_work gram;   /* H and, where the compensator wants it, D of `tokens` tokens */
     rq_work factor; /* U */
     rq_work terms;  /* T and M */
-    rq_work sweep;  /* the moved targets, scales, the sweep */
+    rq_work sweep;  /* the moved targets, scales or k-means, the sweep */
     rq_work refine; /* after the sweep */
     double memory;  /* device memory at its highest, without the libraries' */
 } rq_device_work;
 
-/* Of one n_out x n_in matrix on a grid or by w4a8. RQ_ERR_UNSUPPORTED for rounders that the device does not have. */
+/* Of one n_out x n_in matrix. RQ_ERR_UNSUPPORTED for what the device does not have. */
 rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *o);
 
 #endif

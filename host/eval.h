@@ -3,7 +3,7 @@
 #ifndef RQ_EVAL_H
 #define RQ_EVAL_H
 
-#include "llama.h"
+#include "decoder.h"
 #include "tokenizer.h"
 
 /* ---- perplexity, KL divergence ---------------------------------------------------------------------------------------- */
@@ -52,6 +52,7 @@ typedef struct rq_generate_opt {
     double temperature; /* 0: the likeliest token each time */
     uint64_t seed;      /* of the sampling; same seed, same text */
     bool ignore_eos;
+    const char *device;            /* as of decoder.h: NULL is the CPU */
     const rq_tokenizer *tokenizer; /* gives on_token its text; NULL: no text */
     /* Called with each new token; false stops (RQ_ERR_CANCELLED, the result is filled). A piece may end inside a UTF-8
      * character. */
@@ -62,8 +63,8 @@ typedef struct rq_generate_opt {
 typedef struct rq_generate_result {
     int64_t n_prompt, n_new;
     bool hit_eos; /* the model ended its text; its end token is not among the ids */
-    double prefill_seconds, decode_seconds;
-    double prefill_tok_s, decode_tok_s; /* 0 when nothing was timed */
+    double open_seconds, prefill_seconds, decode_seconds; /* the first: weights brought to a device */
+    double prefill_tok_s, decode_tok_s;                   /* 0 when nothing was timed */
 } rq_generate_result;
 
 /* ids[max_tokens] receives the continuation of the prompt. */

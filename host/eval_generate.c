@@ -5,17 +5,9 @@
 #include "eval.h"
 #include "random.h"
 
-static int32_t likeliest(const float *logits, int64_t n) {
-    int64_t best = 0;
-    for (int64_t i = 1; i < n; ++i) {
-        if (logits[i] > logits[best]) best = i;
-    }
-    return (int32_t)best;
-}
-
-/* Inverse of the cumulative distribution at u in [0, 1), summed in order of ids. */
-static int32_t draw(const float *logits, int64_t n, double temperature, double u) {
-    double top = (double)logits[likeliest(logits, n)], sum = 0, below = 0;
+/* Inverse of the cumulative distribution at u in [0, 1), summed in order of ids; the likeliest token has logit `top`. */
+static int32_t draw(const float *logits, int64_t n, double top, double temperature, double u) {
+    double sum = 0, below = 0;
     int32_t last = 0; /* the last token that can be drawn at all, should rounding leave u above the sum */
     for (int64_t i = 0; i < n; ++i) sum += exp(((double)logits[i] - top) / temperature);
     for (int64_t i = 0; i < n; ++i) {
@@ -61,31 +53,40 @@ static rq_status check_request(const rq_model *m, int64_t n_prompt, const rq_gen
     return RQ_OK;
 }
 
+/* The token after what was fed, drawn with logits as scratch; without them the likeliest, which is fed with that. */
+static rq_status choose(rq_decoder *d, int32_t *id, float *logits, int64_t n_vocab, const rq_generate_opt *opt,
+                        int64_t n_new) {
+    if (!logits) return rq_decoder_next(d, id);
+    rq_status status = rq_decoder_logits(d, logits);
+    if (status == RQ_OK) status = rq_likeliest(id, logits, n_vocab);
+    if (status != RQ_OK) return status;
+    double u = rq_random_unit(opt->seed, (uint64_t)n_new);
+    *id = draw(logits, n_vocab, (double)logits[*id], opt->temperature, u);
+    return RQ_OK;
+}
+
 rq_status rq_generate(const rq_model *m, int32_t *ids, const int32_t *prompt, int64_t n_prompt,
                       const rq_generate_opt *opt, rq_generate_result *result) {
     rq_status status = RQ_OK;
-    rq_decode_state *s = NULL;
+    rq_decoder *d = NULL;
     float *logits = NULL;
-    double start = 0, prefilled = 0;
+    double start = 0, opened = 0, prefilled = 0;
     int64_t n_vocab = m->cfg.n_vocab, n_steps = 0;
     memset(result, 0, sizeof *result);
     RQ_TRY(check_request(m, n_prompt, opt));
-    RQ_TRY(rq_decode_new(&s, m, n_prompt + opt->max_tokens));
-    RQ_TRY(RQ_NEW(logits, n_vocab));
+    start = rq_seconds();
+    RQ_TRY(rq_decoder_open(&d, m, n_prompt + opt->max_tokens - 1, opt->device)); /* the last one is not fed */
+    if (opt->temperature > 0) RQ_TRY(RQ_NEW(logits, n_vocab));
     result->n_prompt = n_prompt;
 
-    start = rq_seconds();
-    RQ_TRY(rq_decode(s, prompt, n_prompt, logits));
+    opened = rq_seconds();
+    result->open_seconds = opened - start;
+    RQ_TRY(rq_decoder_feed(d, prompt, n_prompt));
     prefilled = rq_seconds();
-    result->prefill_seconds = prefilled - start;
+    result->prefill_seconds = prefilled - opened;
     for (;;) {
-        for (int64_t i = 0; i < n_vocab; ++i) {
-            if (!isfinite(logits[i])) {
-                RQ_FAIL(RQ_ERR_NUMERIC, "the logit of token %lld is %g", (long long)i, (double)logits[i]);
-            }
-        }
-        double u = rq_random_unit(opt->seed, (uint64_t)result->n_new);
-        int32_t id = opt->temperature > 0 ? draw(logits, n_vocab, opt->temperature, u) : likeliest(logits, n_vocab);
+        int32_t id;
+        RQ_TRY(choose(d, &id, logits, n_vocab, opt, result->n_new));
         if (!opt->ignore_eos && is_eos(&m->cfg, id)) {
             result->hit_eos = true;
             break;
@@ -93,7 +94,7 @@ rq_status rq_generate(const rq_model *m, int32_t *ids, const int32_t *prompt, in
         ids[result->n_new++] = id;
         RQ_TRY(announce(opt, id));
         if (result->n_new == opt->max_tokens) break;
-        RQ_TRY(rq_decode(s, &id, 1, logits));
+        if (logits) RQ_TRY(rq_decoder_feed(d, &id, 1));
         ++n_steps;
     }
 done:
@@ -103,6 +104,6 @@ done:
         if (n_steps > 0 && result->decode_seconds > 0) result->decode_tok_s = (double)n_steps / result->decode_seconds;
     }
     free(logits);
-    rq_decode_free(s);
+    rq_decoder_close(d);
     return status;
 }

@@ -127,7 +127,7 @@ static rq_status iterate(float *centroid, double *loss, bool *fresh, rq_kmeans_p
     RQ_TRY(RQ_NEW(empty, o->k));
     for (int it = 0; it < o->n_iter; ++it) {
         bool changed;
-        rq_kmeans_pass(t, centroid, true, want_loss);
+        RQ_TRY(rq_kmeans_pass(t, centroid, true, want_loss));
         *loss = t->loss;
         *fresh = want_loss;
         if (it > 0 && o->tol > 0 && before - t->loss <= o->tol * before) break;
@@ -170,8 +170,8 @@ static rq_status assign_all(uint16_t *assign, double *loss, const float *x, cons
     rq_kmeans_data p = {0};
     rq_kmeans_passes t = {0};
     RQ_TRY(rq_kmeans_data_new(&p, x, weight, n, centroid, o));
-    RQ_TRY(rq_kmeans_passes_new(&t, &p, o->k, false));
-    rq_kmeans_pass(&t, centroid, false, loss != NULL);
+    RQ_TRY(rq_kmeans_passes_new(&t, &p, o, false));
+    RQ_TRY(rq_kmeans_pass(&t, centroid, false, loss != NULL));
     if (assign) memcpy(assign, t.best, (size_t)n * sizeof *assign);
     if (loss) *loss = t.loss;
 done:
@@ -196,7 +196,7 @@ rq_status rq_kmeans(float *centroid, uint16_t *assign, double *loss, const float
     } else {
         RQ_TRY(rq_kmeans_data_new(&p, x, weight, n, start_given ? centroid : NULL, o));
     }
-    RQ_TRY(rq_kmeans_passes_new(&t, &p, o->k, true));
+    RQ_TRY(rq_kmeans_passes_new(&t, &p, o, true));
     if (!start_given) RQ_TRY(rq_kmeans_seed(centroid, &p, o));
     RQ_TRY(iterate(centroid, &last_loss, &fresh, &t, o));
     if (!assign && !loss) goto done;
@@ -206,7 +206,7 @@ rq_status rq_kmeans(float *centroid, uint16_t *assign, double *loss, const float
         RQ_TRY(assign_all(assign, loss, x, weight, n, centroid, o));
     } else {
         if (!fresh) {
-            rq_kmeans_pass(&t, centroid, false, loss != NULL);
+            RQ_TRY(rq_kmeans_pass(&t, centroid, false, loss != NULL));
             last_loss = t.loss;
         }
         if (assign) memcpy(assign, t.best, (size_t)n * sizeof *assign);

@@ -23,6 +23,9 @@ typedef enum rq_kmeans_seeding {
     RQ_KMEANS_PLUSPLUS /* k-means++ (Arthur, Vassilvitskii 2007): each next one with a chance in proportion to its loss so far */
 } rq_kmeans_seeding;
 
+/* Another machine than this CPU for the passes over the points (kmeans_impl.h); own is its state. */
+typedef struct rq_kmeans_engine rq_kmeans_engine;
+
 typedef struct rq_kmeans_opt {
     size_t struct_size;
     int64_t k;  /* 1 .. RQ_KMEANS_MAX_K */
@@ -36,6 +39,8 @@ typedef struct rq_kmeans_opt {
     /* Called between iterations; true asks to stop: RQ_ERR_CANCELLED, centroids as they are then. */
     bool (*progress)(void *user, double done_frac, const char *text);
     void *user;
+    const rq_kmeans_engine *engine; /* NULL: this CPU, which has the seeds, the repairs and the losses in any case */
+    void *engine_own;
 } rq_kmeans_opt;
 
 /* 20 iterations, tol 0, no weights, sampled seeds, seed 0, all points. */

@@ -69,6 +69,14 @@ static inline double rq_kmeans_point_loss(const rq_kmeans_data *p, int64_t i, co
     return s;
 }
 
+/* Passes elsewhere, with the same bytes. begin: what a run of passes needs, n_col columns of sums; pass: best[n_group * LANES] and, where it
+ * is not NULL, sum[k][n_col]; end may be called with what a begin that failed left. */
+struct rq_kmeans_engine {
+    rq_status (*begin)(void *own, void **state, const rq_kmeans_data *p, int64_t k, int n_col);
+    rq_status (*pass)(void *own, void *state, uint16_t *best, double *sum, const float *table);
+    void (*end)(void *own, void *state);
+};
+
 /* First centroids; n >= 1. Points are those of p, k and so on those of o. */
 rq_status rq_kmeans_seed(float *centroid, const rq_kmeans_data *p, const rq_kmeans_opt *o);
 

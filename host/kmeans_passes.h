@@ -21,13 +21,15 @@ typedef struct rq_kmeans_passes {
     double *sum;    /* [k][n_col] */
     double *chunk_loss, loss;
     rq_kmeans_nearest_fn nearest;
+    const rq_kmeans_engine *engine; /* or NULL */
+    void *engine_own, *engine_state;
 } rq_kmeans_passes;
 
-rq_status rq_kmeans_passes_new(rq_kmeans_passes *t, const rq_kmeans_data *p, int64_t k, bool sums);
+rq_status rq_kmeans_passes_new(rq_kmeans_passes *t, const rq_kmeans_data *p, const rq_kmeans_opt *o, bool sums);
 void rq_kmeans_passes_free(rq_kmeans_passes *t);
 
 /* Fills best, and sum and loss where wanted. */
-void rq_kmeans_pass(rq_kmeans_passes *t, const float *centroid, bool sums, bool loss);
+rq_status rq_kmeans_pass(rq_kmeans_passes *t, const float *centroid, bool sums, bool loss);
 
 /* Empty cells take the points of the largest losses; cells for which no point with a loss is left stay where they are. best
  * is that of the pass before the centroids moved. Sets *changed when a centroid was moved. */

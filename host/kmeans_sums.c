@@ -10,22 +10,26 @@ enum {
     L = RQ_KMEANS_LANES
 };
 
-rq_status rq_kmeans_passes_new(rq_kmeans_passes *t, const rq_kmeans_data *p, int64_t k, bool sums) {
+rq_status rq_kmeans_passes_new(rq_kmeans_passes *t, const rq_kmeans_data *p, const rq_kmeans_opt *o, bool sums) {
     rq_status status = RQ_OK;
-    *t = (rq_kmeans_passes){.p = p, .k = k, .nearest = rq_kmeans_pick()->nearest};
+    int64_t k = o->k;
+    *t = (rq_kmeans_passes){
+        .p = p, .k = k, .nearest = rq_kmeans_pick()->nearest, .engine = o->engine, .engine_own = o->engine_own};
     t->n_col = p->weights == RQ_KMEANS_PER_COMPONENT ? 2 * p->d : p->d + 1;
     RQ_TRY(RQ_NEW(t->best, p->n_group * RQ_KMEANS_LANES));
     RQ_TRY(RQ_NEW(t->table, rq_ceil_div(k, L) * L * (p->n_feat + 1)));
     RQ_TRY(RQ_NEW(t->chunk_loss, p->n_chunk));
-    if (sums) {
+    if (sums) RQ_TRY(RQ_NEW(t->sum, k * t->n_col));
+    if (t->engine)
+        RQ_TRY(t->engine->begin(t->engine_own, &t->engine_state, p, k, t->n_col));
+    else if (sums)
         RQ_TRY(RQ_NEW(t->part, p->n_chunk * k * t->n_col));
-        RQ_TRY(RQ_NEW(t->sum, k * t->n_col));
-    }
 done:
     return status;
 }
 
 void rq_kmeans_passes_free(rq_kmeans_passes *t) {
+    if (t->engine && t->engine_state) t->engine->end(t->engine_own, t->engine_state);
     free(t->best);
     free(t->table);
     free(t->chunk_loss);
@@ -104,8 +108,9 @@ static void pass_chunk(void *arg, int64_t chunk) {
         sum = t->part + chunk * t->k * t->n_col;
         memset(sum, 0, (size_t)(t->k * t->n_col) * sizeof *sum);
     }
-    t->nearest(t->best + i0, p->u + group0 * p->n_feat * RQ_KMEANS_LANES, group1 - group0, p->n_feat, t->table,
-               rq_ceil_div(t->k, L));
+    if (!t->engine)
+        t->nearest(t->best + i0, p->u + group0 * p->n_feat * RQ_KMEANS_LANES, group1 - group0, p->n_feat, t->table,
+                   rq_ceil_div(t->k, L));
     if (sum) add_to_sums(sum, t->best, p, i0, i1);
     for (int64_t i = i0; j->loss && i < i1; ++i) loss += rq_kmeans_point_loss(p, i, j->centroid + t->best[i] * p->d);
     t->chunk_loss[chunk] = loss;
@@ -121,11 +126,15 @@ static void total_cells(void *arg, int64_t block) {
     }
 }
 
-void rq_kmeans_pass(rq_kmeans_passes *t, const float *centroid, bool sums, bool loss) {
-    pass_job job = {.t = t, .centroid = centroid, .sums = sums, .loss = loss};
+rq_status rq_kmeans_pass(rq_kmeans_passes *t, const float *centroid, bool sums, bool loss) {
+    rq_status status = RQ_OK;
+    pass_job job = {.t = t, .centroid = centroid, .sums = sums && !t->engine, .loss = loss};
     fill_table(t, centroid);
-    rq_parallel_for(t->p->n_chunk, pass_chunk, &job);
-    if (sums) rq_parallel_for(rq_ceil_div(t->k, CELLS), total_cells, t);
+    if (t->engine) RQ_TRY(t->engine->pass(t->engine_own, t->engine_state, t->best, sums ? t->sum : NULL, t->table));
+    if (!t->engine || loss) rq_parallel_for(t->p->n_chunk, pass_chunk, &job);
+    if (job.sums) rq_parallel_for(rq_ceil_div(t->k, CELLS), total_cells, t);
     t->loss = 0;
     for (int64_t c = 0; loss && c < t->p->n_chunk; ++c) t->loss += t->chunk_loss[c];
+done:
+    return status;
 }

@@ -19,6 +19,8 @@ target_link_libraries(requite_static PUBLIC $<BUILD_INTERFACE:requite_objects>
                       INTERFACE $<INSTALL_INTERFACE:Threads::Threads> $<INSTALL_INTERFACE:PkgConfig::JANSSON>
                       $<INSTALL_INTERFACE:PkgConfig::PCRE2> $<INSTALL_INTERFACE:PkgConfig::UTF8PROC>
                       $<INSTALL_INTERFACE:PkgConfig::XXHASH> $<INSTALL_INTERFACE:m> $<INSTALL_INTERFACE:${CMAKE_DL_LIBS}>)
+# comp_book.c asks for it weakly, for programs without packed formats; that alone takes nothing out of an archive.
+target_link_options(requite_static INTERFACE LINKER:--undefined=rq_result_values)
 add_library(requite_shared SHARED)
 target_link_libraries(requite_shared PRIVATE requite_objects)
 target_include_directories(requite_shared INTERFACE $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/host>)

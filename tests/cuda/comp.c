@@ -176,49 +176,7 @@ static void test_all_codes(void) {
     printf("%lld of %lld rows have other codes than on the CPU\n", (long long)rows_other, (long long)rows_compared);
 }
 
-/* ---- the plan (device_plan.h) is what a run counts */
-
-static void test_plan(int64_t n_out, int64_t n, const char *settings) {
-    const int64_t tokens = 70;
-    problem p = problem_new(n_out, n, 3, false);
-    float *a = rq_host_alloc((size_t)(tokens * n) * sizeof *a), *b = rq_host_alloc((size_t)(tokens * n) * sizeof *b);
-    rq_quant_opt o;
-    rq_prep prep;
-    rq_quant_result r;
-    rq_device_work w;
-    rq_rng g = {5};
-    rq_work *done = &((cuda_device *)gpu->own)->done;
-    *done = (rq_work){0};
-    for (int64_t i = 0; i < tokens * n; ++i) a[i] = rq_rand_float(&g), b[i] = 0.1f * rq_rand_float(&g);
-    rq_quant_default(&o, RQ_COMP_GPTQ);
-    CHECK_RQ(rq_quant_set_all(&o, settings));
-    double *d = rq_quant_wants_cross(&o) ? p.d : NULL;
-    if (rq_quant_wants_h(&o)) {
-        CHECK_RQ(gpu->ops->gram_start(gpu->own, p.h, d, n));
-        CHECK_RQ(gpu->ops->gram_add(gpu->own, p.h, d, a, b, tokens, n));
-        CHECK_RQ(gpu->ops->gram_finish(gpu->own, p.h, d, n));
-    }
-    CHECK_RQ(rq_prepare_on(&prep, gpu, p.h, d, n, &o, settings));
-    EXPECT_EQ(prep.n_retries, 0);
-    CHECK_RQ(rq_quantize_matrix(&r, p.w, n_out, &prep, &o, settings));
-    CHECK_RQ(rq_device_plan(&w, n_out, n, tokens, &o));
-    rq_work plan = {0};
-    const rq_work *of[] = {&w.gram, &w.factor, &w.terms, &w.sweep, &w.refine};
-    for (int i = 0; i < 5; ++i) {
-        plan.flops += of[i]->flops;
-        plan.upload += of[i]->upload;
-        plan.download += of[i]->download;
-        plan.launches += of[i]->launches;
-    }
-    EXPECT_EQ(done->launches, plan.launches);
-    EXPECT_NEAR(done->flops, plan.flops, 1e-9 * plan.flops);
-    EXPECT_NEAR(done->upload, plan.upload, 0);
-    EXPECT_NEAR(done->download, plan.download, 0);
-    rq_quant_result_free(&r);
-    rq_prep_free(&prep);
-    problem_free(&p);
-    free(a), free(b);
-}
+/* ---- plans */
 
 static void test_plans(void) {
     test_plan(20, 150, "comp=rescomp,group=32");

@@ -76,10 +76,76 @@ static void test_sweeps(void) {
     }
 }
 
+/* ---- k-means: the CPU's bytes */
+
+static void test_kmeans(int64_t n, int d, int64_t k, rq_kmeans_weights weights, bool clumped) {
+    rq_rng g = {(uint64_t)(n + d)};
+    rq_kmeans_opt o = rq_kmeans_default(k, d);
+    int64_t row = weights == RQ_KMEANS_PER_COMPONENT ? d : 1;
+    float *x = rq_host_alloc((size_t)(n * d) * sizeof *x), *w = rq_host_alloc((size_t)(n * row) * sizeof *w),
+          *centroid[2];
+    uint16_t *assign[2];
+    double loss[2];
+    o.n_iter = 5;
+    o.weights = weights;
+    o.seeding = RQ_KMEANS_PLUSPLUS;
+    for (int64_t i = 0; i < n * d; ++i) x[i] = clumped ? (float)(rq_rand_u32(&g) % 2) : rq_rand_float(&g);
+    for (int64_t i = 0; i < n * row; ++i) w[i] = fabsf(rq_rand_float(&g)) + 0.01f;
+    for (int c = 0; c < 2; ++c) {
+        centroid[c] = rq_host_alloc((size_t)(k * d) * sizeof **centroid);
+        assign[c] = rq_host_alloc((size_t)n * sizeof **assign);
+        o.engine = c ? gpu->ops->kmeans : NULL;
+        o.engine_own = c ? gpu->own : NULL;
+        CHECK_RQ(rq_kmeans(centroid[c], assign[c], &loss[c], x, weights == RQ_KMEANS_PLAIN ? NULL : w, n, &o, false));
+    }
+    EXPECT_EQ(memcmp(centroid[0], centroid[1], (size_t)(k * d) * sizeof **centroid), 0);
+    EXPECT_EQ(memcmp(assign[0], assign[1], (size_t)n * sizeof **assign), 0);
+    EXPECT_EQ(loss[0], loss[1]);
+    for (int c = 0; c < 2; ++c) free(centroid[c]), free(assign[c]);
+    free(x), free(w);
+}
+
+static void test_all_kmeans(void) {
+    test_kmeans(300, 8, 20, RQ_KMEANS_PER_COMPONENT, false);
+    if (rq_small()) return;
+    test_kmeans(2500, 4, 70, RQ_KMEANS_PER_COMPONENT, false);   /* chunks; a tile of points and some */
+    test_kmeans(1100, 16, 300, RQ_KMEANS_PER_COMPONENT, false); /* several tiles of centroids, sums in global memory */
+    test_kmeans(700, 5, 33, RQ_KMEANS_PER_POINT, false);
+    test_kmeans(33, 1, 16, RQ_KMEANS_PLAIN, false);
+    test_kmeans(400, 3, 30, RQ_KMEANS_PLAIN, true); /* more cells than values: some are empty */
+    test_kmeans(1, 2, 3, RQ_KMEANS_PLAIN, false);
+}
+
+/* ---- refinement */
+
+static void test_refinements(void) {
+    test_codes(12, 70, "round=ssvq,vec-len=8,codes=32,outliers=2,outlier-min=1,comp=gptq");
+    if (rq_small()) return;
+    test_codes(30, 150, "round=ssvq,vec-len=8,codes=64,outliers=2,outlier-min=1,comp=qep,refit=0,cd-sweeps=3");
+    test_codes(30, 136, "round=ssvq,vec-len=4,codes=40,outliers=3,outlier-min=1,group=32,comp=rescomp,refit=1");
+    test_codes(30, 130, "round=vq,vec-len=4,codes=48,codes2=32,outliers=1,outlier-min=1,group=64,comp=gptaq");
+    test_codes(20, 141, "round=vq,vec-len=6,codes=48,outliers=0,comp=gptq,cd-sweeps=0");
+    test_codes(20, 136, "round=vq,vec-len=12,codes=32,codes2=16,outliers=2,outlier-min=1,comp=gptq");
+    test_codes(20, 64, "round=ssvq,vec-len=8,codes=24,book-cols=32,comp=gptq,refit=1");
+    test_codes(12, 64, "round=ssvq,vec-len=8,codes=24,comp=gptq,sign-steps=12");
+    test_codes(12, 48, "round=vq,vec-len=6,vec-axis=out,codes=32,comp=gptq,refit=1");
+}
+
+static void test_plans(void) {
+    test_plan(20, 136, "round=ssvq,codes=32,outliers=0,kmeans-iters=2,comp=rescomp");
+    test_plan(9, 130, "round=vq,vec-len=6,codes=20,codes2=18,outliers=0,kmeans-iters=1,comp=qep,cd-sweeps=1,refit=1");
+    test_plan(9, 96,
+              "round=vq,vec-len=4,codes=20,codes2=18,stage-fit=sweep,outliers=0,kmeans-iters=1,group=32,comp=gptaq");
+    test_plan(9, 64, "round=ssvq,vec-len=4,codes=16,book-cols=32,outliers=0,kmeans-iters=1,kmeans-points=50,comp=rtn");
+}
+
 int main(void) {
     rq_need_device(80);
     CHECK_RQ(rq_device_open(&gpu, "cuda"));
+    test_all_kmeans();
     test_sweeps();
+    test_refinements();
+    if (!rq_small()) test_plans();
     EXPECT(50 * rows_other <= rows_compared);
     printf("%lld of %lld rows have other codes than on the CPU\n", (long long)rows_other, (long long)rows_compared);
     rq_device_close(gpu);

@@ -3,43 +3,11 @@
 #ifndef RQ_TEST_COMP_CASE_H
 #define RQ_TEST_COMP_CASE_H
 
-/* The types of records have the names of the library's types. */
-#define RQ_I8   RECORD_I8
-#define RQ_U8   RECORD_U8
-#define RQ_I16  RECORD_I16
-#define RQ_U16  RECORD_U16
-#define RQ_I32  RECORD_I32
-#define RQ_U32  RECORD_U32
-#define RQ_I64  RECORD_I64
-#define RQ_U64  RECORD_U64
-#define RQ_F16  RECORD_F16
-#define RQ_BF16 RECORD_BF16
-#define RQ_F32  RECORD_F32
-#define RQ_F64  RECORD_F64
-#include "cudatest.h"
-#undef RQ_I8
-#undef RQ_U8
-#undef RQ_I16
-#undef RQ_U16
-#undef RQ_I32
-#undef RQ_U32
-#undef RQ_I64
-#undef RQ_U64
-#undef RQ_F16
-#undef RQ_BF16
-#undef RQ_F32
-#undef RQ_F64
-
 #include "backend.h"
 #include "backend_cuda.h"
 #include "device.h"
 #include "device_plan.h"
-
-#define CHECK_RQ(call)                                                                                                 \
-    do {                                                                                                               \
-        rq_status s_ = (call);                                                                                         \
-        if (s_ != RQ_OK) RQ_DIE("%s: %s", #call, rq_last_error());                                                     \
-    } while (0)
+#include "hosttest.h"
 
 static rq_device *gpu;
 
@@ -74,5 +42,48 @@ static inline problem problem_new(int64_t n_out, int64_t n, int tokens, bool dea
 }
 
 static inline void problem_free(problem *p) { free(p->w), free(p->h), free(p->d); }
+
+/* The plan (device_plan.h) is what a run counts. settings: as --override has them. */
+static inline void test_plan(int64_t n_out, int64_t n, const char *settings) {
+    const int64_t tokens = 70;
+    problem p = problem_new(n_out, n, 3, false);
+    float *a = rq_host_alloc((size_t)(tokens * n) * sizeof *a), *b = rq_host_alloc((size_t)(tokens * n) * sizeof *b);
+    rq_quant_opt o;
+    rq_prep prep;
+    rq_quant_result r;
+    rq_device_work w;
+    rq_rng g = {5};
+    rq_work *done = &((cuda_device *)gpu->own)->done;
+    *done = (rq_work){0};
+    for (int64_t i = 0; i < tokens * n; ++i) a[i] = rq_rand_float(&g), b[i] = 0.1f * rq_rand_float(&g);
+    rq_quant_default(&o, RQ_COMP_GPTQ);
+    CHECK_RQ(rq_quant_set_all(&o, settings));
+    double *d = rq_quant_wants_cross(&o) ? p.d : NULL;
+    if (rq_quant_wants_h(&o)) {
+        CHECK_RQ(gpu->ops->gram_start(gpu->own, p.h, d, n));
+        CHECK_RQ(gpu->ops->gram_add(gpu->own, p.h, d, a, b, tokens, n));
+        CHECK_RQ(gpu->ops->gram_finish(gpu->own, p.h, d, n));
+    }
+    CHECK_RQ(rq_prepare_on(&prep, gpu, p.h, d, n, &o, settings));
+    EXPECT_EQ(prep.n_retries, 0);
+    CHECK_RQ(rq_quantize_matrix(&r, p.w, n_out, &prep, &o, settings));
+    CHECK_RQ(rq_device_plan(&w, n_out, n, tokens, &o));
+    rq_work plan = {0};
+    const rq_work *of[] = {&w.gram, &w.factor, &w.terms, &w.sweep, &w.refine};
+    for (int i = 0; i < 5; ++i) {
+        plan.flops += of[i]->flops;
+        plan.upload += of[i]->upload;
+        plan.download += of[i]->download;
+        plan.launches += of[i]->launches;
+    }
+    EXPECT_EQ(done->launches, plan.launches);
+    EXPECT_NEAR(done->flops, plan.flops, 1e-9 * plan.flops);
+    EXPECT_NEAR(done->upload, plan.upload, 0);
+    EXPECT_NEAR(done->download, plan.download, 0);
+    rq_quant_result_free(&r);
+    rq_prep_free(&prep);
+    problem_free(&p);
+    free(a), free(b);
+}
 
 #endif

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# The CUDA tests. A new *.cu, ptx_*.c, rt_*.c or comp*.c of this folder is a program of its own, built from the same source
+# The CUDA tests. A new *.cu, ptx_*.c, rt_*.c, comp*.c or decode_*.c of this folder is a program of its own, built from the same source
 #   bin/sim/NAME  for the simulator (RQ_GPUSIM): nvcc's PTX, with tests/gpusim in the place of the CUDA runtime; label gpusim
 #   bin/gpu/NAME  for a GPU (RQ_CUDA): machine code, the static CUDA runtime; label gpu, skipped where no GPU is
 # bad_*.cu are wrong on purpose: built for the simulator alone, and run by test_bad.py. A source whose head comment says
-# "Targets: sm_80 sm_90a" gets machine code for both; without such a line, sm_90a. "Libraries: cublas cublasLt cusolver nccl requite quantizer"
-# links those, or what the simulator has in their place (requite: the kernels of cuda/; quantizer: the library, or with RQ_KERNELS_ONLY the quantizer of one matrix, with host/backend_cuda*.c); where one is missing, the program is
+# "Targets: sm_80 sm_90a" gets machine code for both; without such a line, sm_90a. "Libraries: cublas cublasLt cusolver nccl requite quantizer models"
+# links those, or what the simulator has in their place (requite: the kernels of cuda/; quantizer: the library, or with RQ_KERNELS_ONLY the quantizer of one matrix, with host/backend_cuda*.c; models: that it is the library); where one is missing, the program is
 # not built.
 set(RQ_CUDA_TESTS ${CMAKE_CURRENT_LIST_DIR})
 if(NOT CMAKE_CUDA_COMPILER)
@@ -73,6 +73,7 @@ find_file(RQ_CUSOLVER_HEADER cusolverDn.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_D
 if(RQ_KERNELS_ONLY)
   include(${CMAKE_SOURCE_DIR}/host/sources.cmake)
   rq_add_quantizer(requite_quantizer)
+  list(FILTER RQ_BACKEND_SOURCES EXCLUDE REGEX ${RQ_BACKEND_MODEL_FILES})
   set(RQ_QUANTIZER requite_quantizer)
 else()
   set(RQ_QUANTIZER requite_static)
@@ -100,6 +101,12 @@ if(RQ_GPUSIM AND TARGET gpusim_cublas AND TARGET gpusim_cusolver)
     set_target_properties(sim_requite PROPERTIES OUTPUT_NAME requite RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/sim
                                                  ENABLE_EXPORTS ON CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX)
     target_link_libraries(sim_requite PRIVATE requite_backend_sim)
+    # The command as on a GPU machine: the same objects with the CUDA run time in the simulator's place, so that what does not link shows without
+    # a GPU. Kernels are the simulator's PTX.
+    add_executable(native_requite ${CMAKE_SOURCE_DIR}/host/main.c ${RQ_COMMAND_SOURCES} $<TARGET_OBJECTS:requite_backend_sim>)
+    set_target_properties(native_requite PROPERTIES OUTPUT_NAME requite RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/native
+                                                    CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX)
+    target_link_libraries(native_requite PRIVATE requite_static requite_cuda_sim CUDA::cudart_static)
   endif()
 endif()
 if(RQ_CUDA)
@@ -132,6 +139,8 @@ function(rq_cuda_libraries out there source what)
       else()
         set(library requite_backend)
       endif()
+    elseif(name STREQUAL models)
+      set(library requite_static)
     elseif(what STREQUAL sim)
       string(REPLACE cublasLt cublas name ${name})
       set(library gpusim_${name})
@@ -188,7 +197,7 @@ endfunction()
 
 if(RQ_BUILD_TESTS)
   file(GLOB RQ_CUDA_TEST_SOURCES CONFIGURE_DEPENDS ${RQ_CUDA_TESTS}/*.cu ${RQ_CUDA_TESTS}/ptx_*.c ${RQ_CUDA_TESTS}/rt_*.c
-       ${RQ_CUDA_TESTS}/comp*.c)
+       ${RQ_CUDA_TESTS}/comp*.c ${RQ_CUDA_TESTS}/decode_*.c)
   foreach(source ${RQ_CUDA_TEST_SOURCES})
     get_filename_component(name ${source} NAME_WE)
     rq_cuda_libraries(libraries sim_there ${source} sim)
@@ -229,12 +238,28 @@ endif()
 if(RQ_BUILD_TESTS AND TARGET sim_requite)
   add_test(NAME sim_quantize COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_quantize.py $<TARGET_FILE:sim_requite>
                                      ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied)
-  set_tests_properties(sim_quantize PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 600)
+  add_test(NAME cuda_no_device COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_no_device.py $<TARGET_FILE:native_requite>
+                                       ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied)
+  set_tests_properties(cuda_no_device PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  add_test(NAME sim_generate COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_generate.py $<TARGET_FILE:sim_requite>
+                                     ${CMAKE_SOURCE_DIR}/tests)
+  set_tests_properties(sim_quantize sim_generate PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 600)
 endif()
 
 if(RQ_BUILD_TESTS AND TARGET gpusim_cublas)
   add_test(NAME sim_simcc COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_simcc.py ${CMAKE_BINARY_DIR} ${CMAKE_CUDA_COMPILER})
   set_tests_properties(sim_simcc PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 1200)
+endif()
+
+# comp of the files alone that a build with RQ_KERNELS_ONLY has: it has to link.
+if(TARGET sim_comp AND NOT RQ_KERNELS_ONLY)
+  set(alone "$<FILTER:$<TARGET_OBJECTS:requite_objects>,INCLUDE,${RQ_QUANTIZER_FILES}>")
+  add_executable(comp_alone ${RQ_CUDA_TESTS}/comp.c "$<FILTER:${alone},EXCLUDE,${RQ_NOT_QUANTIZER_FILES}>"
+                            "$<FILTER:$<TARGET_OBJECTS:requite_backend_sim>,EXCLUDE,${RQ_BACKEND_MODEL_FILES}>")
+  set_target_properties(comp_alone PROPERTIES CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX)
+  target_include_directories(comp_alone PRIVATE ${CMAKE_SOURCE_DIR}/host)
+  target_include_directories(comp_alone SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+  target_link_libraries(comp_alone PRIVATE requite_cuda_sim gpusim_cusolver gpusim_cublas gpusim Threads::Threads m ${CMAKE_DL_LIBS})
 endif()
 
 # .ci/gpu itself, with the simulator in the GPU's place.
