@@ -22,12 +22,13 @@ typedef struct rq_work {
 } rq_work;
 
 typedef struct rq_device_work {
-    rq_work gram;   /* H and, where the compensator wants it, D of `tokens` tokens */
-    rq_work factor; /* U */
-    rq_work terms;  /* T and M */
-    rq_work sweep;  /* the moved targets, scales or k-means, the sweep */
-    rq_work refine; /* after the sweep */
-    double memory;  /* device memory at its highest, without the libraries' */
+    rq_work forward; /* the matrix times `tokens` inputs in the streams that calibration has: upload and products */
+    rq_work gram;    /* H and, where the compensator wants it, D of `tokens` tokens */
+    rq_work factor;  /* U */
+    rq_work terms;   /* T and M */
+    rq_work sweep;   /* the moved targets, scales or k-means, the sweep */
+    rq_work refine;  /* after the sweep */
+    double memory;   /* device memory at its highest, without the libraries' */
 } rq_device_work;
 
 /* Of one n_out x n_in matrix. RQ_ERR_UNSUPPORTED for what the device does not have. */
