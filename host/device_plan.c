@@ -357,3 +357,15 @@ rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t
     for (size_t i = 0; i < sizeof most / sizeof *most; ++i) w->memory = most[i] > w->memory ? most[i] : w->memory;
     return RQ_OK;
 }
+
+void rq_device_plan_forward(double *chunk, double *pass, const rq_forward_shape *s) {
+    const double d = (double)s->d, ff = (double)s->ff, qd = (double)s->qd, kd = (double)s->kd, t = (double)s->chunk,
+                 w = ff > d ? (ff > qd ? ff : qd) : (d > qd ? d : qd), panel = w < RQ_CUDA_PANEL ? w : RQ_CUDA_PANEL;
+    const double qkv = d * (qd + 2 * kd), mlp = 2 * d * ff,
+                 matrices = (qkv > mlp ? qkv : mlp) * s->n_streams + (qd > ff ? qd : ff) * d; /* one more: measuring */
+    *chunk = 4 * t *
+                 (3 * (double)s->n_head + d + 3 * w + qd + 2 * kd + 2 * ff +
+                  (s->n_streams + 2 * RQ_CUDA_SLOTS + (s->bf16 ? 1 : 0)) * w) +
+             (s->bf16 ? 4.0 * RQ_CUDA_PIECE : 0);
+    *pass = (s->bf16 ? 2 : 4) * matrices + 4 * panel * w + 8 * w * w * (s->cross ? 2 : 1);
+}

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CUDA row of forward.h (host/backend_cuda_forward.c, backend_cuda_rows.c) against the CPU's, operation by operation, and rows of all samples on the
  * device and in files. What is bit for bit the same: inputs of w4a8, rows, Gram matrices of whole numbers. The kernels have tests against fp64
- * (llama.cu), the whole pass has sim_quantize. Libraries: quantizer requite. Targets: sm_80 sm_90a. */
+ * (llama.cu), the whole pass has sim_quantize. Libraries: quantizer requite models. Targets: sm_80 sm_90a. */
 #include "comp_case.h"
 
 #include "act_hadamard.h"
