@@ -61,6 +61,11 @@ if(NOT RQ_FUZZ)
            ${CMAKE_CURRENT_SOURCE_DIR})
   set_tests_properties(test_convert PROPERTIES TIMEOUT 600 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
 endif()
+# What quantizing on given devices is planned to take.
+if(NOT RQ_FUZZ)
+  add_test(NAME test_cost COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_cost.py $<TARGET_FILE:requite>)
+  set_tests_properties(test_cost PROPERTIES ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+endif()
 # Several processes on one model.
 if(NOT RQ_FUZZ AND MPI_C_FOUND AND RQ_MPI)
   add_test(NAME test_ranks COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_ranks.py $<TARGET_FILE:requite>

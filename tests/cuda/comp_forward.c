@@ -203,6 +203,24 @@ static void test_gram(both *b) {
     for (int k = 0; k < 2; ++k) free(h[k]), free(d[k]);
 }
 
+/* More rows than go past H at a time. */
+static void test_loss(both *b) {
+    problem p = problem_new(1030, 20, 60, false);
+    float *q = rq_host_alloc((size_t)(p.n_out * p.n) * sizeof *q);
+    for (int64_t i = 0; i < p.n_out * p.n; ++i) q[i] = p.w[i] + 0.1f * (float)(rq_random_unit(3, (uint64_t)i) - 0.5);
+    for (int cross = 0; cross < 2; ++cross) {
+        rq_loss l[2];
+        for (int k = 0; k < 2; ++k)
+            CHECK_RQ(b->row[k]->loss(b->run[k], &l[k], p.w, q, p.n_out, p.n, p.h, cross ? p.d : NULL));
+        EXPECT_NEAR(l[1].sym, l[0].sym, 1e-6 * l[0].sym);
+        EXPECT_NEAR(l[1].asym, l[0].asym, 1e-6 * l[0].sym);
+        EXPECT_NEAR(l[1].whw, l[0].whw, 1e-6 * l[0].whw);
+        EXPECT((l[1].asym == l[1].sym) == !cross);
+    }
+    free(q);
+    problem_free(&p);
+}
+
 /* What is rounded to bfloat16 beforehand is multiplied as it is, and anything else as if it were. */
 static void test_bf16(void) {
     both both_rows, *b = &both_rows;
@@ -300,6 +318,7 @@ int main(void) {
     test_inputs(&b);
     test_statistics(&b);
     test_gram(&b);
+    test_loss(&b);
     both_free(&b);
     test_bf16();
     test_rows(false);
