@@ -33,6 +33,9 @@ static const cmd_flag flags[] = {
     {"resume", 0, NULL, "go on from OUT.partial of an interrupted run"},
     {"dry-run", 0, NULL, "say what it would write and need, and stop"},
     {"ranks", 0, "N", "--dry-run: as one of N processes (without it mpirun says how many there are)"},
+    {"devices", 0, "LIST",
+     "--dry-run: time and memory on e.g. 8xH100-80G; of MODEL config.json is enough, without --calib too"},
+    {"rates", 0, "FILE", "--devices: rates that bench_quantize --rates measured (default: shares of a data sheet's)"},
     {"force", 0, NULL, "replace OUT when quantize wrote it"},
     {"to", 0, "FORMAT",
      "write OUT as gptq, gptq_v2, awq, compressed-tensors, vptq or aqlm (docs/peers.md); sets --rotate none"},
@@ -103,9 +106,13 @@ static rq_status load_samples(rq_samples *s, const cmd_args *a, const rq_quantiz
     rq_store *store = NULL;
     int64_t n_samples, seq_len;
     const char *path = cmd_value(a, "calib");
-    if (!path) return RQ_OK;
+    if (!path && !job->devices) return RQ_OK;
     if (!cmd_int(a, "n-samples", 1, 1 << 24, 128, &n_samples) || !cmd_int(a, "seq-len", 2, 1 << 20, 0, &seq_len)) {
         return rq_fail(RQ_ERR_ARG, "see `requite quantize --help`");
+    }
+    if (job->devices) { /* nothing is read: sizes alone */
+        *s = (rq_samples){.n_samples = n_samples, .seq_len = seq_len ? seq_len : 2048};
+        return RQ_OK;
     }
     RQ_TRY(rq_store_open(&store, job->model_path));
     RQ_TRY(rq_samples_load(s, path, cmd_value(a, "calib-field"), store, n_samples, seq_len, job->seed));
@@ -118,6 +125,40 @@ done:
     return status;
 }
 
+static double gib(double bytes) { return bytes / 1073741824; }
+
+static json_t *cost_json(const rq_cost *c) {
+    json_t *j = json_pack("{s:s, s:i, s:s, s:f, s:s, s:f, s:f, s:f, s:f}", "device", c->device, "n_devices",
+                          c->n_devices, "rates", c->measured ? "measured" : "nominal", "seconds", c->total, "most",
+                          rq_cost_names[c->most], "device_bytes", c->device_bytes, "device_room", c->device_room,
+                          "bus_bytes", c->bus_bytes, "host_bytes", c->host_bytes);
+    json_t *stages = json_array();
+    for (int i = 0; i < RQ_COST_STAGES; ++i) {
+        json_array_append_new(stages, json_pack("{s:s, s:f, s:f}", "stage", rq_cost_names[i], "work", c->work[i],
+                                                "seconds", c->seconds[i]));
+    }
+    json_object_set_new(j, "stages", stages);
+    return j;
+}
+
+static void print_cost(const rq_cost *c) {
+    printf("on %d x %s, a rank each, by %s rates:\n", c->n_devices, c->device,
+           c->measured ? "measured" : "nominal (not measured)");
+    for (int i = 0; i < RQ_COST_STAGES; ++i) {
+        const bool bytes = i == RQ_COST_NET || i == RQ_COST_DISK;
+        const char *unit = bytes ? "bytes" : i == RQ_COST_HOST ? "entries" : "operations";
+        if (c->work[i] > 0)
+            printf("  %-14s %10.3g %-10s %12.1f s  %5.1f %%\n", rq_cost_names[i], c->work[i], unit, c->seconds[i],
+                   100 * c->seconds[i] / c->total);
+    }
+    printf("  %-14s %21s %12.1f s, or %.1f hours; most of it: %s\n", "in all", "", c->total, c->total / 3600,
+           rq_cost_names[c->most]);
+    printf("memory of a device %.1f GiB", gib(c->device_bytes));
+    if (c->device_room > 0)
+        printf(" of %.0f GiB%s", gib(c->device_room), c->device_bytes > c->device_room ? ": it does not fit" : "");
+    printf(", of the host %.1f GiB for all ranks, %.1f GiB over the bus\n", gib(c->host_bytes), gib(c->bus_bytes));
+}
+
 static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq_quantize_report *r) {
     if (cmd_has(a, "json")) {
         json_t *j = json_pack(
@@ -128,6 +169,7 @@ static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq
             "n_samples", (json_int_t)job->samples.n_samples, "seq_len", (json_int_t)job->samples.seq_len, "dry_run",
             job->dry_run, "rotate", job->rotate, "ranks", r->n_ranks, "flops_rank", r->flops_rank);
         json_object_set_new(j, "options", cmd_quant_json(&job->opt));
+        if (job->devices) json_object_set_new(j, "cost", cost_json(&r->cost));
         cmd_print_json(j);
         return;
     }
@@ -139,6 +181,10 @@ static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq
                (long long)r->n_matrices, (double)r->n_weights / 1e6, comp, r->bpw,
                r->bpw * (double)r->n_weights / 8 / 1048576, (double)r->ram_bytes / 1048576,
                (double)r->spill_bytes / 1048576, r->flops);
+        if (job->devices) {
+            print_cost(&r->cost);
+            return;
+        }
         if (r->n_ranks > 1) printf("on %d ranks: %.3g operations each at most\n", r->n_ranks, r->flops_rank);
         return;
     }
@@ -314,6 +360,9 @@ int cmd_quantize(int argc, char **argv) {
     if (ranks && !job.dry_run)
         RQ_FAIL(RQ_ERR_ARG, "--ranks is for --dry-run: mpirun -n %lld starts so many", (long long)ranks);
     job.dry_ranks = (int)ranks;
+    job.devices = cmd_value(&a, "devices");
+    job.rates = cmd_value(&a, "rates");
+    if (job.rates && !job.devices) RQ_FAIL(RQ_ERR_ARG, "--rates %s: of which devices? --devices says it", job.rates);
     json_t *j = cmd_quant_json(&job.opt);
     if (job.token_weights != RQ_TOKENS_EVEN) {
         json_object_set_new(j, "token-weights", json_string(rq_token_weights_name(job.token_weights)));

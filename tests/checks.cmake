@@ -5,6 +5,7 @@ option(RQ_TEST_PIP "Also test: pip install ./python, which fetches what it needs
 option(RQ_TEST_PEERS "Also test: other tools open what `requite convert` writes (tests/test_peers_load.py says which must be installed)" OFF)
 set(RQ_PEER_PYTHON "" CACHE STRING "RQ_TEST_PEERS: the Python that has them; empty: the one of the other tests")
 set(RQ_PEER_FOLDERS "" CACHE STRING "RQ_TEST_PEERS: unpacked releases of tools that are not installed")
+option(RQ_TEST_TORCH "Also test: pip install ./python beside PyTorch and transformers, which fetches gigabytes" OFF)
 find_package(Python3 3.9 REQUIRED COMPONENTS Interpreter)
 
 function(rq_add_check name)
@@ -31,14 +32,20 @@ if(NOT RQ_SANITIZE AND NOT RQ_FUZZ)
   endif()
   add_test(NAME test_torch COMMAND ${RQ_TEST_TORCH_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_torch.py
            $<TARGET_FILE:requite_shared> $<TARGET_FILE:requite> ${CMAKE_CURRENT_SOURCE_DIR})
-  set_tests_properties(test_torch PROPERTIES TIMEOUT 900 SKIP_RETURN_CODE 77 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  add_test(NAME test_torch_example COMMAND ${RQ_TEST_TORCH_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_torch_example.py ${CMAKE_BINARY_DIR})
   # Fine-tuning in PyTorch; without the operators.
   add_test(NAME test_finetune COMMAND ${RQ_TEST_TORCH_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_finetune.py
            $<TARGET_FILE:requite_shared> $<TARGET_FILE:requite> ${CMAKE_CURRENT_SOURCE_DIR})
-  set_tests_properties(test_finetune PROPERTIES TIMEOUT 900 SKIP_RETURN_CODE 77 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  set_tests_properties(test_torch test_torch_example test_finetune PROPERTIES TIMEOUT 900 SKIP_RETURN_CODE 77
+                       ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
   if(RQ_TEST_PIP)
     add_test(NAME test_python_pip COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_python_pip.py)
     set_tests_properties(test_python_pip PROPERTIES TIMEOUT 1800 SKIP_RETURN_CODE 77 LABELS heavy PROCESSORS 2
+                         ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  endif()
+  if(RQ_TEST_TORCH)
+    add_test(NAME test_torch_pip COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_torch_pip.py $<TARGET_FILE:requite> ${CMAKE_BINARY_DIR})
+    set_tests_properties(test_torch_pip PROPERTIES TIMEOUT 3600 SKIP_RETURN_CODE 77 LABELS heavy PROCESSORS 2
                          ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
   endif()
 endif()
@@ -65,6 +72,11 @@ if(RQ_TEST_PEERS AND NOT RQ_FUZZ)
            ${CMAKE_CURRENT_SOURCE_DIR} ${RQ_PEER_FOLDERS})
   set_tests_properties(test_peers_load PROPERTIES TIMEOUT 1800 SKIP_RETURN_CODE 77 LABELS heavy PROCESSORS 2
                        ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+endif()
+# What quantizing on given devices is planned to take.
+if(NOT RQ_FUZZ)
+  add_test(NAME test_cost COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_cost.py $<TARGET_FILE:requite>)
+  set_tests_properties(test_cost PROPERTIES ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
 endif()
 # Several processes on one model.
 if(NOT RQ_FUZZ AND MPI_C_FOUND AND RQ_MPI)
