@@ -66,7 +66,8 @@ static __global__ void __launch_bounds__(WARPS * 32, 1) rq_descend_block(const r
             }
             const float scale = __shfl_sync(ALL, now.scale, from), zero = __shfl_sync(ALL, now.zero, from),
                         q = __shfl_sync(ALL, now.q, from), inv = __fdiv_rn(1.0f, h[c][c]);
-            const float step = STEPS ? __shfl_sync(ALL, now.step, from) : 1.0f, wanted = __fdiv_rn(fmaf(-v, inv, q), scale);
+            const float step = STEPS ? __shfl_sync(ALL, now.step, from) : 1.0f,
+                        wanted = __fdiv_rn(fmaf(-v, inv, q), scale);
             float best = STEPS ? rintf((wanted + zero) * __fdiv_rn(1.0f, step)) : rintf(wanted) + zero;
             best = best < 0.0f ? 0.0f : best;
             best = best > top ? top : best;

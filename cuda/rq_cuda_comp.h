@@ -120,9 +120,10 @@ rq_status rq_cuda_sweep_block(const rq_cuda_block *b, rq_cuda_stream stream);
 typedef struct rq_cuda_descent {
     const float *g, *h;        /* [n_out][n], [n][n] */
     const float *scale, *zero; /* [n_out][n_group] */
-    const float *step;         /* the same where what a code stands for is scale * (code * step - zero), or NULL: scale * (code - zero) */
-    float *q, *delta;          /* [n_out][n], [n_out][RQ_COMP_BLOCK] */
-    uint8_t *codes;            /* [n_out][n] */
+    const float *
+        step; /* the same where what a code stands for is scale * (code * step - zero), or NULL: scale * (code - zero) */
+    float *q, *delta; /* [n_out][n], [n_out][RQ_COMP_BLOCK] */
+    uint8_t *codes;   /* [n_out][n] */
     int64_t n_out, n, col0, group, n_group;
     int width, bits;
 } rq_cuda_descent;

@@ -107,8 +107,9 @@ typedef struct clip_job {
 } clip_job;
 
 static void job_free(clip_job *j) {
-    void *all[] = {j->w,      j->weight, j->grid_factor, j->e,          j->eh,        j->largest,   j->dead,     j->factor,
-                   j->loss,   j->least,  j->now.scale,   j->now.zero,   j->now.step,  j->best.scale, j->best.zero, j->best.step};
+    void *all[] = {j->w,        j->weight,     j->grid_factor, j->e,        j->eh,        j->largest,
+                   j->dead,     j->factor,     j->loss,        j->least,    j->now.scale, j->now.zero,
+                   j->now.step, j->best.scale, j->best.zero,   j->best.step};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) cuda_release(all[i]);
 }
 
@@ -168,8 +169,8 @@ static rq_status keep_better(clip_job *j, const float *h, bool first) {
     cuda_device *dev = j->rows.dev;
     const rq_sweep *s = j->rows.s;
     int64_t n = s->prep->n;
-    KERNEL_TRY(dev, rq_cuda_round_error(j->e, j->w, j->dead, j->now.scale, j->now.zero, j->now.step, s->n_out, n, s->group,
-                                        s->opt->bits, dev->compute));
+    KERNEL_TRY(dev, rq_cuda_round_error(j->e, j->w, j->dead, j->now.scale, j->now.zero, j->now.step, s->n_out, n,
+                                        s->group, s->opt->bits, dev->compute));
     RQ_TRY(cuda_sgemm(dev, RQ_N, s->n_out, n, n, 1, j->e, n, h, n, 0, j->eh, n, j->rows.label));
     KERNEL_TRY(dev, rq_cuda_row_parts(j->loss, j->eh, j->e, s->n_out, n, 0, n, n, 1, dev->compute));
     KERNEL_TRY(dev,

@@ -12,10 +12,10 @@ typedef struct refine_job {
     const rq_prep *p;
     const char *label;
     int64_t n_group, n_scale, tile; /* scales of a row; rows whose normal equations are made at a time */
-    const float *h;            /* [n][n] */
-    float *target, *q, *g, *e; /* [n_out][n] */
-    float *wh, *level;         /* [n_out][n], for the refit: W* H and what codes stand for before the scale */
-    float *delta;              /* [n_out][RQ_COMP_BLOCK] */
+    const float *h;                 /* [n][n] */
+    float *target, *q, *g, *e;      /* [n_out][n] */
+    float *wh, *level;              /* [n_out][n], for the refit: W* H and what codes stand for before the scale */
+    float *delta;                   /* [n_out][RQ_COMP_BLOCK] */
     float *scale, *zero, *step;
     float *hu, *change; /* [n_out][group], with two levels */
     double *h11;        /* [n_group] */
@@ -24,8 +24,8 @@ typedef struct refine_job {
 } refine_job;
 
 static void job_free(refine_job *j) {
-    void *all[] = {j->target, j->q,    j->g,    j->e,     j->wh,     j->level, j->delta, j->scale,
-                   j->zero,   j->step, j->hu,   j->change, j->h11,   j->codes, j->normal, j->rhs};
+    void *all[] = {j->target, j->q,    j->g,  j->e,      j->wh,  j->level, j->delta,  j->scale,
+                   j->zero,   j->step, j->hu, j->change, j->h11, j->codes, j->normal, j->rhs};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) cuda_release(all[i]);
     free(j->host_normal);
     free(j->host_rhs);
@@ -41,7 +41,8 @@ static rq_status levels_new(refine_job *j) {
     RQ_TRY(RQ_NEW_ZERO(h11, j->n_group));
     for (int64_t row = 0; row < r->n; ++row) {
         int64_t c0 = row / r->group * r->group;
-        for (int64_t c = c0; c < rq_min_i64(r->n, c0 + r->group); ++c) h11[row / r->group] += (double)r->hd[row * r->n + c];
+        for (int64_t c = c0; c < rq_min_i64(r->n, c0 + r->group); ++c)
+            h11[row / r->group] += (double)r->hd[row * r->n + c];
     }
     RQ_TRY(CUDA_NEW(j->dev, j->hu, r->n_out * r->group, j->label));
     RQ_TRY(CUDA_NEW(j->dev, j->change, r->n_out * r->group, j->label));
@@ -92,8 +93,8 @@ static rq_status refit(refine_job *j) {
     const rq_refine *r = j->r;
     cuda_device *dev = j->dev;
     int64_t n = r->n, ns = j->n_scale, system = ns * ns, span = r->step ? n : r->group;
-    KERNEL_TRY(dev,
-               rq_cuda_levels(j->level, NULL, j->codes, j->scale, j->zero, j->step, r->n_out, n, r->group, dev->compute));
+    KERNEL_TRY(
+        dev, rq_cuda_levels(j->level, NULL, j->codes, j->scale, j->zero, j->step, r->n_out, n, r->group, dev->compute));
     KERNEL_TRY(dev, rq_cuda_row_parts(j->rhs, j->level, j->wh, r->n_out, n, 0, n, span, ns, dev->compute));
     RQ_TRY(cuda_download(dev, j->host_rhs, j->rhs, r->n_out * ns * (int64_t)sizeof(double)));
     for (int64_t row0 = 0; row0 < r->n_out; row0 += j->tile) {
@@ -141,7 +142,8 @@ static rq_status refit_levels(refine_job *j) {
                              .group = r->group,
                              .n_group = j->n_group};
     RQ_TRY(gradient(j));
-    KERNEL_TRY(dev, rq_cuda_levels(j->level, NULL, j->codes, j->scale, NULL, NULL, r->n_out, n, r->group, dev->compute));
+    KERNEL_TRY(dev,
+               rq_cuda_levels(j->level, NULL, j->codes, j->scale, NULL, NULL, r->n_out, n, r->group, dev->compute));
     for (int64_t c0 = 0; c0 < n; c0 += r->group) {
         int64_t len = rq_min_i64(r->group, n - c0);
         l.col0 = c0;
@@ -196,7 +198,8 @@ rq_status cuda_refine(void *own, const rq_refine *r, const rq_prep *p, const cha
     RQ_TRY(job_new(&j));
     for (int round = 0; round <= r->opt->refit; ++round) {
         if (round > 0) RQ_TRY(refit(&j));
-        KERNEL_TRY(dev, rq_cuda_levels(NULL, j.q, j.codes, j.scale, j.zero, j.step, r->n_out, r->n, r->group, dev->compute));
+        KERNEL_TRY(dev,
+                   rq_cuda_levels(NULL, j.q, j.codes, j.scale, j.zero, j.step, r->n_out, r->n, r->group, dev->compute));
         if (round > 0 && two_levels(r)) RQ_TRY(refit_levels(&j));
         for (int i = 0; i < r->opt->cd_sweeps; ++i) RQ_TRY(descend(&j));
     }
