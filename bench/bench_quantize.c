@@ -19,7 +19,7 @@ typedef struct options {
     bench_shapes shapes;
     rq_comp comp[MAX_COMPS];
     int n_comps;
-    const char *preset, *json, *csv;
+    const char *preset, *json, *csv, *rates;
     const char *set[MAX_SETTINGS]; /* key=value */
     int n_set, repeat;
     int64_t tokens;
@@ -44,7 +44,9 @@ static void help(void) {
            "  --tokens N        activations in the Gram matrices (4096)\n  --repeat N        best of N (3)\n"
            "  --device NAME     cpu; cuda: bench_quantize_cuda, a program of its own; sim: the work that a GPU would "
            "be given, without one\n"
-           "  --threads N       worker threads (every core)\n  --json FILE, --csv FILE\n  --dry-run         sizes and "
+           "  --threads N       worker threads (every core)\n  --json FILE, --csv FILE\n"
+           "  --rates FILE      the rates for `requite quantize --dry-run --devices NxCPU --rates FILE`\n  --dry-run   "
+           "      sizes and "
            "work, without running\n");
 }
 
@@ -149,6 +151,42 @@ done:
     return status;
 }
 
+/* --rates: operations as device_plan.c counts them, over seconds, of the largest matrix that was measured. */
+typedef struct rates {
+    double work[TIMED_STAGES], seconds[TIMED_STAGES], entries, host;
+} rates;
+static rates rate;
+
+static rq_status keep_rates(const stages *t, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *q) {
+    rq_device_work w;
+    const rq_status status = rq_device_plan(&w, n_out, n_in, tokens, q);
+    if (status != RQ_OK) return status;
+    double host = t->prepare + t->quantize, entries = (double)n_in * (double)(n_in + n_out);
+    for (int i = 0; i < TIMED_STAGES; ++i) {
+        const double work = timed_work(&w, i)->flops + timed_work(&w, i)->own_flops;
+        if (i != TIMED_GRAM) host -= t->stage[i];
+        if (work <= rate.work[i]) continue;
+        rate.work[i] = work;
+        rate.seconds[i] = t->stage[i];
+    }
+    if (entries <= rate.entries) return RQ_OK;
+    rate.entries = entries;
+    rate.host = host;
+    return RQ_OK;
+}
+
+static rq_status write_rates(const char *path, const bench_machine *machine, double gflops, const char *flags) {
+    json_t *j = json_pack("{s:s, s:b, s:f}", "device", "cpu", "measured", 1, "fp32", 1e9 * gflops);
+    for (int i = 0; i < TIMED_STAGES; ++i) {
+        if (rate.seconds[i] > 0) json_object_set_new(j, timed_names[i], json_real(rate.work[i] / rate.seconds[i]));
+    }
+    if (rate.host > 0) json_object_set_new(j, "host", json_real(rate.entries / rate.host));
+    bench_record_machine(j, machine, flags);
+    const int failed = json_dump_file(j, path, JSON_INDENT(1));
+    json_decref(j);
+    return failed ? rq_fail(RQ_ERR_IO, "cannot write %s", path) : RQ_OK;
+}
+
 static double after_gram(const stages *t) { return t->prepare + t->quantize + t->pack; }
 
 /* --device sim: a line for each stage. */
@@ -161,8 +199,8 @@ static rq_status plan_one(const options *o, const rq_quant_opt *q, int64_t n_out
     const struct {
         const char *name;
         const rq_work *work;
-    } stage[] = {
-        {"gram", &w.gram}, {"factor", &w.factor}, {"terms", &w.terms}, {"sweep", &w.sweep}, {"refine", &w.refine}};
+    } stage[] = {{"forward", &w.forward}, {"gram", &w.gram},   {"factor", &w.factor},
+                 {"terms", &w.terms},     {"sweep", &w.sweep}, {"refine", &w.refine}};
     for (size_t i = 0; i < sizeof stage / sizeof *stage; ++i) {
         const rq_work *s = stage[i].work;
         printf("%-8s %6lldx%-6lld %-7s %12.3f %10.3f %10.3f %10.1f %10.1f %9lld\n", comp, (long long)n_out,
@@ -211,6 +249,7 @@ static rq_status bench_one(const options *o, rq_comp comp, int64_t n_out, int64_
         RQ_TRY(one_run(&t, &in, n_out, n_in, o->tokens, &q));
         if (i == 0 || after_gram(&t) < after_gram(&best)) best = t;
     }
+    if (o->rates) RQ_TRY(keep_rates(&best, n_out, n_in, o->tokens, &q));
     printf("%-8s %6lldx%-6lld %9.4f %9.4f %9.4f %9.4f %10.4f\n", rq_comp_get(comp)->name, (long long)n_out,
            (long long)n_in, best.gram, best.prepare, best.quantize, best.pack, after_gram(&best));
     json_t *j = json_pack("{s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:i}", "comp", rq_comp_get(comp)->name,
@@ -256,7 +295,7 @@ static int parse(options *o, int argc, char **argv) {
                                           {"preset", 1, 0, 'p'}, {"set", 1, 0, 'o'},    {"tokens", 1, 0, 't'},
                                           {"repeat", 1, 0, 'n'}, {"device", 1, 0, 'd'}, {"threads", 1, 0, 'j'},
                                           {"json", 1, 0, 'J'},   {"csv", 1, 0, 'C'},    {"dry-run", 0, 0, 'D'},
-                                          {"help", 0, 0, 'h'},   {0, 0, 0, 0}};
+                                          {"rates", 1, 0, 'R'},  {"help", 0, 0, 'h'},   {0, 0, 0, 0}};
     int64_t v;
     for (int c; (c = getopt_long(argc, argv, "h", flags, NULL)) != -1;) {
         bool ok = true;
@@ -287,6 +326,7 @@ static int parse(options *o, int argc, char **argv) {
             break;
         case 'J': o->json = optarg; break;
         case 'C': o->csv = optarg; break;
+        case 'R': o->rates = optarg; break;
         case 'D': o->dry_run = true; break;
         case 'h': help(); return 0;
         default: return 2;
@@ -338,6 +378,7 @@ int main(int argc, char **argv) {
     }
     if (o.json) RQ_TRY(bench_write_json(o.json, records));
     if (o.csv) RQ_TRY(bench_write_csv(o.csv, records));
+    if (o.rates && runs) RQ_TRY(write_rates(o.rates, &machine, gflops, flags));
 done:
     json_decref(records);
     return fail(status);

@@ -61,6 +61,8 @@ static inline bench_options bench_parse(int argc, char **argv) {
             o.filter = argv[++i];
         else if (a == "--shapes" && more)
             o.shapes = argv[++i];
+        else if (a == "--device" && more) /* who handed over to this program has read it */
+            ++i;
         else if (a == "--list")
             o.list = true;
         else if (a == "--dry-run")

@@ -51,7 +51,7 @@ template <int ACT> __global__ void __launch_bounds__(THREADS) rq_decode_append(c
     ptx_wait_for_kernels_before();
     ptx_let_kernels_after_start();
     const int pos = job.state->pos + (int)blockIdx.y;
-    if (pos < job.max_seq) append<ACT>(job, (int)blockIdx.x, (int)blockIdx.y, pos);
+    if ((unsigned)pos < (unsigned)job.max_seq) append<ACT>(job, (int)blockIdx.x, (int)blockIdx.y, pos);
 }
 
 /* Queries of the block's heads, rotated and scaled, to q[HEADS][LANES * 8]; zeros where there is no head or column. */
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(THREADS) rq_decode_attend(const attend_job job
     ptx_wait_for_kernels_before();
     ptx_let_kernels_after_start();
     const int token = blockIdx.z, pos = job.state->pos + token, part = blockIdx.x;
-    if (pos >= job.max_seq) return;
+    if ((unsigned)pos >= (unsigned)job.max_seq) return;
     const int n_key = pos + 1;
     const int of_part = ((n_key + (int)gridDim.x - 1) / (int)gridDim.x + TILE - 1) / TILE * TILE;
     const int n_part = (n_key + of_part - 1) / of_part;

@@ -14,9 +14,9 @@
 #include "gemm_w4a8_ring.cuh"
 
 template <int TOK, int STEPS> using ring_of = rq_ring<1, TOK, STEPS, STEPS != 0, float>;
-static const float unit = 512.0f; /* of a sum */
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+static const float unit = 512.0f; /* of a sum */
 /* Step and base of a row, of the word of levels of two: bytes of a float whose unit is 1. */
 struct row_level {
     float step, base;

@@ -58,6 +58,32 @@ static __device__ __forceinline__ float row_sum(float v) {
     return v;
 }
 
+/* Thread (y, x): query rows y SIDE + i times key rows x + 16 j. */
+template <int DIM, int SIDE>
+static __device__ __forceinline__ void tile_scores(float (&s)[SIDE][SIDE], const float *q, const float *kv, int x,
+                                                   int y) {
+    constexpr int PITCH = DIM + 4;
+#pragma unroll
+    for (int i = 0; i < SIDE; ++i)
+#pragma unroll
+        for (int j = 0; j < SIDE; ++j) s[i][j] = 0.0f;
+#pragma unroll 4
+    for (int d = 0; d < DIM; d += 4) {
+        float4 at[SIDE], of[SIDE];
+#pragma unroll
+        for (int i = 0; i < SIDE; ++i) {
+            at[i] = *reinterpret_cast<const float4 *>(q + (y * SIDE + i) * PITCH + d);
+            of[i] = *reinterpret_cast<const float4 *>(kv + (x + i * SIDE_THREADS) * PITCH + d);
+        }
+#pragma unroll
+        for (int i = 0; i < SIDE; ++i)
+#pragma unroll
+            for (int j = 0; j < SIDE; ++j)
+                s[i][j] = fmaf(at[i].w, of[j].w,
+                               fmaf(at[i].z, of[j].z, fmaf(at[i].y, of[j].y, fmaf(at[i].x, of[j].x, s[i][j]))));
+    }
+}
+
 template <int DIM, int ROWS>
 static __global__ void __launch_bounds__(THREADS) rq_attend(const rq_cuda_attention a, float scale) {
     constexpr int PITCH = DIM + 4, SIDE = ROWS / SIDE_THREADS, P_PITCH = ROWS + 4;
@@ -80,22 +106,8 @@ static __global__ void __launch_bounds__(THREADS) rq_attend(const rq_cuda_attent
         __syncthreads();
         load_rows<DIM, ROWS>(kv, a.k + kv_at + k0 * a.kv_pos, a.kv_pos, n_key - k0, head_dim);
         __syncthreads();
-        float s[SIDE][SIDE] = {};
-#pragma unroll 4
-        for (int d = 0; d < DIM; d += 4) {
-            float4 at[SIDE], of[SIDE];
-#pragma unroll
-            for (int i = 0; i < SIDE; ++i) {
-                at[i] = *reinterpret_cast<const float4 *>(q + (y * SIDE + i) * PITCH + d);
-                of[i] = *reinterpret_cast<const float4 *>(kv + (x + i * SIDE_THREADS) * PITCH + d);
-            }
-#pragma unroll
-            for (int i = 0; i < SIDE; ++i)
-#pragma unroll
-                for (int j = 0; j < SIDE; ++j)
-                    s[i][j] = fmaf(at[i].w, of[j].w,
-                                   fmaf(at[i].z, of[j].z, fmaf(at[i].y, of[j].y, fmaf(at[i].x, of[j].x, s[i][j]))));
-        }
+        float s[SIDE][SIDE];
+        tile_scores<DIM, SIDE>(s, q, kv, x, y);
 #pragma unroll
         for (int i = 0; i < SIDE; ++i) {
             const int64_t sees = a.first_pos + i0 + y * SIDE + i - k0; /* the last key of these that the query sees */
@@ -157,15 +169,73 @@ static __global__ void __launch_bounds__(THREADS) rq_attend(const rq_cuda_attent
     }
 }
 
-template <int DIM, int ROWS> static rq_status launch(const rq_cuda_attention *a, rq_cuda_stream stream) {
-    const int shared = (2 * ROWS * (DIM + 4) + ROWS * (ROWS + 4)) * (int)sizeof(float);
-    const dim3 grid((unsigned)((a->n_q + ROWS - 1) / ROWS), (unsigned)a->n_head, (unsigned)a->n_seq);
-    const float scale = (float)(1.4426950408889634 / sqrt((double)a->head_dim)); /* scores are in powers of two */
-    const cudaError_t e =
-        cudaFuncSetAttribute(rq_attend<DIM, ROWS>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+/* by_head[seq][head][key] = sum over queries of softmax, from a.lse. A block has ROWS keys of one head and goes through the queries that see them. */
+template <int DIM, int ROWS>
+static __global__ void __launch_bounds__(THREADS) rq_received(double *by_head, const rq_cuda_attention a, float scale) {
+    constexpr int PITCH = DIM + 4, SIDE = ROWS / SIDE_THREADS;
+    extern __shared__ __align__(16) float shared[];
+    __shared__ double part[SIDE_THREADS][ROWS];
+    float *const q = shared, *const kv = q + ROWS * PITCH;
+    const int x = threadIdx.x % SIDE_THREADS, y = threadIdx.x / SIDE_THREADS, head_dim = (int)a.head_dim;
+    const int64_t k0 = (int64_t)blockIdx.x * ROWS, head = blockIdx.y, seq = blockIdx.z, width = a.n_head * a.head_dim;
+    const int64_t kv_at = seq * a.kv_seq + head / (a.n_head / a.n_kv_head) * a.kv_head + k0 * a.kv_pos;
+    load_rows<DIM, ROWS>(kv, a.k + kv_at, a.kv_pos, a.n_q - k0, head_dim);
+    double sum[SIDE] = {};
+    for (int64_t i0 = k0; i0 < a.n_q; i0 += ROWS) {
+        __syncthreads();
+        load_rows<DIM, ROWS>(q, a.q + (seq * a.n_q + i0) * width + head * a.head_dim, width, a.n_q - i0, head_dim);
+        __syncthreads();
+        float s[SIDE][SIDE], of_tile[SIDE] = {};
+        tile_scores<DIM, SIDE>(s, q, kv, x, y);
+#pragma unroll
+        for (int i = 0; i < SIDE; ++i) {
+            const int64_t query = i0 + y * SIDE + i;
+            const float lse = query < a.n_q ? a.lse[(seq * a.n_q + query) * a.n_head + head] * 1.44269504f : 0.0f;
+#pragma unroll
+            for (int j = 0; j < SIDE; ++j) {
+                const bool sees = query < a.n_q && k0 + x + j * SIDE_THREADS <= query;
+                of_tile[j] += sees ? exp2f(s[i][j] * scale - lse) : 0.0f;
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < SIDE; ++j) sum[j] += (double)of_tile[j];
+    }
+#pragma unroll
+    for (int j = 0; j < SIDE; ++j) part[y][x + j * SIDE_THREADS] = sum[j];
+    __syncthreads();
+    if (threadIdx.x >= ROWS || k0 + threadIdx.x >= a.n_q) return;
+    double all = 0;
+#pragma unroll
+    for (int k = 0; k < SIDE_THREADS; ++k) all += part[k][threadIdx.x];
+    by_head[(seq * a.n_head + head) * a.n_q + k0 + threadIdx.x] = all;
+}
+
+static __global__ void __launch_bounds__(RQ_COMP_ACROSS)
+    rq_sum_heads(float *received, const double *by_head, int64_t n_head, int64_t n_q) {
+    const int64_t key = rq_comp_col(), seq = blockIdx.x;
+    if (key >= n_q) return;
+    double sum = 0;
+    for (int64_t h = 0; h < n_head; ++h) sum += by_head[(seq * n_head + h) * n_q + key];
+    received[seq * n_q + key] = (float)sum;
+}
+
+static dim3 grid_of(const rq_cuda_attention *a, int rows) {
+    return dim3((unsigned)((a->n_q + rows - 1) / rows), (unsigned)a->n_head, (unsigned)a->n_seq);
+}
+/* Scores are in powers of two. */
+static float scale_of(const rq_cuda_attention *a) { return (float)(1.4426950408889634 / sqrt((double)a->head_dim)); }
+
+template <int DIM, int ROWS>
+static rq_status launch(const rq_cuda_attention *a, double *by_head, rq_cuda_stream stream) {
+    const int tiles = 2 * ROWS * (DIM + 4), shared = (tiles + (by_head ? 0 : ROWS * (ROWS + 4))) * (int)sizeof(float);
+    const void *kernel = by_head ? (const void *)rq_received<DIM, ROWS> : (const void *)rq_attend<DIM, ROWS>;
+    const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (e != cudaSuccess) return rq_gemv_fail_cuda("cudaFuncSetAttribute", e);
-    rq_attend<DIM, ROWS><<<grid, THREADS, shared, stream>>>(*a, scale);
-    return rq_comp_launched("rq_attend");
+    if (by_head)
+        rq_received<DIM, ROWS><<<grid_of(a, ROWS), THREADS, shared, stream>>>(by_head, *a, scale_of(a));
+    else
+        rq_attend<DIM, ROWS><<<grid_of(a, ROWS), THREADS, shared, stream>>>(*a, scale_of(a));
+    return rq_comp_launched(by_head ? "rq_received" : "rq_attend");
 }
 
 rq_status rq_cuda_rope(float *x, const float *table, int64_t n_tok, int64_t n_pos, int64_t n_head, int64_t head_dim,
@@ -175,7 +245,8 @@ rq_status rq_cuda_rope(float *x, const float *table, int64_t n_tok, int64_t n_po
     return rq_comp_launched("rq_rope");
 }
 
-rq_status rq_cuda_attend(const rq_cuda_attention *a, rq_cuda_stream stream) {
+/* by_head NULL: attention itself. */
+static rq_status run(const rq_cuda_attention *a, double *by_head, rq_cuda_stream stream) {
     if (a->n_kv_head < 1 || a->n_head % a->n_kv_head)
         return rq_gemv_fail(RQ_ERR_ARG, "the heads of keys do not divide the heads of queries");
     if (a->head_dim < 1 || a->head_dim > RQ_LLAMA_MAX_HEAD)
@@ -183,8 +254,19 @@ rq_status rq_cuda_attend(const rq_cuda_attention *a, rq_cuda_stream stream) {
     if (a->n_seq < 1 || a->n_q < 1) return RQ_OK;
     if (a->n_seq > 65535 || a->n_head > 65535)
         return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "attention has up to 65,535 heads, and as many sequences");
-    if (a->head_dim <= 32) return launch<32, 64>(a, stream);
-    if (a->head_dim <= 64) return launch<64, 64>(a, stream);
-    if (a->head_dim <= 128) return launch<128, 64>(a, stream);
-    return launch<256, 32>(a, stream);
+    if (a->head_dim <= 32) return launch<32, 64>(a, by_head, stream);
+    if (a->head_dim <= 64) return launch<64, 64>(a, by_head, stream);
+    if (a->head_dim <= 128) return launch<128, 64>(a, by_head, stream);
+    return launch<256, 32>(a, by_head, stream);
+}
+
+rq_status rq_cuda_attend(const rq_cuda_attention *a, rq_cuda_stream stream) { return run(a, NULL, stream); }
+
+rq_status rq_cuda_attend_received(float *received, double *by_head, const rq_cuda_attention *a, rq_cuda_stream stream) {
+    if (!a->lse || a->first_pos)
+        return rq_gemv_fail(RQ_ERR_ARG, "what tokens receive is summed from lse, over whole sequences");
+    const rq_status s = run(a, by_head, stream);
+    if (s != RQ_OK || a->n_seq < 1 || a->n_q < 1) return s;
+    rq_sum_heads<<<rq_comp_rows(a->n_q, a->n_seq), RQ_COMP_ACROSS, 0, stream>>>(received, by_head, a->n_head, a->n_q);
+    return rq_comp_launched("rq_sum_heads");
 }

@@ -58,6 +58,9 @@ typedef struct rq_cuda_attention {
     float *lse; /* [n_seq * n_q][n_head]: log of the sum of e^score of what a query sees; or NULL */
 } rq_cuda_attention;
 rq_status rq_cuda_attend(const rq_cuda_attention *a, rq_cuda_stream stream);
+/* received[seq][key] = the sum over heads and queries of what of their attention the key receives, with the lse that rq_cuda_attend left; v and out are not
+ * looked at, first_pos is 0. by_head[n_seq][n_head][n_q] is scratch. */
+rq_status rq_cuda_attend_received(float *received, double *by_head, const rq_cuda_attention *a, rq_cuda_stream stream);
 
 #ifdef __cplusplus
 }

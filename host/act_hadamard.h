@@ -10,7 +10,7 @@
 bool rq_hadamard_usable(int64_t size);
 
 /* h[0] the matrix of that order, h[1] its transpose (the same one where the order is a power of two). RQ_ERR_ARG without one. */
-rq_status rq_hadamard_make(rq_hadamard h[2], int64_t size);
+RQ_API RQ_MUST_USE rq_status rq_hadamard_make(rq_hadamard h[2], int64_t size);
 
 /* Each h->size of the n values, a multiple of it, times the matrix, in place. rq_quantize_act_* give the same bytes on their way. */
 void rq_hadamard_apply(const rq_hadamard *h, float *x, int64_t n);

@@ -13,7 +13,7 @@ typedef struct step_graph {
 } step_graph;
 
 typedef struct cuda_decoder {
-    int index;
+    int index, major; /* of the compute capability */
     cudaStream_t stream;
     cuda_weights weights;
     step_graph one, many;
@@ -49,16 +49,16 @@ static void close_decoder(void *own) {
 
 static rq_status open_device(cuda_decoder *d, int index) {
     rq_status status = RQ_OK;
-    int count = 0, major = 0;
+    int count = 0;
     cudaError_t e = cudaGetDeviceCount(&count);
     if (e != cudaSuccess) RQ_FAIL(RQ_ERR_DEVICE, "no CUDA device: %s", cudaGetErrorString(e));
     if (index >= count)
         RQ_FAIL(RQ_ERR_DEVICE, "cuda:%d: this machine has %d CUDA device%s", index, count, count == 1 ? "" : "s");
     d->index = index;
     CUDA_TRY(cudaSetDevice(index), "the device");
-    CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "the device");
-    if (major < MIN_CAPABILITY)
-        RQ_FAIL(RQ_ERR_UNSUPPORTED, "cuda:%d has compute capability %d: the kernels need 8.0", index, major);
+    CUDA_TRY(cudaDeviceGetAttribute(&d->major, cudaDevAttrComputeCapabilityMajor, index), "the device");
+    if (d->major < MIN_CAPABILITY)
+        RQ_FAIL(RQ_ERR_UNSUPPORTED, "cuda:%d has compute capability %d: the kernels need 8.0", index, d->major);
     CUDA_TRY(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "the device");
     for (int i = 0; i < 2; ++i) CUDA_TRY(cudaEventCreateWithFlags(&d->done[i], cudaEventDisableTiming), "the device");
     CUDA_TRY(cudaMallocHost((void **)&d->seen, 3 * sizeof *d->seen), "pinned memory");
@@ -125,6 +125,7 @@ static rq_status open_decoder(void **own, const rq_model *m, int64_t max_seq, in
     RQ_TRY(open_device(d, index));
     RQ_TRY(cuda_weights_plan(&d->weights, m, max_seq));
     rq_cuda_decode_desc *desc = &d->weights.desc;
+    desc->early_launch = d->major >= 9; /* no device before has it */
     RQ_TRY(kernel(rq_cuda_decode_make_plan(&d->one.plan, desc, 1)));
     RQ_TRY(kernel(rq_cuda_decode_make_plan(&d->many.plan, desc, MANY)));
     RQ_TRY(check_memory(d));

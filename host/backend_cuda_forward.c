@@ -5,8 +5,6 @@
 
 #include "llama_block.h"
 
-enum { PIECE = 4 << 20 }; /* numbers of a matrix that are rounded at a time */
-
 /* ---- memory ----------------------------------------------------------------------------------------------------------- */
 
 static rq_status new_floats(void *own, float **p, int64_t count, const char *what) {
@@ -58,8 +56,8 @@ static rq_status keep_bf16(cuda_forward *f, uint16_t **there, const float *host,
     rq_status status = RQ_OK;
     bool filled;
     RQ_TRY(keep_place(f, (void **)there, &filled, host, count, sizeof **there, what));
-    for (int64_t at = 0; !filled && at < count; at += PIECE) {
-        const int64_t n = rq_min_i64(PIECE, count - at);
+    for (int64_t at = 0; !filled && at < count; at += RQ_CUDA_PIECE) {
+        const int64_t n = rq_min_i64(RQ_CUDA_PIECE, count - at);
         RQ_TRY(upload(f, f->piece, host + at, n));
         KERNEL_TRY(f->dev, rq_cuda_to_bf16(*there + at, f->piece, n, f->dev->compute));
     }
@@ -80,25 +78,12 @@ static void end(void *own) {
     cuda_slots_free(f);
     cuda_release(f->rope);
     cuda_release(f->per_token);
-    cuda_release(f->packed);
+    cuda_release(f->spare);
+    cuda_release(f->lse);
+    cuda_release(f->by_head);
     cuda_release(f->piece);
     for (int i = 0; i < 2; ++i) cuda_release(f->half[i]);
     free(f);
-}
-
-/* Device memory of a run without rows of all samples: buffers of a chunk, which are there all the time, and what a pass has beside them at most: the
- * matrices of a stage and Gram matrices. */
-static void bytes_of(const cuda_forward *f, double *chunk, double *pass) {
-    const rq_forward_job *j = &f->job;
-    const rq_config *c = &j->model->cfg;
-    const double d = (double)c->d_model, ff = (double)c->d_ff, qd = (double)(c->n_head * c->head_dim),
-                 kd = (double)(c->n_kv_head * c->head_dim), w = (double)f->widest, t = (double)j->chunk;
-    const double qkv = d * (qd + 2 * kd), mlp = 2 * d * ff,
-                 matrices = (qkv > mlp ? qkv : mlp) * j->n_streams + (qd > ff ? qd : ff) * d; /* one more: measuring */
-    *chunk = 4 * t * (d + 3 * w + qd + 2 * kd + 2 * ff + (j->n_streams + 2 * CUDA_SLOTS + (j->bf16 ? 1 : 0)) * w) +
-             (j->bf16 ? 4.0 * PIECE : 0);
-    *pass =
-        (j->bf16 ? 2 : 4) * matrices + 4 * (w < RQ_CUDA_PANEL ? w : RQ_CUDA_PANEL) * w + 8 * w * w * (j->cross ? 2 : 1);
 }
 
 /* Free memory against what passes and matrices need. What is left, but for a sixteenth of the device's, is room for rows. */
@@ -106,7 +91,17 @@ static rq_status check_memory(cuda_forward *f) {
     rq_status status = RQ_OK;
     size_t left = 0, total = 0;
     double chunk, pass;
-    bytes_of(f, &chunk, &pass);
+    const rq_config *c = &f->job.model->cfg;
+    rq_device_plan_forward(&chunk, &pass,
+                           &(rq_forward_shape){.d = c->d_model,
+                                               .ff = c->d_ff,
+                                               .qd = c->n_head * c->head_dim,
+                                               .kd = c->n_kv_head * c->head_dim,
+                                               .n_head = c->n_head,
+                                               .chunk = f->job.chunk,
+                                               .n_streams = f->job.n_streams,
+                                               .cross = f->job.cross,
+                                               .bf16 = f->job.bf16});
     const double matrix = f->job.matrix_bytes, most = chunk + (pass > matrix ? pass : matrix);
     CUDA_TRY(cudaMemGetInfo(&left, &total), "the forward pass");
     f->room = (double)left - most - (double)total / 16;
@@ -141,7 +136,7 @@ static rq_status begin(void **own, const rq_forward_job *job) {
     RQ_TRY(CUDA_NEW(f->dev, f->rope, job->seq_len * c->head_dim, "the rotary embedding"));
     RQ_TRY(upload(f, f->rope, table, job->seq_len * (c->head_dim / 2) * 2));
     RQ_TRY(CUDA_NEW(f->dev, f->per_token, job->chunk, "numbers of tokens"));
-    if (job->bf16) RQ_TRY(CUDA_NEW(f->dev, f->piece, PIECE, "a piece of a matrix"));
+    if (job->bf16) RQ_TRY(CUDA_NEW(f->dev, f->piece, RQ_CUDA_PIECE, "a piece of a matrix"));
     for (int i = 0; i < 2 && job->bf16; ++i)
         RQ_TRY(CUDA_NEW(f->dev, f->half[i], job->chunk * f->widest, "a chunk in bfloat16"));
 done:
@@ -225,28 +220,35 @@ done:
     return status;
 }
 
-static rq_status attention(void *own, float *out, float *q, float *k, const float *v, int64_t n_seq) {
+/* Rotary embedding of q and k, and attention that is described in *a, out of v. */
+static rq_status attend(cuda_forward *f, rq_cuda_attention *a, float *out, float *q, float *k, const float *v,
+                        int64_t n_seq, float *lse) {
     rq_status status = RQ_OK;
-    cuda_forward *f = own;
     const rq_config *c = &f->job.model->cfg;
     const int64_t seq = f->job.seq_len, kv = c->n_kv_head * c->head_dim;
     KERNEL_TRY(f->dev, rq_cuda_rope(q, f->rope, n_seq * seq, seq, c->n_head, c->head_dim, f->dev->compute));
     KERNEL_TRY(f->dev, rq_cuda_rope(k, f->rope, n_seq * seq, seq, c->n_kv_head, c->head_dim, f->dev->compute));
-    const rq_cuda_attention a = {.q = q,
-                                 .k = k,
-                                 .v = v,
-                                 .out = out,
-                                 .kv_seq = seq * kv,
-                                 .kv_head = c->head_dim,
-                                 .kv_pos = kv,
-                                 .n_seq = n_seq,
-                                 .n_q = seq,
-                                 .n_head = c->n_head,
-                                 .n_kv_head = c->n_kv_head,
-                                 .head_dim = c->head_dim};
-    KERNEL_TRY(f->dev, rq_cuda_attend(&a, f->dev->compute));
+    *a = (rq_cuda_attention){.q = q,
+                             .k = k,
+                             .v = v,
+                             .out = out,
+                             .kv_seq = seq * kv,
+                             .kv_head = c->head_dim,
+                             .kv_pos = kv,
+                             .n_seq = n_seq,
+                             .n_q = seq,
+                             .n_head = c->n_head,
+                             .n_kv_head = c->n_kv_head,
+                             .head_dim = c->head_dim,
+                             .lse = lse};
+    KERNEL_TRY(f->dev, rq_cuda_attend(a, f->dev->compute));
 done:
     return status;
+}
+
+static rq_status attention(void *own, float *out, float *q, float *k, const float *v, int64_t n_seq) {
+    rq_cuda_attention a;
+    return attend(own, &a, out, q, k, v, n_seq, NULL);
 }
 
 static rq_status swiglu(void *own, float *out, const float *gate, const float *up, int64_t n) {
@@ -268,23 +270,24 @@ done:
     return status;
 }
 
-/* The CPU's: rope and all. */
+static rq_status spare_chunk(cuda_forward *f) {
+    return f->spare ? RQ_OK : CUDA_NEW(f->dev, f->spare, f->job.chunk * f->widest, "a chunk to spare");
+}
+
+/* Attention, here to the keys, is run for the sums of its softmax. */
 static rq_status token_attention(void *own, float *received, float *q, float *k, int64_t n_seq) {
     rq_status status = RQ_OK;
     cuda_forward *f = own;
-    const rq_config *c = &f->job.model->cfg;
-    const int64_t n_tok = n_seq * f->job.seq_len, qd = c->n_head * c->head_dim, kd = c->n_kv_head * c->head_dim;
-    float *q_here = NULL, *k_here = NULL;
-    if (!f->told) rq_log(RQ_LOG_INFO, "cuda:%d: the attention that tokens receive is summed on the CPU", f->dev->index);
-    f->told = true;
-    RQ_TRY(RQ_NEW(q_here, n_tok * qd));
-    RQ_TRY(RQ_NEW(k_here, n_tok * kd));
-    RQ_TRY(download(f, q_here, q, n_tok * qd));
-    RQ_TRY(download(f, k_here, k, n_tok * kd));
-    RQ_TRY(rq_token_attention(received, f->job.model, q_here, k_here, n_seq, f->job.seq_len));
+    const int64_t n_head = f->job.model->cfg.n_head;
+    rq_cuda_attention a;
+    RQ_TRY(spare_chunk(f));
+    if (!f->lse) RQ_TRY(CUDA_NEW(f->dev, f->lse, f->job.chunk * n_head, "sums of attention"));
+    if (!f->by_head) RQ_TRY(CUDA_NEW(f->dev, f->by_head, f->job.chunk * n_head, "sums of attention"));
+    RQ_TRY(attend(f, &a, f->spare, q, k, k, n_seq, f->lse));
+    KERNEL_TRY(f->dev, rq_cuda_attend_received(f->per_token, f->by_head, &a, f->dev->compute));
+    ++f->dev->done.launches; /* there are two */
+    RQ_TRY(download(f, received, f->per_token, n_seq * f->job.seq_len));
 done:
-    free(q_here);
-    free(k_here);
     return status;
 }
 
@@ -311,11 +314,11 @@ static rq_status drop_first(void *own, float *rows, int64_t n_seq, int64_t skip,
     const int64_t seq = f->job.seq_len;
     const size_t row = (size_t)width * sizeof *rows, kept = (size_t)(seq - skip) * row;
     if (kept == 0) return RQ_OK;
-    if (!f->packed) RQ_TRY(CUDA_NEW(f->dev, f->packed, f->job.chunk * f->widest, "a chunk without first tokens"));
-    CUDA_TRY(cudaMemcpy2DAsync(f->packed, kept, rows + skip * width, (size_t)seq * row, kept, (size_t)n_seq,
+    RQ_TRY(spare_chunk(f));
+    CUDA_TRY(cudaMemcpy2DAsync(f->spare, kept, rows + skip * width, (size_t)seq * row, kept, (size_t)n_seq,
                                cudaMemcpyDeviceToDevice, f->dev->compute),
              "first tokens");
-    CUDA_TRY(cudaMemcpyAsync(rows, f->packed, kept * (size_t)n_seq, cudaMemcpyDeviceToDevice, f->dev->compute),
+    CUDA_TRY(cudaMemcpyAsync(rows, f->spare, kept * (size_t)n_seq, cudaMemcpyDeviceToDevice, f->dev->compute),
              "first tokens");
 done:
     return status;
@@ -384,4 +387,5 @@ const rq_forward_ops rq_forward_cuda = {
     .subtract = subtract,
     .column_max = column_max,
     .gram = gram,
+    .loss = cuda_loss,
 };

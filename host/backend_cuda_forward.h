@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The CUDA row of forward.h, shared by its two files: backend_cuda_rows.c keeps activations between passes, backend_cuda_forward.c does the rest. */
+/* The CUDA row of forward.h, shared by its files: backend_cuda_rows.c keeps activations between passes, backend_cuda_loss.c has the losses,
+ * backend_cuda_forward.c the rest. */
 #ifndef RQ_BACKEND_CUDA_FORWARD_H
 #define RQ_BACKEND_CUDA_FORWARD_H
 
@@ -8,10 +9,7 @@
 #include "quantize.h"
 #include "rq_cuda_llama.h"
 
-enum {
-    CUDA_SLOTS = 2,    /* chunks on their way in each direction */
-    CUDA_KEPT_MAX = 32 /* matrices and vectors of a pass */
-};
+enum { CUDA_KEPT_MAX = 32 }; /* matrices and vectors of a pass */
 
 /* A chunk between a file and the device: pinned memory and a place on the device. */
 typedef struct cuda_slot {
@@ -29,10 +27,12 @@ typedef struct cuda_forward {
     float *per_token;  /* [chunk] */
     uint16_t *half[2]; /* bf16: a chunk of what is multiplied, of a difference */
     float *piece;      /* bf16: of a matrix that is rounded */
-    float *packed;     /* a chunk without first tokens; NULL until it is needed */
+    float *spare;      /* a chunk; NULL until it is needed, as the two below */
+    float *lse;        /* [chunk][n_head]: of rq_cuda_attend */
+    double *by_head;   /* [chunk][n_head] */
     int64_t widest;    /* of activations */
     double room;       /* bytes left for rows of all samples */
-    cuda_slot in[CUDA_SLOTS], out[CUDA_SLOTS];
+    cuda_slot in[RQ_CUDA_SLOTS], out[RQ_CUDA_SLOTS];
     int next_in, next_out;
     cudaStream_t back; /* copies to the host */
     struct {
@@ -41,7 +41,6 @@ typedef struct cuda_forward {
         void *there;
     } kept[CUDA_KEPT_MAX]; /* until the pass ends */
     int n_kept;
-    bool told; /* what is the CPU's */
 } cuda_forward;
 
 /* ---- backend_cuda_rows.c */
@@ -52,5 +51,9 @@ rq_status cuda_rows_write(void *own, rq_rows *r, int64_t row0, int64_t n_rows, c
 /* All that is on its way to files. */
 rq_status cuda_rows_flush(cuda_forward *f);
 void cuda_slots_free(cuda_forward *f);
+
+/* ---- backend_cuda_loss.c */
+rq_status cuda_loss(void *own, rq_loss *l, const float *w, const float *q, int64_t n_out, int64_t n, const double *h,
+                    const double *d);
 
 #endif

@@ -174,7 +174,6 @@ rq_status cuda_weights_plan(cuda_weights *w, const rq_model *m, int64_t max_seq)
     d->max_seq = max_seq;
     d->eps = c->rms_eps;
     d->layer = w->layer;
-    d->early_launch = 1;
     const char *why = "";
     w->embed = (cuda_stack){.linear = {&m->embed}, .n = 1, .rotated = m->rotation != NULL, .to = &w->embed_matrix};
     w->embed_matrix = (rq_cuda_decode_matrix){.dense = 1};

@@ -4,7 +4,7 @@
 #include "convert.h"
 
 static const cmd_flag flags[] = {
-    {"to", 0, "FORMAT", "requite, gptq, gptq_v2, awq or compressed-tensors"},
+    {"to", 0, "FORMAT", "requite, gptq, gptq_v2, awq, compressed-tensors, vptq or aqlm"},
     {"output", 'o', "OUT", "the new folder (or the second argument)"},
 };
 static const cmd_spec spec = {

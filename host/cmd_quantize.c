@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* requite quantize. */
 #include "cmd.h"
+#include "convert.h"
+#include "folder.h"
 #include "quantize.h"
 
 static const cmd_flag flags[] = {
@@ -31,7 +33,12 @@ static const cmd_flag flags[] = {
     {"resume", 0, NULL, "go on from OUT.partial of an interrupted run"},
     {"dry-run", 0, NULL, "say what it would write and need, and stop"},
     {"ranks", 0, "N", "--dry-run: as one of N processes (without it mpirun says how many there are)"},
+    {"devices", 0, "LIST",
+     "--dry-run: time and memory on e.g. 8xH100-80G; of MODEL config.json is enough, without --calib too"},
+    {"rates", 0, "FILE", "--devices: rates that bench_quantize --rates measured (default: shares of a data sheet's)"},
     {"force", 0, NULL, "replace OUT when quantize wrote it"},
+    {"to", 0, "FORMAT",
+     "write OUT as gptq, gptq_v2, awq, compressed-tensors, vptq or aqlm (docs/peers.md); sets --rotate none"},
 };
 static const cmd_spec spec = {
     "quantize MODEL OUT [options]",
@@ -99,9 +106,13 @@ static rq_status load_samples(rq_samples *s, const cmd_args *a, const rq_quantiz
     rq_store *store = NULL;
     int64_t n_samples, seq_len;
     const char *path = cmd_value(a, "calib");
-    if (!path) return RQ_OK;
+    if (!path && !job->devices) return RQ_OK;
     if (!cmd_int(a, "n-samples", 1, 1 << 24, 128, &n_samples) || !cmd_int(a, "seq-len", 2, 1 << 20, 0, &seq_len)) {
         return rq_fail(RQ_ERR_ARG, "see `requite quantize --help`");
+    }
+    if (job->devices) { /* nothing is read: sizes alone */
+        *s = (rq_samples){.n_samples = n_samples, .seq_len = seq_len ? seq_len : 2048};
+        return RQ_OK;
     }
     RQ_TRY(rq_store_open(&store, job->model_path));
     RQ_TRY(rq_samples_load(s, path, cmd_value(a, "calib-field"), store, n_samples, seq_len, job->seed));
@@ -114,6 +125,40 @@ done:
     return status;
 }
 
+static double gib(double bytes) { return bytes / 1073741824; }
+
+static json_t *cost_json(const rq_cost *c) {
+    json_t *j = json_pack("{s:s, s:i, s:s, s:f, s:s, s:f, s:f, s:f, s:f}", "device", c->device, "n_devices",
+                          c->n_devices, "rates", c->measured ? "measured" : "nominal", "seconds", c->total, "most",
+                          rq_cost_names[c->most], "device_bytes", c->device_bytes, "device_room", c->device_room,
+                          "bus_bytes", c->bus_bytes, "host_bytes", c->host_bytes);
+    json_t *stages = json_array();
+    for (int i = 0; i < RQ_COST_STAGES; ++i) {
+        json_array_append_new(stages, json_pack("{s:s, s:f, s:f}", "stage", rq_cost_names[i], "work", c->work[i],
+                                                "seconds", c->seconds[i]));
+    }
+    json_object_set_new(j, "stages", stages);
+    return j;
+}
+
+static void print_cost(const rq_cost *c) {
+    printf("on %d x %s, a rank each, by %s rates:\n", c->n_devices, c->device,
+           c->measured ? "measured" : "nominal (not measured)");
+    for (int i = 0; i < RQ_COST_STAGES; ++i) {
+        const bool bytes = i == RQ_COST_NET || i == RQ_COST_DISK;
+        const char *unit = bytes ? "bytes" : i == RQ_COST_HOST ? "entries" : "operations";
+        if (c->work[i] > 0)
+            printf("  %-14s %10.3g %-10s %12.1f s  %5.1f %%\n", rq_cost_names[i], c->work[i], unit, c->seconds[i],
+                   100 * c->seconds[i] / c->total);
+    }
+    printf("  %-14s %21s %12.1f s, or %.1f hours; most of it: %s\n", "in all", "", c->total, c->total / 3600,
+           rq_cost_names[c->most]);
+    printf("memory of a device %.1f GiB", gib(c->device_bytes));
+    if (c->device_room > 0)
+        printf(" of %.0f GiB%s", gib(c->device_room), c->device_bytes > c->device_room ? ": it does not fit" : "");
+    printf(", of the host %.1f GiB for all ranks, %.1f GiB over the bus\n", gib(c->host_bytes), gib(c->bus_bytes));
+}
+
 static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq_quantize_report *r) {
     if (cmd_has(a, "json")) {
         json_t *j = json_pack(
@@ -124,6 +169,7 @@ static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq
             "n_samples", (json_int_t)job->samples.n_samples, "seq_len", (json_int_t)job->samples.seq_len, "dry_run",
             job->dry_run, "rotate", job->rotate, "ranks", r->n_ranks, "flops_rank", r->flops_rank);
         json_object_set_new(j, "options", cmd_quant_json(&job->opt));
+        if (job->devices) json_object_set_new(j, "cost", cost_json(&r->cost));
         cmd_print_json(j);
         return;
     }
@@ -135,6 +181,10 @@ static void print_report(const cmd_args *a, const rq_quantize_job *job, const rq
                (long long)r->n_matrices, (double)r->n_weights / 1e6, comp, r->bpw,
                r->bpw * (double)r->n_weights / 8 / 1048576, (double)r->ram_bytes / 1048576,
                (double)r->spill_bytes / 1048576, r->flops);
+        if (job->devices) {
+            print_cost(&r->cost);
+            return;
+        }
         if (r->n_ranks > 1) printf("on %d ranks: %.3g operations each at most\n", r->n_ranks, r->flops_rank);
         return;
     }
@@ -234,6 +284,37 @@ static rq_status parse_weighing(rq_quantize_job *job, const cmd_args *a, const c
     return RQ_OK;
 }
 
+/* --to FORMAT: quantize writes OUT.requite, which is then converted to OUT and removed. What FORMAT turns out to have no place for leaves it
+ * there. */
+static rq_status plan_conversion(rq_quantize_job *job, const char *to, char **own) {
+    rq_status status = RQ_OK;
+    *own = NULL;
+    if (!job->rotate) job->rotate = "none";
+    RQ_TRY(rq_convert_check_options(to, &job->opt, job->rotate));
+    if (strcmp(to, "requite") == 0) return RQ_OK;
+    if (job->force) RQ_FAIL(RQ_ERR_ARG, "--force and --to do not go together: remove %s first", job->out_path);
+    if (!job->dry_run && rq_folder_is_used(job->out_path, NULL))
+        RQ_FAIL(RQ_ERR_ARG, "%s exists and is not empty", job->out_path);
+    if (asprintf(own, "%s.requite", job->out_path) < 0) {
+        *own = NULL;
+        RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    }
+    job->out_path = *own;
+done:
+    return status;
+}
+
+static rq_status convert_output(rq_quantize_job *job, rq_quantize_report *report, const char *to, const char *out) {
+    rq_convert_report r;
+    const char *own = job->out_path;
+    rq_status status = rq_convert(&(rq_convert_job){.in_path = own, .out_path = out, .to = to}, &r);
+    if (status != RQ_OK) return rq_fail_context(status, "%s holds the quantized model, but not as %s", own, to);
+    rq_folder_remove(own);
+    job->out_path = out;
+    report->out_bytes = r.out_bytes;
+    return RQ_OK;
+}
+
 int cmd_quantize(int argc, char **argv) {
     rq_status status = RQ_OK;
     cmd_args a;
@@ -241,12 +322,12 @@ int cmd_quantize(int argc, char **argv) {
     rq_quantize_report report;
     cmd_progress progress;
     const char *skip[CMD_MAX_PAIRS], *rules[CMD_MAX_PAIRS], *bank[CMD_MAX_PAIRS];
-    char *options = NULL;
+    char *options = NULL, *own = NULL;
     int code = cmd_parse(&a, argc, argv, &spec);
     if (code >= 0) return code;
     RQ_TRY(cmd_quant_options(&job.opt, &a));
     int64_t seed;
-    const char *preset = cmd_value(&a, "preset");
+    const char *preset = cmd_value(&a, "preset"), *to = cmd_value(&a, "to");
     bool vptq = preset && strcmp(preset, "vptq") == 0;
     bool book = rq_round_is_book(job.opt.round); /* docs/methods.md, "Codebooks", has their own defaults */
     if (!cmd_int(&a, "seed", 0, INT64_MAX, 0, &seed) ||
@@ -265,19 +346,23 @@ int cmd_quantize(int argc, char **argv) {
     job.out_path = a.arg[1];
     job.seed = (uint64_t)seed;
     RQ_TRY(parse_inputs(&job, &a));
+    job.force = cmd_has(&a, "force");
+    job.dry_run = cmd_has(&a, "dry-run");
+    if (to) RQ_TRY(plan_conversion(&job, to, &own));
     if (!job.rotate) job.rotate = book || (preset && strcmp(preset, "reference") == 0) ? "none" : "residual";
     job.skip = skip;
     job.n_skip = collect(&a, "skip", skip);
     job.override_rules = rules;
     job.n_override_rules = collect(&a, "override", rules);
     job.resume = cmd_has(&a, "resume");
-    job.dry_run = cmd_has(&a, "dry-run");
-    job.force = cmd_has(&a, "force");
     int64_t ranks;
     if (!cmd_int(&a, "ranks", 1, 1 << 20, 0, &ranks)) return EXIT_USAGE;
     if (ranks && !job.dry_run)
         RQ_FAIL(RQ_ERR_ARG, "--ranks is for --dry-run: mpirun -n %lld starts so many", (long long)ranks);
     job.dry_ranks = (int)ranks;
+    job.devices = cmd_value(&a, "devices");
+    job.rates = cmd_value(&a, "rates");
+    if (job.rates && !job.devices) RQ_FAIL(RQ_ERR_ARG, "--rates %s: of which devices? --devices says it", job.rates);
     json_t *j = cmd_quant_json(&job.opt);
     if (job.token_weights != RQ_TOKENS_EVEN) {
         json_object_set_new(j, "token-weights", json_string(rq_token_weights_name(job.token_weights)));
@@ -304,11 +389,13 @@ int cmd_quantize(int argc, char **argv) {
     status = rq_quantize_model(&job, &report);
     cmd_progress_end(&progress);
     RQ_TRY(status);
+    if (own && !job.dry_run && rq_rank(job.ranks) == 0) RQ_TRY(convert_output(&job, &report, to, a.arg[1]));
     if (rq_rank(job.ranks) == 0) print_report(&a, &job, &report);
 done:
     code = cmd_fail(status);
 out:
     rq_samples_free(&job.samples);
     free(options);
+    free(own);
     return code;
 }

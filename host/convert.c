@@ -9,6 +9,7 @@
 
 #include "folder.h"
 #include "model_parse.h"
+#include "pack_common.h"
 
 typedef struct conversion {
     const rq_convert_job *job;
@@ -73,7 +74,6 @@ static rq_status add_unpacked(conversion *c, const char *name, const rq_packed *
                                          .shape = {p->n_out, p->n_in},
                                          .fill = rq_fill_from_memory,
                                          .arg = w}));
-    if (strcmp(name, "lm_head") == 0) json_array_append_new(c->dense, json_string(name));
 done:
     return status;
 }
@@ -90,6 +90,8 @@ static rq_status add_part(conversion *c, const char *name, const rq_packed *p) {
         RQ_TRY(rq_packed_file_of(&f, &entry, name, p));
         settings = json_loads(entry, 0, NULL);
     }
+    if (settings && json_object_get(settings, "bias"))
+        json_object_set_new(settings, "bias", json_boolean(rq_pack_has(c->in, name, ".bias")));
     if (!settings || json_object_set(c->settings, name, settings) != 0) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     if (asprintf(&path, "%s/%06lld.safetensors", c->parts, (long long)c->n_part) < 0) {
         path = NULL;
@@ -152,7 +154,7 @@ static rq_status add_others(conversion *c) {
         const rq_tensor *t = rq_store_at(c->in, i);
         if (rq_container_owns(c->meta, t->name, &owner, buffer)) continue;
         RQ_TRY(add_stored(c, t));
-        if (t->rank == 2 && rq_peer_module(name, t->name, ".weight") && strcmp(name, "model.embed_tokens") != 0)
+        if (t->rank == 2 && rq_peer_module(name, t->name, ".weight") && !is_vocabulary(name))
             json_array_append_new(c->dense, json_string(name));
     }
     for (int64_t i = 0; i < c->n_part; ++i) {
@@ -205,8 +207,7 @@ done:
 static bool is_written_anew(const char *name) {
     static const char *const endings[] = {".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt",
                                           ".gguf"};
-    static const char *const names[] = {"config.json", "quantize_config.json", "quant_config.json", "report.json",
-                                        "quantize_log.jsonl"};
+    static const char *const names[] = {"config.json", "quantize_config.json", "quant_config.json"};
     const size_t n = strlen(name);
     for (size_t i = 0; i < sizeof endings / sizeof *endings; ++i) {
         const size_t m = strlen(endings[i]);
@@ -273,7 +274,7 @@ static rq_status open_all(conversion *c) {
     if (rq_folder_is_used(c->job->out_path, NULL)) RQ_FAIL(RQ_ERR_ARG, "%s exists and is not empty", c->job->out_path);
     const int64_t n = (int64_t)json_object_size(json_object_get(c->meta, "linears"));
     c->settings = json_object();
-    c->dense = json_array();
+    c->dense = json_pack("[s]", "lm_head"); /* a layer of theirs even where it is the embedding */
     if (!c->settings || !c->dense) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(RQ_NEW_ZERO(c->part, n));
     RQ_TRY(RQ_NEW_ZERO(c->memory, 2 * n));

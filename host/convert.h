@@ -3,6 +3,7 @@
 #ifndef RQ_CONVERT_H
 #define RQ_CONVERT_H
 
+#include "comp.h"
 #include "container.h"
 #include "peer.h"
 
@@ -23,5 +24,7 @@ typedef struct rq_convert_report {
 rq_status rq_convert(const rq_convert_job *job, rq_convert_report *report);
 /* Whether `to` can be written; a sentence with the list when not. */
 rq_status rq_convert_check_target(const char *to);
+/* What the options alone show to have no place there: RQ_ERR_ARG. */
+rq_status rq_convert_check_options(const char *to, const rq_quant_opt *o, const char *rotate);
 
 #endif

@@ -31,6 +31,14 @@ static void plan_gram(rq_work *w, int64_t n, int64_t tokens, bool cross) {
     w->download += 8.0 * (double)(n * n) * (cross ? 2 : 1);
 }
 
+/* A pass that multiplies by the matrix, chunks of 2,048 tokens where the one before left them. */
+static void plan_forward(rq_work *w, int64_t n_out, int64_t n, int64_t tokens, int streams) {
+    w->upload += 4.0 * (double)n_out * (double)n * streams;
+    for (int64_t t0 = 0; t0 < tokens; t0 += RQ_CUDA_GRAM_CHUNK) {
+        for (int s = 0; s < streams; ++s) product(w, rq_min_i64(RQ_CUDA_GRAM_CHUNK, tokens - t0), n_out, n, false);
+    }
+}
+
 static void plan_factor(rq_work *w, int64_t n) {
     double nn = (double)n * (double)n;
     w->upload += 8 * nn + 4;
@@ -381,6 +389,7 @@ rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t
     bool needs_t = moves && (o->alpha != 0 || o->alpha2 != 0),
          needs_m = moves && (o->rho != 0 || (refine && o->alpha != 0));
     double nn = (double)n_in * (double)n_in, weights = (double)n_out * (double)n_in;
+    if (rq_quant_wants_h(o)) plan_forward(&w->forward, n_out, n_in, tokens, cross ? 2 : 1);
     if (rq_quant_wants_h(o)) plan_gram(&w->gram, n_in, tokens, cross);
     if (moves) plan_factor(&w->factor, n_in);
     plan_terms(&w->terms, n_in, needs_t, needs_m);
@@ -407,4 +416,16 @@ rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t
     double most[] = {in_gram, in_refine, in_factor, needs_t || needs_m ? in_terms : 0, in_sweep};
     for (size_t i = 0; i < sizeof most / sizeof *most; ++i) w->memory = most[i] > w->memory ? most[i] : w->memory;
     return RQ_OK;
+}
+
+void rq_device_plan_forward(double *chunk, double *pass, const rq_forward_shape *s) {
+    const double d = (double)s->d, ff = (double)s->ff, qd = (double)s->qd, kd = (double)s->kd, t = (double)s->chunk,
+                 w = ff > d ? (ff > qd ? ff : qd) : (d > qd ? d : qd), panel = w < RQ_CUDA_PANEL ? w : RQ_CUDA_PANEL;
+    const double qkv = d * (qd + 2 * kd), mlp = 2 * d * ff,
+                 matrices = (qkv > mlp ? qkv : mlp) * s->n_streams + (qd > ff ? qd : ff) * d; /* one more: measuring */
+    *chunk = 4 * t *
+                 (3 * (double)s->n_head + d + 3 * w + qd + 2 * kd + 2 * ff +
+                  (s->n_streams + 2 * RQ_CUDA_SLOTS + (s->bf16 ? 1 : 0)) * w) +
+             (s->bf16 ? 4.0 * RQ_CUDA_PIECE : 0);
+    *pass = (s->bf16 ? 2 : 4) * matrices + 4 * panel * w + 8 * w * w * (s->cross ? 2 : 1);
 }

@@ -170,6 +170,12 @@ static rq_status cpu_gram(void *f, double *h, double *d, const float *a, const f
     return rq_device_row(device)->gram_add(rq_device_own(device), h, d, a, b, n_tok, n);
 }
 
+static rq_status cpu_loss(void *f, rq_loss *l, const float *w, const float *q, int64_t n_out, int64_t n,
+                          const double *h, const double *d) {
+    (void)f;
+    return rq_layer_loss(w, q, n_out, n, h, d, &l->sym, &l->asym, &l->whw);
+}
+
 const rq_forward_ops rq_forward_cpu = {
     .host = true,
     .begin = cpu_begin,
@@ -198,6 +204,7 @@ const rq_forward_ops rq_forward_cpu = {
     .subtract = cpu_subtract,
     .column_max = cpu_column_max,
     .gram = cpu_gram,
+    .loss = cpu_loss,
 };
 
 const rq_forward_ops *rq_forward_row(const rq_device *d) {

@@ -32,6 +32,10 @@ typedef struct rq_forward_job {
 
 typedef struct rq_rows rq_rows;
 
+typedef struct rq_loss {
+    double sym, asym, whw;
+} rq_loss;
+
 typedef struct rq_forward_ops {
     bool host; /* activations are in the host's memory */
     /* f: the row's state. Checks that there is memory for the whole run. */
@@ -74,6 +78,9 @@ typedef struct rq_forward_ops {
     rq_status (*column_max)(void *f, float *most, const float *rows, int64_t n_rows, int64_t width);
     /* rq_device_ops.gram_add of activations of this table. */
     rq_status (*gram)(void *f, double *h, double *d, const float *a, const float *b, int64_t n_tok, int64_t n);
+    /* rq_layer_loss, between passes. All but f are the host's. */
+    rq_status (*loss)(void *f, rq_loss *l, const float *w, const float *q, int64_t n_out, int64_t n, const double *h,
+                      const double *d);
 } rq_forward_ops;
 
 /* The row that goes with a device; NULL is the CPU. */

@@ -31,6 +31,9 @@ struct rq_model {
     double bpw; /* bits per weight of the block matrices, all side data counted */
 };
 
+/* The configuration and the shapes of the blocks' matrices alone, from the config.json of a folder or the file itself: no weights. */
+rq_status rq_model_shapes(rq_model **out, const char *path);
+
 /* x[n_tok][d_model] = rows of the embedding, rotated when the model is. Ids out of range are RQ_ERR_INPUT. */
 rq_status rq_embed(const rq_model *m, float *x, const int32_t *ids, int64_t n_tok);
 

@@ -7,6 +7,7 @@
 
 #include "container.h"
 #include "llama.h"
+#include "model_parse.h"
 
 enum { NAME_BYTES = 96 };
 
@@ -105,22 +106,29 @@ static rq_status open_bias(opened_model *o, rq_linear *l, float **bias, bool exp
     return status;
 }
 
+typedef struct linear_shape {
+    int64_t n_out, n_in;
+    bool bias;
+} linear_shape;
+
+static linear_shape shape_of(const rq_config *c, int linear) {
+    int64_t d = c->d_model, q = c->n_head * c->head_dim, kv = c->n_kv_head * c->head_dim;
+    const linear_shape shape[RQ_N_LINEARS] = {
+        {q, d, c->qkv_bias},       {kv, d, c->qkv_bias},      {kv, d, c->qkv_bias},     {d, q, c->o_bias},
+        {c->d_ff, d, c->mlp_bias}, {c->d_ff, d, c->mlp_bias}, {d, c->d_ff, c->mlp_bias}};
+    return shape[linear];
+}
+
 static rq_status open_block(opened_model *o, int64_t layer) {
     rq_status status = RQ_OK;
     rq_block *b = &o->pub.block[layer];
-    const rq_config *c = &o->pub.cfg;
-    int64_t d = c->d_model, q = c->n_head * c->head_dim, kv = c->n_kv_head * c->head_dim;
-    const struct {
-        int64_t n_out, n_in;
-        bool bias;
-    } shape[RQ_N_LINEARS] = {{q, d, c->qkv_bias},      {kv, d, c->qkv_bias},      {kv, d, c->qkv_bias},
-                             {d, q, c->o_bias},        {c->d_ff, d, c->mlp_bias}, {c->d_ff, d, c->mlp_bias},
-                             {d, c->d_ff, c->mlp_bias}};
+    int64_t d = o->pub.cfg.d_model;
     for (int i = 0; i < RQ_N_LINEARS; ++i) {
         int64_t at = layer * RQ_N_LINEARS + i;
+        const linear_shape shape = shape_of(&o->pub.cfg, i);
         snprintf(o->name[at], NAME_BYTES, "model.layers.%lld.%s", (long long)layer, rq_linear_suffix[i]);
-        RQ_TRY(open_linear(o, &b->lin[i], o->name[at], shape[i].n_out, shape[i].n_in));
-        RQ_TRY(open_bias(o, &b->lin[i], &o->bias[at], shape[i].bias));
+        RQ_TRY(open_linear(o, &b->lin[i], o->name[at], shape.n_out, shape.n_in));
+        RQ_TRY(open_bias(o, &b->lin[i], &o->bias[at], shape.bias));
     }
     char name[NAME_BYTES];
     snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)layer);
@@ -212,6 +220,36 @@ static rq_status open_parts(opened_model *o, const char *path) {
 done:
     json_decref(o->meta);
     o->meta = NULL;
+    return status;
+}
+
+rq_status rq_model_shapes(rq_model **out, const char *path) {
+    rq_status status = RQ_OK;
+    opened_model *o = NULL;
+    char *config = NULL, *text = NULL;
+    int64_t n = 0;
+    const size_t length = strlen(path);
+    *out = NULL;
+    if (length > 5 && strcmp(path + length - 5, ".json") == 0)
+        config = strdup(path);
+    else
+        config = rq_path_join(path, "config.json");
+    if (!config) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
+    RQ_TRY(RQ_NEW_ZERO(o, 1));
+    RQ_TRY(rq_read_file(config, RQ_MAX_JSON_BYTES, &text, &n));
+    RQ_TRY(rq_config_from_json(&o->pub.cfg, text, n, NULL, 0, config));
+    RQ_TRY(RQ_NEW_ZERO(o->pub.block, o->pub.cfg.n_layer));
+    for (int64_t layer = 0; layer < o->pub.cfg.n_layer; ++layer) {
+        for (int i = 0; i < RQ_N_LINEARS; ++i) {
+            const linear_shape shape = shape_of(&o->pub.cfg, i);
+            o->pub.block[layer].lin[i] = (rq_linear){.n_out = shape.n_out, .n_in = shape.n_in};
+        }
+    }
+    *out = &o->pub;
+done:
+    if (status != RQ_OK && o) rq_model_close(&o->pub);
+    free(config);
+    free(text);
     return status;
 }
 

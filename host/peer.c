@@ -71,23 +71,34 @@ rq_status rq_peer_find(const rq_tensor **t, const rq_store *s, const char *name,
     return RQ_OK;
 }
 
+rq_status rq_peer_find_float(const rq_tensor **to, const rq_store *s, const char *name, const char *suffix, int rank,
+                             const int64_t *shape) {
+    char full[RQ_PEER_NAME], text[128] = "";
+    snprintf(full, sizeof full, "%s%s", name, suffix);
+    const rq_tensor *t = *to = rq_store_find(s, full);
+    if (!t) return rq_fail(RQ_ERR_INPUT, "%s: the tensor is missing", RQ_SHOW(full));
+    if (t->dtype != RQ_F16 && t->dtype != RQ_BF16 && t->dtype != RQ_F32) {
+        return rq_fail(RQ_ERR_UNSUPPORTED, "%s: is %s; F16, BF16 and F32 are read", RQ_SHOW(full),
+                       rq_dtype_name(t->dtype));
+    }
+    if (t->rank != rank || memcmp(t->shape, shape, (size_t)rank * sizeof *shape) != 0) {
+        for (int i = 0; i < rank; ++i) {
+            const size_t n = strlen(text);
+            snprintf(text + n, sizeof text - n, "%s%lld", i ? ", " : "", (long long)shape[i]);
+        }
+        return rq_fail(RQ_ERR_INPUT, "%s: is not [%s]", RQ_SHOW(full), text);
+    }
+    return rq_tensor_check_finite(t);
+}
+
 rq_status rq_peer_load_scales(rq_grid_parts *g, const rq_store *s, const char *name, const char *suffix, bool turned) {
     rq_status status = RQ_OK;
-    char full[RQ_PEER_NAME];
+    const rq_tensor *t;
     float *raw = NULL, *f = NULL;
     const int64_t n_out = g->n_out, n_group = rq_ceil_div(g->n_in, g->group), n = n_out * n_group;
-    const int64_t rows = turned ? n_group : n_out, cols = turned ? n_out : n_group;
     bool exact = true;
-    snprintf(full, sizeof full, "%s%s", name, suffix);
-    const rq_tensor *t = rq_store_find(s, full);
-    if (!t) RQ_FAIL(RQ_ERR_INPUT, "%s: the tensor is missing", RQ_SHOW(full));
-    if (t->rank != 2 || t->shape[0] != rows || t->shape[1] != cols)
-        RQ_FAIL(RQ_ERR_INPUT, "%s: is not [%lld, %lld]", RQ_SHOW(full), (long long)rows, (long long)cols);
-    if (t->dtype != RQ_F16 && t->dtype != RQ_BF16 && t->dtype != RQ_F32) {
-        RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s: is %s; scales in F16, BF16 and F32 are read", RQ_SHOW(full),
-                rq_dtype_name(t->dtype));
-    }
-    RQ_TRY(rq_tensor_check_finite(t));
+    RQ_TRY(rq_peer_find_float(&t, s, name, suffix, 2,
+                              turned ? (int64_t[2]){n_group, n_out} : (int64_t[2]){n_out, n_group}));
     RQ_TRY(RQ_NEW(raw, n));
     RQ_TRY(RQ_NEW(f, n));
     RQ_TRY(rq_tensor_f32(t, raw));
@@ -123,6 +134,62 @@ rq_status rq_peer_int(const json_t *o, const char *key, int64_t lo, int64_t hi, 
     return RQ_OK;
 }
 
+/* The tensor times 2^shift in fp16, or *exact is false. */
+static rq_status halves(rq_f16 **out, bool *exact, const rq_tensor *t, int shift) {
+    rq_status status = RQ_OK;
+    const int64_t n = rq_tensor_numel(t);
+    float *f = NULL;
+    rq_f16 *h = NULL;
+    *out = NULL;
+    *exact = true;
+    RQ_TRY(RQ_NEW(f, n));
+    RQ_TRY(RQ_NEW(h, n));
+    RQ_TRY(rq_tensor_f32(t, f));
+    for (int64_t i = 0; i < n && *exact; ++i) {
+        const float v = ldexpf(f[i], shift);
+        h[i] = rq_f16_of_f32(v);
+        *exact = rq_f32_of_f16(h[i]) == v && ldexpf(v, -shift) == f[i];
+    }
+    if (*exact) {
+        *out = h;
+        h = NULL;
+    }
+done:
+    free(f);
+    free(h);
+    return status;
+}
+
+rq_status rq_peer_halves(rq_peer_floats *f, const char *name) {
+    rq_status status = RQ_OK;
+    const rq_tensor *t[3] = {f->book[0], f->n_book > 1 ? f->book[1] : NULL, f->factor};
+    rq_f16 **to[3] = {&f->book_f16[0], &f->book_f16[1], &f->factor_f16};
+    const int most = f->factor ? 15 : 0;
+    for (int i = 0; i < 3; ++i) *to[i] = NULL;
+    for (int k = 0; k <= 2 * most; ++k) {
+        const int shift = k % 2 ? (k + 1) / 2 : -k / 2; /* 0, 1, -1, 2, ... */
+        bool all = true, exact;
+        for (int i = 0; i < 3 && all; ++i) {
+            if (!t[i]) continue;
+            RQ_TRY(halves(to[i], &exact, t[i], i < 2 ? shift : -shift));
+            all = exact;
+        }
+        if (all) return RQ_OK;
+        for (int i = 0; i < 3; ++i) {
+            free(*to[i]);
+            *to[i] = NULL;
+        }
+    }
+    RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s: its codebooks are not exact in fp16, whatever power of two moves to the scales",
+            name);
+done:
+    for (int i = 0; i < 3 && status != RQ_OK; ++i) {
+        free(*to[i]);
+        *to[i] = NULL;
+    }
+    return status;
+}
+
 /* ---- writing ---- */
 
 void rq_peer_row_codes(uint8_t *codes, const rq_grid *g, int64_t row) {
@@ -142,6 +209,16 @@ rq_status rq_peer_check_grid(const char *name, const rq_packed *p, const char *p
     return rq_fail(RQ_ERR_UNSUPPORTED,
                    "%s: is packed as %s; %s has integer grids with a scale and a zero point a group", name,
                    rq_format_get(p->format)->name, peer);
+}
+
+rq_status rq_peer_give4(rq_packed_file *f, const char *name, const char *suffix, const int64_t shape[4],
+                        rq_f16 *memory) {
+    rq_status status = rq_pack_give(f, name, suffix, RQ_F16, shape, memory);
+    if (status != RQ_OK) return status;
+    rq_out_tensor *t = &f->tensor[f->n_tensors - 1];
+    t->rank = 4;
+    t->shape[3] = shape[3];
+    return RQ_OK;
 }
 
 rq_status rq_peer_check_f16(const char *name, const rq_grid *g, const char *peer) {

@@ -55,11 +55,23 @@ bool rq_peer_module(char name[RQ_PEER_NAME], const char *tensor, const char *suf
 /* NAME + suffix, of this dtype and rank. */
 rq_status rq_peer_find(const rq_tensor **t, const rq_store *s, const char *name, const char *suffix, rq_dtype dtype,
                        int rank);
+/* The same in any float type, of this shape. */
+rq_status rq_peer_find_float(const rq_tensor **t, const rq_store *s, const char *name, const char *suffix, int rank,
+                             const int64_t *shape);
 /* NAME + suffix in any float type, [n_out][n_group] or (turned) [n_group][n_out], as scales of a grid whose sizes are set: in fp16 when all
  * are exact there, in fp32 otherwise. */
 rq_status rq_peer_load_scales(rq_grid_parts *g, const rq_store *s, const char *name, const char *suffix, bool turned);
 /* An integer of a configuration; absent and null give `fallback`, or with INT64_MIN for it are refused. */
 rq_status rq_peer_int(const json_t *o, const char *key, int64_t lo, int64_t hi, int64_t fallback, int64_t *v);
+
+/* Codebooks, and the factors that multiply them, as fp16 from tensors that rq_peer_find_float found. All must be exact there; a power of two may move from the
+ * factors into the books for that, which no weight notices. */
+typedef struct rq_peer_floats {
+    const rq_tensor *book[2], *factor; /* factor may be NULL */
+    int n_book;
+    rq_f16 *book_f16[2], *factor_f16; /* set by rq_peer_halves; free() them */
+} rq_peer_floats;
+rq_status rq_peer_halves(rq_peer_floats *f, const char *name);
 
 /* A matrix that is to be written on an integer grid: row by row its codes in input-feature order. */
 void rq_peer_row_codes(uint8_t *codes, const rq_grid *g, int64_t row);
@@ -67,6 +79,9 @@ void rq_peer_row_codes(uint8_t *codes, const rq_grid *g, int64_t row);
 rq_status rq_peer_groups(int32_t **groups, const rq_grid *g);
 /* Refuses what is no grid, and scales that are not exact in fp16. `peer` is for people. */
 rq_status rq_peer_check_grid(const char *name, const rq_packed *p, const char *peer);
+/* rq_pack_give for four dimensions. */
+rq_status rq_peer_give4(rq_packed_file *f, const char *name, const char *suffix, const int64_t shape[4],
+                        rq_f16 *memory);
 rq_status rq_peer_check_f16(const char *name, const rq_grid *g, const char *peer);
 /* {"bits", "group", "whole", "sym", "act_order"} of a grid; whole: one group is a whole row. */
 json_t *rq_peer_grid_settings(const rq_grid *g);

@@ -9,6 +9,7 @@
  * Weight (n, k) is scales[g][n] (code - zero), g = k / group. All matrices of a checkpoint have one size of groups. */
 #include <strings.h>
 
+#include "model_parse.h"
 #include "pack_common.h"
 #include "peer.h"
 
@@ -27,9 +28,10 @@ static rq_status describe(json_t *linears, const json_t *config, const rq_store 
     RQ_TRY(rq_peer_int(config, old ? "w_bit" : "bits", BITS, BITS, INT64_MIN, &bits));
     RQ_TRY(rq_peer_int(config, old ? "q_group_size" : "group_size", -1, INT32_MAX, -1, &group));
     if (version && strcasecmp(version, "gemm") != 0)
-        RQ_FAIL(RQ_ERR_UNSUPPORTED, "quantization_config: version %s of AWQ is not read (gemm is)", version);
+        RQ_FAIL(RQ_ERR_UNSUPPORTED, "quantization_config: version %s of AWQ is not read (gemm is)", RQ_SHOW(version));
     if (backend && strcmp(backend, "autoawq") != 0)
-        RQ_FAIL(RQ_ERR_UNSUPPORTED, "quantization_config: backend %s of AWQ is not read (autoawq is)", backend);
+        RQ_FAIL(RQ_ERR_UNSUPPORTED, "quantization_config: backend %s of AWQ is not read (autoawq is)",
+                RQ_SHOW(backend));
     if (json_is_false(json_object_get(config, "zero_point")))
         RQ_FAIL(RQ_ERR_UNSUPPORTED, "quantization_config: AWQ without zero_point is not read");
     for (int64_t i = 0; i < rq_store_count(s); ++i) {
@@ -153,9 +155,8 @@ static rq_status config(json_t **to, const json_t *settings, const json_t *dense
         return rq_fail(RQ_ERR_UNSUPPORTED, "%s: has groups of %lld, others of %lld; %s has one size for all", name,
                        (long long)json_integer_value(json_object_get(v, "group")), (long long)group, peer_name);
     }
-    json_t *left = json_array_size(dense) ? json_copy((json_t *)(uintptr_t)dense) : json_null();
-    *to = json_pack("{s:s, s:i, s:I, s:b, s:s, s:o}", "quant_method", "awq", "bits", BITS, "group_size",
-                    (json_int_t)group, "zero_point", 1, "version", "gemm", "modules_to_not_convert", left);
+    *to = json_pack("{s:s, s:i, s:I, s:b, s:s, s:O}", "quant_method", "awq", "bits", BITS, "group_size",
+                    (json_int_t)group, "zero_point", 1, "version", "gemm", "modules_to_not_convert", dense);
     return *to ? RQ_OK : rq_fail(RQ_ERR_NOMEM, "out of memory");
 }
 

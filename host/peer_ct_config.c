@@ -95,7 +95,7 @@ static rq_status read_weights(json_t *entry, const json_t *group, const char *na
     } else if (!is_text(w, "strategy", "channel")) {
         const char *strategy = json_string_value(json_object_get(w, "strategy"));
         RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s: strategy %s is not read (group and channel are)", name,
-                strategy ? strategy : "(none)");
+                strategy ? RQ_SHOW(strategy) : "(none)");
     }
     json_object_set_new(entry, "bits", json_integer(bits));
     json_object_set_new(entry, "group", json_integer(group_size));

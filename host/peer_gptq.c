@@ -6,8 +6,9 @@
  *   NAME.scales  F16 [groups, n_out]
  *   NAME.g_idx   I32 [n_in]                           the group of each input feature
  *
- * Weight (n, k) is scales[g][n] (code - zero), g = g_idx[k]. Version 1 stores zero - 1. A zero point of 0 is then stored as 2^bits - 1,
- * which some readers take for 2^bits or carry into the neighbour: such matrices are written as version 2 only. */
+ * Weight (n, k) is scales[g][n] (code - zero), g = g_idx[k]. Version 1 stores zero - 1. A zero point of 0 would be 2^bits - 1 there, which
+ * readers take for 2^bits or for 0, or carry into the neighbour: such matrices are written as version 2 only, and not read from version 1. */
+#include "model_parse.h"
 #include "pack_common.h"
 #include "peer.h"
 
@@ -61,10 +62,10 @@ static rq_status describe(json_t *linears, const json_t *config, const rq_store 
     bool v2 = format && strcmp(format, "gptq_v2") == 0, checked = false;
     if (format && !v2 && strcmp(format, "gptq") != 0) {
         RQ_FAIL(RQ_ERR_UNSUPPORTED, "quantization_config: checkpoint_format %s is not read (gptq and gptq_v2 are)",
-                format);
+                RQ_SHOW(format));
     }
     if (dtype && strcmp(dtype, "int32") != 0) {
-        RQ_FAIL(RQ_ERR_UNSUPPORTED, "quantization_config: pack_dtype %s is not read (int32 is)", dtype);
+        RQ_FAIL(RQ_ERR_UNSUPPORTED, "quantization_config: pack_dtype %s is not read (int32 is)", RQ_SHOW(dtype));
     }
     /* Rules for single matrices may change what is said of all: then the shapes say what a matrix has. */
     const bool rules = json_object_size(json_object_get(config, "dynamic")) > 0;
@@ -146,8 +147,7 @@ static rq_status turn_words(uint32_t **out, const rq_tensor *w) {
 
 static rq_status read_zeros(uint8_t **out, const rq_tensor *t, const shape *z, const char *name, bool v2) {
     uint8_t *zero;
-    int64_t wrapped = 0;
-    const unsigned mask = (1u << z->bits) - 1;
+    const uint32_t mask = (1u << z->bits) - 1;
     rq_status status = RQ_NEW(zero, z->n_out * z->n_group);
     if (status != RQ_OK) return status;
     *out = zero;
@@ -155,14 +155,14 @@ static rq_status read_zeros(uint8_t **out, const rq_tensor *t, const shape *z, c
         const unsigned char *row = (const unsigned char *)t->data + k * t->shape[1] * 4;
         for (int64_t i = 0; i < z->n_out; ++i) {
             const uint32_t v = rq_get_code(row, 1, i, z->bits);
-            zero[i * z->n_group + k] = (uint8_t)((v + !v2) & mask);
-            wrapped += !v2 && v == mask;
+            if (!v2 && v == mask) {
+                return rq_fail(RQ_ERR_UNSUPPORTED,
+                               "%s: the zero point of output %lld, group %lld is stored as %u in version 1, which its "
+                               "readers take for %u, for 0 or for a carry into the next",
+                               name, (long long)i, (long long)k, v, v + 1);
+            }
+            zero[i * z->n_group + k] = (uint8_t)(v + !v2);
         }
-    }
-    if (wrapped) {
-        rq_log(RQ_LOG_WARN,
-               "%s: %lld zero points are stored as %u; they are read as 0, as AutoGPTQ does, others read %u", name,
-               (long long)wrapped, mask, mask + 1);
     }
     return RQ_OK;
 }

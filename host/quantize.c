@@ -11,6 +11,7 @@
 #include "device.h"
 #include "folder.h"
 #include "quantize.h"
+#include "quantize_cost.h"
 
 /* ---- plan ---- */
 
@@ -93,7 +94,7 @@ static rq_status make_plan(rq_quantizer *z) {
             rq_fail_context(status, "%s", p->name);
             goto done;
         }
-        RQ_TRY(rq_tensor_check_finite(l->tensor));
+        if (l->tensor) RQ_TRY(rq_tensor_check_finite(l->tensor));
     }
     rq_plan_make_sets(z);
 done:
@@ -221,6 +222,19 @@ static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
                    4 * chunk * (3 * c->d_model + 2 * qd + 2 * kd + 2 * c->d_ff + 3 * widest) + 24 * tallest +
                    (64LL << 20);
     r->spill_bytes = (int64_t)(tokens * 4) * (c->d_model + qd + c->d_ff) * (cross ? 2 : 1);
+}
+
+/* --devices: a rank each. */
+static rq_status estimate_on_devices(const rq_quantizer *z, const rq_device_list *list, rq_quantize_report *r) {
+    rq_status status = RQ_OK;
+    rq_rates rates = {0};
+    RQ_TRY(rq_rates_of(&rates, list, z->job->rates));
+    RQ_TRY(rq_quantize_cost(&r->cost, z, &rates, list->n));
+    memcpy(r->cost.device, list->name, sizeof r->cost.device);
+    r->cost.device_room = list->memory;
+    r->cost.host_bytes = (double)r->ram_bytes * list->n;
+done:
+    return status;
 }
 
 /* ---- progress ---- */
@@ -385,10 +399,22 @@ done:
 rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *report) {
     rq_status status = RQ_OK;
     rq_quantizer z = {.job = job};
+    rq_quantize_job planned;
+    rq_device_list devices = {0};
     rq_rotation *own = NULL; /* the model's pointer is borrowed for the run */
     double started = rq_seconds();
     *report = (rq_quantize_report){0};
     RQ_TRY(rq_quant_check(&job->opt, 0));
+    if (job->devices) {
+        if (!job->dry_run) RQ_FAIL(RQ_ERR_ARG, "--devices %s plans a run: give --dry-run too", job->devices);
+        if (job->bpw > 0 || job->factors != RQ_FACTORS_NONE)
+            RQ_FAIL(RQ_ERR_UNSUPPORTED, "--devices %s: there is no cost model of --bpw, --smooth and --cross",
+                    job->devices);
+        RQ_TRY(rq_device_list_parse(&devices, job->devices));
+        planned = *job;
+        planned.dry_ranks = devices.n;
+        z.job = job = &planned;
+    }
     if (job->token_weights != RQ_TOKENS_EVEN && !(job->token_min > 0 && job->token_min <= 1)) {
         RQ_FAIL(RQ_ERR_ARG, "token-min is %g: above 0 and at most 1 is wanted", job->token_min);
     }
@@ -401,7 +427,7 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
                 rq_n_ranks(job->ranks));
     }
     if (!job->dry_run && rq_rank(job->ranks) == 0) RQ_TRY(check_out(job));
-    RQ_TRY(rq_model_open(&z.model, job->model_path));
+    RQ_TRY(job->devices ? rq_model_shapes(&z.model, job->model_path) : rq_model_open(&z.model, job->model_path));
     own = z.model->rotation;
     if (own) RQ_FAIL(RQ_ERR_UNSUPPORTED, "%s is a rotated model: quantize starts from the original", job->model_path);
     RQ_TRY(make_rotation(&z));
@@ -415,13 +441,14 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
         RQ_FAIL(RQ_ERR_ARG, "%s with these options needs calibration text: give --calib FILE",
                 rq_comp_get(job->opt.comp)->name);
     }
-    for (int64_t i = 0; i < job->samples.n_samples * job->samples.seq_len; ++i) {
+    for (int64_t i = 0; job->samples.ids && i < job->samples.n_samples * job->samples.seq_len; ++i) {
         if (job->samples.ids[i] < 0 || job->samples.ids[i] >= z.model->cfg.n_vocab) {
             RQ_FAIL(RQ_ERR_INPUT, "calibration token %lld is id %d, the vocabulary has %lld", (long long)i,
                     job->samples.ids[i], (long long)z.model->cfg.n_vocab);
         }
     }
     estimate(&z, report);
+    if (job->devices) RQ_TRY(estimate_on_devices(&z, &devices, report));
     z.flops_total = report->flops;
     if (job->max_ram_bytes > 0 && report->ram_bytes > job->max_ram_bytes) {
         RQ_FAIL(RQ_ERR_NOMEM, "about %.1f MiB of memory are needed, --max-ram allows %.1f MiB",

@@ -72,12 +72,40 @@ typedef struct rq_quantize_job {
     int64_t max_ram_bytes; /* 0: no limit */
     bool resume, force, dry_run;
     int dry_ranks; /* dry_run: as if there were so many; 0: as many as there are */
+    const char *devices,
+        *rates; /* dry_run: what it takes on "8xH100-80G", a rank each, by the rates of a file (NULL: nominal). Of the model config.json
+                                    is read alone; samples may have sizes without ids */
     const rq_ranks
         *ranks; /* NULL: one process does it all. Of several, each needs model_path; out_path is rank 0's to write */
     const char *options_json; /* the command's resolved options, for report.json and the fingerprint */
     rq_progress_fn progress;
     void *user;
 } rq_quantize_job;
+
+/* What a run on given devices will take (quantize_cost.h): seconds and operations, by stage; bytes. */
+typedef enum rq_cost_stage {
+    RQ_COST_FORWARD,
+    RQ_COST_GRAM,
+    RQ_COST_FACTOR,
+    RQ_COST_TERMS,
+    RQ_COST_SWEEP,
+    RQ_COST_REFINE,
+    RQ_COST_HOST, /* what the CPU does around the device's operations; its "operations" are entries of H and W */
+    RQ_COST_NET,  /* bytes between ranks */
+    RQ_COST_DISK, /* bytes of spilled activations, and of the weights once */
+    RQ_COST_STAGES
+} rq_cost_stage;
+extern const char *const rq_cost_names[RQ_COST_STAGES];
+typedef struct rq_cost {
+    int n_devices; /* 0: no cost was asked for */
+    char device[32];
+    bool measured; /* the rates */
+    double work[RQ_COST_STAGES], seconds[RQ_COST_STAGES], total;
+    rq_cost_stage most;               /* of the stages, the one with the most seconds */
+    double device_bytes, device_room; /* needed on each, there on each; room 0: not known */
+    double bus_bytes;                 /* to and from all devices */
+    double host_bytes;                /* of all ranks together */
+} rq_cost;
 
 typedef struct rq_quantize_report {
     int64_t n_matrices, n_weights;
@@ -87,6 +115,7 @@ typedef struct rq_quantize_report {
     int n_ranks;
     double flops_rank; /* of the rank that has most: a share of the tokens and of H, and whole sets of each stage */
     int64_t n_resumed; /* matrices taken from an interrupted run */
+    rq_cost cost;      /* with job->devices */
 } rq_quantize_report;
 
 rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *report);

@@ -12,8 +12,9 @@ static rq_status finish_matrix(rq_calib *c, int64_t layer, int which, const rq_p
     const float *w = c->s[RQ_FP].w[which];
     rq_matrix_losses l = {.seconds = seconds};
     if (c->need_h) {
-        RQ_TRY(
-            rq_layer_loss(w, r->q, p->n_out, p->n_in, c->h, c->need_cross ? c->cross : NULL, &l.sym, &l.asym, &l.whw));
+        rq_loss loss;
+        RQ_TRY(c->row->loss(c->run, &loss, w, r->q, p->n_out, p->n_in, c->h, c->need_cross ? c->cross : NULL));
+        l.sym = loss.sym, l.asym = loss.asym, l.whw = loss.whw;
     }
     RQ_TRY(rq_result_pack(&packed, r));
     l.bpw = (double)rq_packed_size_bits(&packed) / (double)(p->n_out * p->n_in);

@@ -74,6 +74,9 @@ RQ_API RQ_MUST_USE rq_status rq_w4a8_product(float *y, const rq_w4a8 *w, const f
  * order is k * 2^p and divides n_in, k at most 64. */
 RQ_API RQ_MUST_USE rq_status rq_hadamard_rows(float *x, int64_t n_tok, int64_t n_in, int64_t order, bool transposed);
 
+/* h[0] the Hadamard matrix of that order, h[1] its transpose: what rq_w4a8.online and the CUDA kernels (rq_cuda.h) take. */
+RQ_API RQ_MUST_USE rq_status rq_hadamard_make(rq_hadamard h[2], int64_t size);
+
 /* Rows of n values times the rotation R of a rotated model's residual stream (inverse: its transpose), in place: kind and seed are those of the
  * file's metadata (docs/formats.md). The embedding's rows are rotated; after the final norm, before its gain, that is undone. An "orthogonal"
  * one is built anew by each call, in about n^3 operations. */

@@ -26,11 +26,16 @@ file(GLOB RQ_LOOP_SOURCES CONFIGURE_DEPENDS host/comp_*.c host/round_*.c)
 set(RQ_LOOP_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast)
 set_source_files_properties(${RQ_LOOP_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_LOOP_FLAGS}")
 
-# The quantizer of one matrix, from Gram matrices to codes: for programs that need no other library (RQ_KERNELS_ONLY). Without packed formats.
+# The quantizer of one matrix, from Gram matrices to codes: for programs that need no other library (RQ_KERNELS_ONLY). Without packed formats
+# and models. bin/comp_alone is linked of these files alone in every build.
+set(RQ_QUANTIZER_FILES
+    "/host/(comp_[a-z_]*|round_[a-z0-9_]*|kmeans[a-z0-9_]*|device[a-z_]*|backend_cpu|kernels|gem[mv]_[a-z0-9_]*|act_[a-z0-9_]*|rotate_hadamard|status|threads)[.]c")
+set(RQ_NOT_QUANTIZER_FILES "/host/(comp_pack|act_steps)[.]c")
+set(RQ_BACKEND_MODEL_FILES "/backend_cuda_(forward|rows|loss|decode|weights)[a-z_]*[.]c") # of backend_cuda*.c, those that need models
 function(rq_add_quantizer target)
-  file(GLOB sources CONFIGURE_DEPENDS host/comp_*.c host/round_*.c host/kmeans*.c host/device*.c host/backend_cpu.c host/kernels.c
-       host/gemv_*.c host/gemm_*.c host/act_*.c host/rotate_hadamard.c host/status.c host/threads.c)
-  list(REMOVE_ITEM sources ${CMAKE_SOURCE_DIR}/host/comp_pack.c)
+  set(sources ${RQ_HOST_SOURCES})
+  list(FILTER sources INCLUDE REGEX ${RQ_QUANTIZER_FILES})
+  list(FILTER sources EXCLUDE REGEX ${RQ_NOT_QUANTIZER_FILES})
   add_library(${target} STATIC ${sources})
   target_include_directories(${target} PUBLIC host)
   target_link_libraries(${target} PUBLIC Threads::Threads m ${CMAKE_DL_LIBS})

@@ -2,6 +2,7 @@
 # Checks of the sources and of what was built, as tests. A check that exits with 77 was skipped, and its output says why.
 option(RQ_LINT "Also test: clang-format, clang-tidy, cppcheck" OFF)
 option(RQ_TEST_PIP "Also test: pip install ./python, which fetches what it needs and builds the library again" OFF)
+option(RQ_TEST_TORCH "Also test: pip install ./python beside PyTorch and transformers, which fetches gigabytes" OFF)
 find_package(Python3 3.9 REQUIRED COMPONENTS Interpreter)
 
 function(rq_add_check name)
@@ -28,14 +29,20 @@ if(NOT RQ_SANITIZE AND NOT RQ_FUZZ)
   endif()
   add_test(NAME test_torch COMMAND ${RQ_TEST_TORCH_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_torch.py
            $<TARGET_FILE:requite_shared> $<TARGET_FILE:requite> ${CMAKE_CURRENT_SOURCE_DIR})
-  set_tests_properties(test_torch PROPERTIES TIMEOUT 900 SKIP_RETURN_CODE 77 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  add_test(NAME test_torch_example COMMAND ${RQ_TEST_TORCH_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_torch_example.py ${CMAKE_BINARY_DIR})
   # Fine-tuning in PyTorch; without the operators.
   add_test(NAME test_finetune COMMAND ${RQ_TEST_TORCH_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_finetune.py
            $<TARGET_FILE:requite_shared> $<TARGET_FILE:requite> ${CMAKE_CURRENT_SOURCE_DIR})
-  set_tests_properties(test_finetune PROPERTIES TIMEOUT 900 SKIP_RETURN_CODE 77 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  set_tests_properties(test_torch test_torch_example test_finetune PROPERTIES TIMEOUT 900 SKIP_RETURN_CODE 77
+                       ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
   if(RQ_TEST_PIP)
     add_test(NAME test_python_pip COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_python_pip.py)
     set_tests_properties(test_python_pip PROPERTIES TIMEOUT 1800 SKIP_RETURN_CODE 77 LABELS heavy PROCESSORS 2
+                         ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  endif()
+  if(RQ_TEST_TORCH)
+    add_test(NAME test_torch_pip COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_torch_pip.py $<TARGET_FILE:requite> ${CMAKE_BINARY_DIR})
+    set_tests_properties(test_torch_pip PROPERTIES TIMEOUT 3600 SKIP_RETURN_CODE 77 LABELS heavy PROCESSORS 2
                          ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
   endif()
 endif()
@@ -53,6 +60,11 @@ if(NOT RQ_FUZZ)
   add_test(NAME test_convert COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_convert.py $<TARGET_FILE:requite>
            ${CMAKE_CURRENT_SOURCE_DIR})
   set_tests_properties(test_convert PROPERTIES TIMEOUT 600 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+endif()
+# What quantizing on given devices is planned to take.
+if(NOT RQ_FUZZ)
+  add_test(NAME test_cost COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_cost.py $<TARGET_FILE:requite>)
+  set_tests_properties(test_cost PROPERTIES ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
 endif()
 # Several processes on one model.
 if(NOT RQ_FUZZ AND MPI_C_FOUND AND RQ_MPI)

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Fuzz target: a file of packed matrices in any format. The input is the metadata entry "requite" up to a zero byte, then tensors: a name up
+/* Fuzz target: a file of packed matrices in any format, ours or another tool's. The input is the metadata entry "requite" up to a zero byte, then tensors: a name up
  * to a zero byte, a byte each for dtype and rank, two bytes for each extent, and the data (zeros where the input ends). The frame around
  * them is made here, so that changes reach the loaders instead of failing at lengths and offsets.
  *
  * What is accepted is used: every row unpacked, counted, described, multiplied with for one token and for more than a GEMV takes, and all
- * products are numbers wherever the weights' sum of sizes is. */
+ * products are numbers wherever the weights' sum of sizes is. Then it is packed as every tool's, and what that gives is as large as it says. */
 #include <math.h>
 
 #include "container.h"
 #include "linear.h"
 #include "model_parse.h"
+#include "peer.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -30,7 +31,7 @@ static json_t *next_text(cursor *c) {
 
 /* One tensor: its entry in the header, its data behind *n bytes of `data`. False when it is too large. */
 static bool next_tensor(cursor *c, json_t *header, uint8_t *data, int64_t *n) {
-    static const rq_dtype dtypes[] = {RQ_I32, RQ_F32, RQ_F16, RQ_U8, RQ_I8, RQ_I64, RQ_BF16};
+    static const rq_dtype dtypes[] = {RQ_I32, RQ_F32, RQ_F16, RQ_U8, RQ_I8, RQ_I64, RQ_BF16, RQ_I16};
     json_t *name = next_text(c), *shape = json_array();
     const rq_dtype dtype = dtypes[next_byte(c) % (sizeof dtypes / sizeof *dtypes)];
     int64_t n_bytes = rq_dtype_block_bytes(dtype);
@@ -116,6 +117,24 @@ static void use(const rq_packed *p, const char *name) {
     free(sum);
 }
 
+static void repack(const rq_packed *p) {
+    for (int i = 0; i < RQ_N_PEERS; ++i) {
+        rq_packed_file f;
+        json_t *settings;
+        if (rq_peer_at(i)->pack(&f, &settings, "W", p) != RQ_OK) continue;
+        for (int k = 0; k < f.n_tensors; ++k) {
+            const rq_out_tensor *t = &f.tensor[k];
+            int64_t n = rq_dtype_block_bytes(t->dtype);
+            for (int d = 0; d < t->rank; ++d) n *= t->shape[d];
+            char *bytes = malloc((size_t)n);
+            if (!bytes || t->fill(t->arg, bytes, n) != RQ_OK) abort();
+            free(bytes);
+        }
+        json_decref(settings);
+        rq_packed_file_free(&f);
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     rq_store *s = NULL;
     json_t *meta = NULL, *entry;
@@ -127,7 +146,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         json_object_foreach(json_object_get(meta, "linears"), name, entry) {
             rq_packed p;
             if (rq_container_load(&p, s, meta, name) != RQ_OK) continue;
-            if (p.n_out <= MAX_WEIGHTS / p.n_in) use(&p, name);
+            if (p.n_out <= MAX_WEIGHTS / p.n_in) {
+                use(&p, name);
+                repack(&p);
+            }
             rq_packed_free(&p);
         }
     }

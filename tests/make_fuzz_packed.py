@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 
+PEERS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "peers")  # make_peers.py
 OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "fuzz", "packed")
-DTYPES = ["I32", "F32", "F16", "U8", "I8", "I64", "BF16"]  # in the order of fuzz_packed.c
+DTYPES = ["I32", "F32", "F16", "U8", "I8", "I64", "BF16", "I16"]  # in the order of fuzz_packed.c
 N_OUT, N_IN = 5, 72
 SEEDS = {
     "grid_2": "--round grid -b 2 -g 32 --asym",
@@ -79,9 +80,39 @@ def shared_book(meta, tensors):
         tensors["V" + name[1:]] = tensors[name]
 
 
+CT = {"format": "compressed-tensors", "packing": "pack-quantized", "sym": False, "act_bits": 0}
+PEER_SEEDS = {  # the entries that readers make of configurations
+    "gptq_b3_g32_asym": {"format": "gptq", "bits": 3, "group": 32},
+    "gptq_b4_g32_asym_act": {"format": "gptq_v2"},
+    "awq_g32": {"format": "awq", "group": 32},
+    "ct_pac_b3_g32_asym": {**CT, "bits": 3, "group": 32},
+    "ct_pac_b4_g32_sym_bf16": {**CT, "bits": 4, "group": 32, "sym": True},
+    "ct_int_b4_row_asym_a8": {**CT, "packing": "int-quantized", "bits": 4, "group": -1, "act_bits": 8},
+    "vptq_books": {"format": "vptq", "vec_len": 4, "centroids": 32, "residuals": 32, "in_features": 96, "out_features": 32, "group_num": 3,
+                   "group_size": 32, "perm": True, "norm": True},
+    "vptq_plain": {"format": "vptq", "vec_len": 8, "centroids": 16, "residuals": -1, "in_features": 96, "out_features": 32, "group_num": 1,
+                   "group_size": 96, "perm": False, "norm": False},
+    "aqlm_2x8": {"format": "aqlm", "bits": 8, "books": 2, "vec_len": 8},
+    "aqlm_2x9": {"format": "aqlm", "bits": 9, "books": 2, "vec_len": 4},
+}
+
+
+def peer_seed(name, entry):
+    """A matrix that another tool packed."""
+    header, data = read_file(os.path.join(PEERS, name + ".safetensors"))
+    out = json.dumps({"version": 1, "linears": {"W": entry}}, separators=(",", ":")).encode() + b"\0"
+    for tensor, t in sorted(header.items()):
+        if tensor in ("__metadata__", "W.decoded"): continue
+        out += tensor.encode() + b"\0" + bytes([DTYPES.index(t["dtype"]), len(t["shape"])])
+        out += struct.pack(f"<{len(t['shape'])}H", *t["shape"]) + data[slice(*t["data_offsets"])]
+    return out
+
+
 def main():
     requite = sys.argv[1]
     os.makedirs(OUT, exist_ok=True)
+    for name, entry in PEER_SEEDS.items():
+        with open(os.path.join(OUT, name), "wb") as f: f.write(peer_seed(name, entry))
     with tempfile.TemporaryDirectory() as tmp:
         case, packed = os.path.join(tmp, "case.safetensors"), os.path.join(tmp, "packed.safetensors")
         write_case(case, random.Random(7))

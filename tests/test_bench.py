@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""test_bench.py BENCH_GEMV BENCH_GEMM: on the CPU, their records, the comparison with an earlier run, exit codes."""
+"""test_bench.py BENCH_GEMV BENCH_GEMM BENCH_DECODE: on the CPU, their records, the comparison with an earlier run, exit codes."""
 import csv
 import json
 import os
@@ -102,12 +102,31 @@ def gemm(program, folder):
     expect("a group that the format lacks", status == 1 and "multiple of 32" in text, text)
 
 
+def decode(program, folder):
+    out = os.path.join(folder, "decode.json")
+    status, text = run(program, "--shapes", "tiny", "--threads", "2", "--formats", "f16,ssvq2,vq8x256+256", "--json", out)
+    expect("decode", status == 0, text)
+    records = load(out) if status == 0 else []
+    expect("a row a format", [r["format"] for r in records] == ["f16", "ssvq2", "vq8x256+256"], text)
+    # Two layers of 256 and 512 columns, 4 query and 2 key heads of 64; 1000 tokens. Dense: 2 bytes a weight.
+    weights = 2 * (256 * 512 + 256 * 256 + 3 * 256 * 512) + 1000 * 256
+    expect("bytes of fp16", records and records[0]["weight_bytes"] == 2 * weights, records)
+    for r in records:
+        expect("decode rates", abs(r["tokens_s"] * r["t_med_us"] / 1e6 - 1) < 1e-4 and abs(r["gbs"] * r["t_med_us"] * 1e3 / r["weight_bytes"] - 1) < 1e-4, r)
+    for args in (["--shapes", "no-such"], ["--threads", "0"], ["--device", "moon"]):
+        status, text = run(program, *args)
+        expect(f"decode usage {args}", status == 2 and text, text)
+    status, text = run(program, "--shapes", "tiny", "--formats", "no-such")
+    expect("no format", status == 1 and "no-such" in text, text)
+
+
 def main():
     with tempfile.TemporaryDirectory() as folder:
         records_and_comparison(sys.argv[1], folder)
         vector_codes(sys.argv[1], folder)
         usage(sys.argv[1], folder)
         gemm(sys.argv[2], folder)
+        decode(sys.argv[3], folder)
     for line in wrong: print(line)
     print(f"test_bench: {len(wrong)} wrong")
     sys.exit(1 if wrong else 0)

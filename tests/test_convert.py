@@ -159,6 +159,66 @@ def weights_of_w4a8(tensors, name):
     return [[s[i] * (stream(w, i * row, 1, j, 4) - z[i]) for j in range(n_in)] for i in range(n_out)]
 
 
+def weights_of_vptq(tensors, name, layer):
+    """Exact sums and products of halves, rounded to fp32 after each step."""
+    n_out, n_in, v, k, kr = layer["out_features"], layer["in_features"], layer["vector_lens"][1], layer["num_centroids"][1], layer["num_res_centroids"][1]
+    books, size, bits, res_bits = layer["group_num"], layer["group_size"], (k - 1).bit_length(), (kr - 1).bit_length() if kr > 0 else 0
+    w, c = words(tensors[name + ".indices"]), numbers(tensors[name + ".centroids.weight"])
+    r = numbers(tensors[name + ".res_centroids.weight"]) if kr > 0 else None
+    perm = struct.unpack(f"<{n_in}H", tensors[name + ".perm"][2]) if layer["enable_perm"] else range(n_in)
+    scale, bias = (numbers(tensors[name + s]) for s in (".weight_scale", ".weight_bias"))
+    lines, row = -(-n_out // v), -(-size * (bits + res_bits) // 32)
+    out = [[0.0] * n_in for _ in range(n_out)]
+    for i in range(n_out):
+        for s in range(n_in):
+            b, j, line = s // size, s % size, i // v
+            value = stream(w, (b * lines + line) * row, 1, j, bits + res_bits)
+            x = c[(b * k + value % (1 << bits)) * v + i % v]
+            x = f32(x + r[(b * kr + (value >> bits)) * v + i % v]) if kr > 0 else x
+            out[i][perm[s]] = f32(f32(x * scale[perm[s]]) + bias[perm[s]])
+    return out
+
+
+def f32(x):
+    return struct.unpack("<f", struct.pack("<f", x))[0]
+
+
+def weights_of_vq(tensors, name, e):
+    n_out, n_in = struct.unpack("<2q", tensors[name + ".weight_shape"][2])
+    v, out = e["vec_len"], e["vec_axis"] == "out"
+    w = [words(tensors[name + s]) for s in (".weight_codes", ".weight_codes2")[:len(e["code_bits"])]]
+    c = [numbers(tensors[e.get("book", name) + s]) for s in (".weight_book", ".weight_book2")[:len(w)]]
+    of = tensors[name + ".weight_book_of"][2] if e.get("book_of") else [j // e["book_cols"] for j in range(n_in)]
+    scale = numbers(tensors[name + ".weight_scale"]) if e["scales"] else None
+    columns = [numbers(tensors[name + s]) for s in (".weight_col_scale", ".weight_col_bias")] if e["columns"] else None
+
+    def weight(i, j):
+        x = None
+        for s, (words_, book) in enumerate(zip(w, c)):
+            row = len(words_) // (-(-n_out // v) if out else n_out)
+            code = stream(words_, (i // v if out else i) * row, 1, j if out else j // v, e["code_bits"][s])
+            part = book[(of[j] * e["n_codes"][s] + code) * v + (i if out else j) % v]
+            x = part if x is None else f32(x + part)
+        x = f32(scale[i] * x) if scale else x
+        return f32(f32(x * columns[0][j]) + columns[1][j]) if columns else x
+    return [[weight(i, j) for j in range(n_in)] for i in range(n_out)]
+
+
+def weights_of_aqlm(tensors, name, bits):
+    n_out, n_code, m = tensors[name + ".codes"][1]
+    v = tensors[name + ".codebooks"][1][3]
+    codes = struct.unpack(f"<{n_out * n_code * m}{'h' if bits > 8 else 'b'}", tensors[name + ".codes"][2])
+    book, scale = numbers(tensors[name + ".codebooks"]), numbers(tensors[name + ".scales"])
+
+    def weight(i, j):
+        x = None
+        for s in range(m):
+            part = book[((s << bits) + codes[(i * n_code + j // v) * m + s] % (1 << bits)) * v + j % v]
+            x = part if x is None else f32(x + part)
+        return f32(scale[i] * x)
+    return [[weight(i, j) for j in range(n_code * v)] for i in range(n_out)]
+
+
 # ---- tests -----------------------------------------------------------------------------------------------------------------
 
 GRIDS = {  # options, bits, group; what every target makes of it: "" or a part of the sentence
@@ -205,7 +265,7 @@ def test_grids():
                     assert json.load(f) == quant
             elif to == "compressed-tensors":
                 weights = quant["config_groups"]["group_0"]["weights"]
-                assert weights["num_bits"] == bits and weights["group_size"] == (group or None) and quant["ignore"] == []
+                assert weights["num_bits"] == bits and weights["group_size"] == (group or None) and quant["ignore"] == ["lm_head"]
             check_same(model, to, out)
 
 
@@ -226,6 +286,58 @@ def test_w4a8():
         assert "packed as w4a8" in convert(quantized("w4a8" + kind), "gptq", code=4)[1].stderr
 
 
+def test_codebooks():
+    vptq = {"vptq": "--codes 16", "two": "--codes 64 --codes2 16", "books": "--codes 20 --book-cols 32 --book-order natural", "of": "--codes 16 --book-cols 32 --book-order hdiag"}
+    for kind, options in vptq.items():
+        model = quantized("vptq-" + kind, "--preset", "vptq", *options.split())
+        out, _ = convert(model, "vptq")
+        (tensors, _), (ours, meta) = load(out), load(model)
+        layers = config(out)["quantization_config"]["config_for_layers"]
+        assert len(layers) == 14 and layers[Q_PROJ]["enable_perm"] == (kind == "of") and layers[Q_PROJ]["bias"] is False
+        for name in (Q_PROJ, DOWN):
+            entry = json.loads(meta["requite"])["linears"][name]
+            assert weights_of_vptq(tensors, name, layers[name]) == weights_of_vq(ours, name, entry), f"{kind}: {name}"
+        if kind == "books":  # 20 entries are 32 there
+            assert ppl(out)[0] == ppl(model)[0]
+        else:
+            check_same(model, "vptq", out)
+    for kind, options, bits in (("one", "--codes 16", 4), ("two", "--codes 64 --codes2 64", 6), ("wide", "--codes 512 --vec-len 8 --kmeans-iters 2", 9)):
+        model = quantized("aqlm-" + kind, "--round", "vq", "--no-share-books", "--outliers", 0, *options.split())
+        out, _ = convert(model, "aqlm")
+        (tensors, _), (ours, meta) = load(out), load(model)
+        assert config(out)["quantization_config"]["nbits_per_codebook"] == bits
+        assert config(out)["quantization_config"]["linear_weights_not_to_quantize"] == ["lm_head.weight"]
+        for name in (Q_PROJ, DOWN):
+            entry = json.loads(meta["requite"])["linears"][name]
+            assert weights_of_aqlm(tensors, name, bits) == weights_of_vq(ours, name, entry), f"{kind}: {name}"
+        check_same(model, "aqlm", out)
+    assert "vq along inputs" in convert(path("aqlm-one"), "vptq", code=4)[1].stderr
+    assert "vectors along outputs" in convert(path("vptq-two"), "aqlm", code=4)[1].stderr
+
+
+def test_quantize_to():
+    """The same as quantize, then convert; what has no place is said before the work, or leaves the model."""
+    for to, options in (("awq", GRIDS["b4asym"][0]), ("gptq", GRIDS["b4act"][0]), ("vptq", "--preset vptq --codes 16"),
+                        ("compressed-tensors", "--round w4a8 --group 0")):
+        name = path("to-" + to)
+        two = convert(quantized("for-" + to, *options.split()), to)[0]
+        run("quantize", MODEL, name, "--to", to, "--calib", ids(), *options.split())
+        for file in ("model.safetensors", "config.json"):
+            with open(os.path.join(name, file), "rb") as a, open(os.path.join(two, file), "rb") as b:
+                assert a.read() == b.read(), f"--to {to}: {file}"
+        assert not os.path.exists(name + ".requite") and os.path.exists(os.path.join(name, "report.json"))
+    for to, options, words in (("awq", "--bits 3", "awq has 4 bits, not 3"), ("gptq", "--round ssvq", "no place for --round ssvq"),
+                               ("gptq", "--rotate residual", "no place for --rotate residual"), ("vptq", "--round vq", "--preset vptq"),
+                               ("aqlm", "--preset vptq", "--vec-axis in"), ("what", "", "it is one of"), ("gptq", "--force", "do not go together"),
+                               ("compressed-tensors", "--round w4a8 --group 32", "--group 0, not 32")):
+        p = run("quantize", MODEL, path("never"), "--to", to, "--calib", ids(), *options.split(), code=2)
+        assert words in p.stderr, p.stderr
+    p = run("quantize", MODEL, path("late"), "--to", "gptq", "--calib", ids(), *GRIDS["b2asym"][0].split(), code=4)
+    assert "late.requite holds the quantized model, but not as gptq" in p.stderr and "is 0; version 1" in p.stderr, p.stderr
+    assert not os.path.exists(path("late"))
+    run("convert", path("late.requite"), path("late"), "--to", "gptq_v2")
+
+
 def test_mixed_settings():
     model = quantized("mixed", "--bits", 4, "--group", 32, "--skip", "k_proj", "--override", "down_proj:bits=8,group=16",
                       "--override", "o_proj:group=0")
@@ -238,7 +350,7 @@ def test_mixed_settings():
     check_same(model, "gptq", model + ".gptq")
     check_same(model, "compressed-tensors", convert(model, "compressed-tensors")[0])
     quant = config(model + ".compressed-tensors")["quantization_config"]
-    assert len(quant["config_groups"]) == 3 and quant["ignore"] == [f"model.layers.{i}.self_attn.k_proj" for i in (0, 1)]
+    assert len(quant["config_groups"]) == 3 and quant["ignore"] == ["lm_head", *(f"model.layers.{i}.self_attn.k_proj" for i in (0, 1))]
     assert "bits" in convert(model, "awq", code=4)[1].stderr
     groups = quantized("groups", "--bits", 4, "--group", 32, "--override", "down_proj:group=16")
     assert "one size for all" in convert(groups, "awq", code=4)[1].stderr
@@ -253,7 +365,7 @@ def test_refusals():
     assert "groups of 40 do not divide its 96" in convert(odd, "gptq", code=4)[1].stderr
     assert "no float16" in convert(quantized("f32", "--bits", 4, "--group", 32, "--scale-dtype", "f32"), "gptq", code=4)[1].stderr
     model = quantized("b4sym", "--bits", 4, "--group", 32, "--sym")
-    assert "it is one of requite, gptq, gptq_v2" in convert(model, "nothing", code=2)[1].stderr
+    assert "it is one of requite, gptq, gptq_v2, awq, compressed-tensors, vptq, aqlm" in convert(model, "nothing", code=2)[1].stderr
     assert "already" in convert(model, "requite", code=2)[1].stderr
     assert "no packed matrices" in run("convert", MODEL, path("x"), "--to", "gptq", code=4).stderr
     assert "exists and is not empty" in run("convert", model, model, "--to", "gptq", code=2).stderr
@@ -371,6 +483,31 @@ def test_broken_files():
     broken(ct, "b4asym", say("config_groups", []), "no object config_groups")
     broken(ct, "b4asym", say("transform_config", {"config_groups": {"u": {}}}), "transform")
     broken(ct, "b4asym", say("quant_method", "unheard"), "unheard")
+    GRIDS["vptq"] = ("--preset vptq --codes 16 --codes2 16 --book-cols 32 --book-order hdiag", 0, 0, {})
+    GRIDS["vq"] = ("--round vq --codes 16 --codes2 16 --outliers 0", 0, 0, {})
+
+    def say_layer(key, value):
+        return lambda tensors, quant: quant["config_for_layers"][Q_PROJ].update({key: value})
+
+    broken("vptq", "vptq", cut(".indices", 0), "its shape")
+    broken("vptq", "vptq", drop(".centroids.weight"), "missing")
+    broken("vptq", "vptq", cut(".res_centroids.weight", 0), "is not [2, 96]")
+    broken("vptq", "vptq", put(".perm", 0, b"\0\0\0\0"), "is no permutation")
+    broken("vptq", "vptq", put(".weight_scale", 0, nan), "is NaN or infinite")
+    broken("vptq", "vptq", drop(".weight_bias"), "missing")
+    broken("vptq", "vptq", say_layer("vector_lens", 8), "no list of two")
+    broken("vptq", "vptq", say_layer("vector_lens", [-1, 17]), "vec_len is 17")
+    broken("vptq", "vptq", say_layer("num_centroids", [-1, 1 << 40]), "centroids is 1099511627776")
+    broken("vptq", "vptq", say_layer("group_num", 3), "do not make 64")
+    broken("vptq", "vptq", say_layer("outlier_size", 8), "8 outlier columns")
+    broken("vptq", "vptq", say_layer("is_indice_packed", False), "not packed")
+    broken("vptq", "vptq", say("config_for_layers", {}), "says nothing of it")
+    broken("aqlm", "vq", cut(".codebooks", 0), "is not [2, 16, 1,")
+    broken("aqlm", "vq", drop(".scales"), "missing")
+    broken("aqlm", "vq", say("num_codebooks", 1), "with 1 codebooks")
+    broken("aqlm", "vq", say("num_codebooks", 3), "num_codebooks is 3")
+    broken("aqlm", "vq", say("out_group_size", 8), "out_group_size is 8")
+    broken("aqlm", "vq", say("nbits_per_codebook", 9), "should be I16")
 
 
 def test_targets_by_name_and_pattern():

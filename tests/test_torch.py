@@ -292,6 +292,38 @@ def test_activations():
     assert np.allclose(ops.hadamard(tx, 32, False).numpy().reshape(-1, 32), x.reshape(-1, 32) @ h / np.sqrt(32), atol=1e-5)
 
 
+# What the CUDA kernels' layout cannot hold, and why.
+NO_TILES = {"grid4-f32": "not exact in fp16", "vq-out": "vectors", "vq-vptq": "vectors down the rows"}
+
+
+def test_tiles():
+    """Matrices repacked for CUDA: codes of 4 bits where host/fmt_tile.h says, sizes by kind, factors of x, and what has no place there."""
+    for name in MODELS:
+        if name in NO_TILES:
+            refused(NO_TILES[name], lambda: [m.kind.tiles(m) for _n, _e, _t, m in matrices(name)])
+            continue
+        for matrix, e, t, m in list(matrices(name))[:7]:
+            tiles, layout = m.kind.tiles(m)
+            n_out, n_in, layout = m.out_features, m.in_features, layout.tolist()
+            assert tiles.dtype == torch.uint8 and layout[:3] == [["grid", "ssvq", "vq", "w4a8"].index(e["format"]), n_out, n_in], f"{name} {matrix}"
+            blocks = -(-n_out // 16) * -(-n_in // 128)
+            if e["format"] == "grid": assert layout[3] == e["bits"] and tiles.numel() >= blocks * 256 * e["bits"]
+            if e["format"] == "w4a8":
+                assert layout[18:] == [int(e["in_scale"]), e["hadamard"]]
+                if e["in_scale"]: assert t["weight_in_scale"].tobytes() in tiles.numpy().tobytes()
+            if e.get("bits") != 4: continue
+            words = tiles.numpy()[:blocks * 1024].view(np.uint32).reshape(-(-n_out // 16), -(-n_in // 128), 2, 32, 2, 2)
+            lane, nibble = np.arange(32), np.array([0, 4, 1, 5, 2, 6, 3, 7])  # of columns 0 .. 7
+            codes = (words[..., None] >> (4 * nibble).astype(np.uint32) & 15)  # [rb][kb][part][lane][step of part][row half][column]
+            got = np.zeros((words.shape[0] * 16, words.shape[1] * 128), np.int64)
+            for part, step, half in np.ndindex(2, 2, 2):
+                for g, q in zip(lane // 4, lane % 4):
+                    for rb, kb in np.ndindex(words.shape[:2]):
+                        at = kb * 128 + (2 * part + step) * 32 + 8 * q
+                        got[rb * 16 + g + 8 * half, at:at + 8] = codes[rb, kb, part, 4 * g + q, step, half]
+            assert (got[:n_out, :n_in] == stream(t["weight_packed"], 4, n_in)).all(), f"{name} {matrix}"
+
+
 def calls():
     """One call of each operator: (operator, arguments)."""
     for name in ("grid3", "grid2-ordered", "grid4-f32", "ssvq", "ssvq-odd", "vq", "vq-out", "vq-vptq", "w4a8-two", "w4a8-row", "w4a8-full"):
@@ -304,6 +336,7 @@ def calls():
         for b in (bias, None): yield getattr(ops, "linear_" + fmt), (x, *args, b, *n_out, *rest)
         yield getattr(ops, "linear_" + fmt), (x.clone().requires_grad_(), *args, bias.clone().requires_grad_(), *n_out, *rest)
         yield getattr(ops, "unpack_" + fmt), (*args, *n_out, n_in, *rest)
+        if name not in NO_TILES: yield getattr(ops, "tiles_" + fmt), (*(args[:3] if fmt == "grid" else args), *n_out, n_in, *rest)
         if fmt == "w4a8": yield ops.gemm_w4a8, (*ops.quantize_rows(x, None, 0), *args[:5], bias, e["group"])
     x, weight = torch.randn(2, 3, 96), torch.randn(96)
     yield ops.quantize_rows, (x, None, 0)
@@ -322,7 +355,8 @@ def test_opcheck():
         torch.library.opcheck(operator, args)
         seen.add(str(operator))
     every = {f"requite.{s.name.split('::')[1]}" for s in torch._C._jit_get_all_schemas() if s.name.startswith("requite::")}
-    assert len(every) == 14 and every == seen, every ^ seen
+    every -= {"requite.linear_tiles", "requite.gemm_tiles", "requite.unpack_tiles"}  # test_cuda
+    assert len(every) == 18 and every == seen, every ^ seen
 
 
 def test_gradients():
@@ -470,6 +504,52 @@ def test_refused():
     refused("x has dtype float64", fake, x.double())
 
 
+def test_cuda():
+    """Shapes and refusals on fake CUDA tensors anywhere; on a GPU also the numbers, and a captured graph."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    _matrix, e, _t, m = next(iter(matrices("w4a8-two")))
+    tiles, layout = m.kind.tiles(m)
+    layout = layout.tolist()
+    with FakeTensorMode():
+        def like(shape, dtype, device="cuda"): return torch.empty(shape, dtype=dtype, device=device)
+
+        w = like(tiles.shape, torch.uint8)
+        for dtype in (torch.float16, torch.bfloat16):
+            y = ops.linear_tiles(like((2, 3, m.in_features), dtype), w, None, None, layout)
+            assert y.shape == (2, 3, m.out_features) and y.dtype == dtype and y.device.type == "cuda"
+            q = ops.quantize_rmsnorm(like((2, 3, 64), dtype), like((2, 3, 64), dtype), None, 1e-5, None, 0)
+            assert [(t.dtype, tuple(t.shape)) for t in q] == [(torch.int8, (6, 64)), (torch.float32, (6,)), (torch.int32, (6,)), (dtype, (2, 3, 64))]
+            assert ops.unpack_tiles(w, layout, dtype == torch.bfloat16).dtype == dtype
+            y = ops.gemm_tiles(like((5, m.in_features), torch.int8), like((5,), torch.float32), like((5,), torch.int32), w, None, layout, True)
+            assert y.shape == (5, m.out_features) and y.dtype == torch.bfloat16
+        refused("x has dtype float32: float16 or bfloat16", ops.linear_tiles, like((2, m.in_features), torch.float32), w, None, None, layout)
+        refused("tiles is on cpu", ops.linear_tiles, like((2, m.in_features), torch.half), like(tiles.shape, torch.uint8, "cpu"), None, None, layout)
+        refused("x has rows of 7", ops.linear_tiles, like((2, 7), torch.half), w, None, None, layout)
+        refused("x is on cuda:0, and the layer is not", m, like((2, m.in_features), torch.half))
+    refused("linear_tiles|CPU", ops.linear_tiles, torch.zeros(1, m.in_features).half(), tiles, None, None, layout)
+    reason = requite.ops.why_no_cuda()
+    if reason is not None:
+        print(f"test_torch: skips a GPU's numbers: {reason}")
+        return
+    for name in sorted(set(MODELS) - set(NO_TILES)):
+        for matrix, entry, _tensors, module in list(matrices(name))[:7]:
+            dense, there = module.dequantize().double(), copy.deepcopy(module).cuda()
+            for n_tok in (1, 5, 40):
+                x = torch.randn(n_tok, module.in_features).half()
+                y = there(x.cuda())
+                want = module(x.float()).double() if entry["format"] == "w4a8" else x.double() @ dense.T
+                assert ((y.cpu().double() - want).abs() <= 2e-3 * (x.double().abs() @ dense.abs().T) + 1e-3).all(), f"{name} {matrix} {n_tok}"
+                held, graph = x.cuda(), torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph): out = there(held)
+                for _again in range(3):
+                    held.copy_(torch.randn_like(held))
+                    graph.replay()
+                    torch.cuda.synchronize()
+                    assert torch.equal(out, there(held)), f"{name} {matrix} {n_tok}: a graph's result"
+                for a, b in zip(ops.quantize_rows(x.cuda(), None, 0), ops.quantize_rows(x.float(), None, 0)): assert torch.equal(a.cpu(), b)
+            assert torch.equal(there.cpu()(x.float()), module(x.float()))
+
+
 def transformers_or_none():
     try:
         import transformers
@@ -521,8 +601,27 @@ def test_import():
         with open(requite.library_path(), "rb") as f, open(alone, "wb") as g: g.write(f.read())
         p = python(base + "requite.ops", RQ_LIBRARY=alone)
         assert re.search(r"ImportError: torch.ops.requite is not there: .*requite_torch.so was not built", p.stderr), p.stderr
+        for name, content in (("requite_torch.so", b""), ("requite_torch_cuda.so", b"of another make")):
+            with open(os.path.join(WORK.name, name), "wb") as f: f.write(content)
+        p = python(base + "requite.ops", RQ_LIBRARY=alone)
+        assert re.search(r"ImportError: .*requite_torch.so cannot be loaded: .*Quantizing and Model work without it", p.stderr), p.stderr
+        with open(os.path.join(os.path.dirname(requite.library_path()), "requite_torch.so"), "rb") as f: real = f.read()
+        with open(os.path.join(WORK.name, "requite_torch.so"), "wb") as g: g.write(real)
+        p = python(base + "import torch; torch.version.cuda = '13'; requite.ops.torch.ops.requite.linear_grid; print(requite.ops.why_no_cuda())",
+                   RQ_LIBRARY=alone)
+        assert "requite_torch_cuda.so cannot be loaded" in p.stdout, p.stdout + p.stderr  # and the CPU's operators are there
     p = python("import requite; requite.nonsense")
     assert "has no attribute 'nonsense'" in p.stderr, p.stderr
+
+
+def test_readme():
+    """The example of python/README.md prints what the page says; as it is typed, with the default compiler."""
+    with open(os.path.join(PACKAGE, "README.md"), encoding="utf-8") as f: parts = f.read().split("## With PyTorch", 1)[1].split("```")
+    code, printed = parts[1].split("\n", 1), parts[3].split("\n", 1)
+    assert code[0] == "python" and printed[0] == "text"
+    p = python(code[1])
+    assert p.returncode == 0, p.stderr
+    assert p.stdout == printed[1], p.stdout
 
 
 def main():

@@ -44,6 +44,8 @@ struct Grid {
             w.scale_f32 = data_of<float>(scale, "scale", {n_out, n_group});
         w.zero = data_of<uint8_t>(zero, "zero", {n_out, n_group});
         w.perm = data_of<int32_t>(perm, "perm", {n_in});
+        w.n_group = n_group;
+        w.row_words = words.size(1);
         const uintptr_t end = reinterpret_cast<uintptr_t>(w.words + words.numel());
         if (words.numel() > 0 && (end - 1) / 4096 != (end + 3) / 4096) {
             copy.assign(w.words, w.words + words.numel());
@@ -69,6 +71,7 @@ void set_outliers(Matrix &w, const MaybeTensor &outlier, const MaybeTensor &cols
 
 struct Ssvq {
     rq_ssvq w{};
+    std::vector<float> ones; // scales of float16 codebooks
 
     Ssvq(const Tensor &codes, const Tensor &signs, const Tensor &book, const MaybeTensor &book_scale,
          const Tensor &scale, const MaybeTensor &outlier, const MaybeTensor &outlier_cols,
@@ -98,7 +101,13 @@ struct Ssvq {
             if (book_scale)
                 refuse("book_scale is for a book of uint8, and book has dtype ", dtype_name(book.scalar_type()));
             w.book_f16 = data_of<rq_f16>(book, "book", book_shape);
+            ones.assign(static_cast<size_t>(n_book), 1.0f);
+            w.book_scale = ones.data();
         }
+        w.n_book = n_book;
+        w.n_group = ceil_div(n_in, group);
+        w.code_words = codes.size(1);
+        w.sign_words = signs.size(1);
         set_outliers(w, outlier, outlier_cols, outlier_scale);
     }
 };
@@ -125,6 +134,10 @@ struct Vq {
         w.group = group;
         set_stage(0, codes, book, "codes", "book");
         if (codes2) set_stage(1, *codes2, *book2, "codes2", "book2");
+        w.n_line = vec_out ? ceil_div(n_out, w.vec_len) : n_out;
+        w.n_code = vec_out ? n_in : ceil_div(n_in, w.vec_len);
+        w.n_book = ceil_div(n_in, book_cols);
+        w.n_group = ceil_div(n_in, group);
         w.book_of = data_of<uint8_t>(book_of, "book_of", {n_in});
         w.scale = data_of<rq_f16>(scale, "scale", {n_out, ceil_div(n_in, group)});
         w.col_scale = data_of<rq_f16>(col_scale, "col_scale", {n_in});
@@ -139,6 +152,7 @@ struct Vq {
         const int64_t n_code = w.vec_out ? w.n_in : ceil_div(w.n_in, w.vec_len);
         w.code_bits[s] = code_bits_of(book, book_name);
         w.n_codes[s] = book.size(1);
+        w.code_words[s] = ceil_div(n_code * w.code_bits[s], 32);
         w.codes[s] = data_of<uint32_t>(codes, codes_name, {lines, ceil_div(n_code * w.code_bits[s], 32)});
         w.book[s] = data_of<rq_f16>(book, book_name, {ceil_div(w.n_in, w.book_cols), w.n_codes[s], w.vec_len});
     }
@@ -157,6 +171,8 @@ struct W4a8 {
         w.group = group;
         w.hadamard = static_cast<int>(hadamard);
         const int64_t n_group = group ? ceil_div(n_in, group) : 0;
+        w.n_group = n_group;
+        w.row_words = rq_w4a8_row_words(n_in);
         w.words = data_of<uint32_t>(words, "words", {w.n_out, rq_w4a8_row_words(n_in)});
         w.scale = data_of<float>(scale, "scale", {w.n_out});
         w.zero = data_of<uint8_t>(zero, "zero", {w.n_out});

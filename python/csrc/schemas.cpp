@@ -59,4 +59,24 @@ STABLE_TORCH_LIBRARY(requite, m) {
     m.def("hadamard(Tensor x, int order, bool transposed) -> Tensor");
     // Rows of x[..., n] times the rotation of a rotated model's residual stream, or its inverse; kind and seed are the metadata's.
     m.def("rotate(Tensor x, str kind, int seed, bool inverse) -> Tensor");
+
+    // For CUDA devices: a matrix repacked, on the CPU, into what the kernels read: bytes uint8, and int64 numbers that are its layout. Then y of
+    // x float16 or bfloat16, bias of x's type; of rows that are int8 already (w4a8); and the dense weights, columns as they are stored.
+    m.def("tiles_grid(Tensor words, Tensor scale, Tensor? zero, int n_in, int bits, int group) -> (Tensor tiles, "
+          "Tensor layout)");
+    m.def("tiles_ssvq(Tensor codes, Tensor signs, Tensor book, Tensor? book_scale, Tensor scale, Tensor? outlier, "
+          "Tensor? outlier_cols, "
+          "Tensor? outlier_scale, int n_in, int book_cols, int group) -> (Tensor tiles, Tensor layout)");
+    m.def("tiles_vq(Tensor codes, Tensor book, Tensor? codes2, Tensor? book2, Tensor? book_of, Tensor? scale, Tensor? "
+          "col_scale, "
+          "Tensor? col_bias, Tensor? outlier, Tensor? outlier_cols, Tensor? outlier_scale, int n_out, int n_in, int "
+          "book_cols, int group, "
+          "bool vec_out) -> (Tensor tiles, Tensor layout)");
+    m.def("tiles_w4a8(Tensor words, Tensor scale, Tensor? zero, Tensor? step, Tensor? base, Tensor? in_scale, int "
+          "n_in, int group, "
+          "int hadamard) -> (Tensor tiles, Tensor layout)");
+    m.def("linear_tiles(Tensor x, Tensor tiles, Tensor? perm, Tensor? bias, int[] layout) -> Tensor");
+    m.def("gemm_tiles(Tensor q, Tensor q_scale, Tensor q_sum, Tensor tiles, Tensor? bias, int[] layout, bool bfloat16) "
+          "-> Tensor");
+    m.def("unpack_tiles(Tensor tiles, int[] layout, bool bfloat16) -> Tensor");
 }

@@ -65,9 +65,18 @@ template <> constexpr ScalarType scalar_of<int8_t>() { return ScalarType::Char; 
 template <> constexpr ScalarType scalar_of<int32_t>() { return ScalarType::Int; }
 template <> constexpr ScalarType scalar_of<uint32_t>() { return ScalarType::Int; } // words of bits
 
-// On the CPU, in rows, with its memory still there.
+// Which device's tensors a file of operators takes.
+#ifdef REQUITE_CUDA
+constexpr const char *device_name = "a CUDA device";
+inline bool is_here(const Tensor &t) { return t.is_cuda(); }
+#else
+constexpr const char *device_name = "the CPU";
+inline bool is_here(const Tensor &t) { return t.is_cpu(); }
+#endif
+
+// On that device, in rows, with its memory still there.
 inline void check_memory(const Tensor &t, const char *name) {
-    if (!t.is_cpu()) refuse(name, " is not on the CPU");
+    if (!is_here(t)) refuse(name, " is not on ", device_name);
     if (!t.is_contiguous())
         refuse(name, " is not contiguous: strides ", shape_text(t.strides()), " of shape ", shape_text(t.sizes()),
                "; pass ", name, ".contiguous()");

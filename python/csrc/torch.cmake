@@ -3,6 +3,7 @@
 # it is built with need not be the one it runs with, and no Python's interface is in it.
 #
 #   RQ_TORCH         AUTO: where PyTorch is found; ON: must be; OFF
+#   RQ_TORCH_CUDA    ON: also requite_torch_cuda.so, their CUDA kernels; needs nvcc and a PyTorch that is built for CUDA, and takes a while
 #   RQ_TORCH_PYTHON  the interpreter that is asked where its torch is; it is not imported
 set(RQ_TORCH_PYTHON "" CACHE FILEPATH "The Python whose PyTorch torch.ops.requite is built with")
 set(rq_torch_python "${RQ_TORCH_PYTHON}")
@@ -50,16 +51,32 @@ endif()
 message(STATUS "torch.ops.requite: with torch ${rq_torch_version}")
 
 enable_language(CXX)
-add_library(requite_torch MODULE python/csrc/schemas.cpp python/csrc/ops_cpu.cpp)
-set_target_properties(requite_torch PROPERTIES PREFIX "" CXX_STANDARD 20 CXX_STANDARD_REQUIRED ON CXX_EXTENSIONS OFF
-                      CXX_VISIBILITY_PRESET hidden BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "")
-target_compile_definitions(requite_torch PRIVATE TORCH_TARGET_VERSION=0x020a000000000000)
-target_include_directories(requite_torch PRIVATE host)
-target_include_directories(requite_torch SYSTEM PRIVATE ${rq_torch_folder}/include)
-target_compile_options(requite_torch PRIVATE -Wall -Wextra -Wshadow)
-if(RQ_WERROR)
-  target_compile_options(requite_torch PRIVATE -Werror)
-endif()
+file(GLOB rq_torch_repack CONFIGURE_DEPENDS host/repack_*.c)
+add_library(requite_torch MODULE python/csrc/schemas.cpp python/csrc/ops_cpu.cpp python/csrc/tiles.cpp ${rq_torch_repack})
+function(rq_torch_extension target)
+  set_target_properties(${target} PROPERTIES PREFIX "" CXX_STANDARD 20 CXX_STANDARD_REQUIRED ON CXX_EXTENSIONS OFF
+                        CXX_VISIBILITY_PRESET hidden BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "")
+  target_compile_definitions(${target} PRIVATE TORCH_TARGET_VERSION=0x020a000000000000)
+  target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR}/host)
+  target_include_directories(${target} SYSTEM PRIVATE ${rq_torch_folder}/include)
+  target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow>")
+  if(RQ_WERROR)
+    target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:-Werror>")
+  endif()
+  install(TARGETS ${target} LIBRARY DESTINATION . COMPONENT python EXCLUDE_FROM_ALL)
+endfunction()
+rq_torch_extension(requite_torch)
 # Both are in the process before this is loaded, and found there by name: PyTorch by its import, librequite.so.0 by python/requite.
 target_link_libraries(requite_torch PRIVATE requite_shared ${rq_torch_folder}/lib/libtorch_cpu.so)
-install(TARGETS requite_torch LIBRARY DESTINATION . COMPONENT python EXCLUDE_FROM_ALL)
+
+# The kernels are of the CUDA tests' making (RQ_CUDA, which this turns on); CUDA's run time is linked in, so that PyTorch's may be another.
+function(rq_torch_add_cuda)
+  if(NOT EXISTS ${rq_torch_folder}/lib/libtorch_cuda.so)
+    message(FATAL_ERROR "RQ_TORCH_CUDA is ON, but torch ${rq_torch_version} is not built for CUDA")
+  endif()
+  add_library(requite_torch_cuda MODULE python/csrc/ops_cuda.cpp)
+  rq_torch_extension(requite_torch_cuda)
+  target_link_libraries(requite_torch_cuda PRIVATE requite_shared requite_cuda CUDA::cudart_static ${rq_torch_folder}/lib/libtorch_cpu.so
+                        ${rq_torch_folder}/lib/libtorch_cuda.so)
+  add_dependencies(python_package requite_torch_cuda)
+endfunction()

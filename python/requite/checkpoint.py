@@ -72,14 +72,22 @@ class Rotation(torch.nn.Module):
 
     def __init__(self, entry: dict):
         super().__init__()
-        self.kind, self.seed, n = entry["kind"], int(entry["seed"]), int(entry["size"])
-        # Other kinds are fast transforms; this one takes about n^3 operations to build, so it is built once.
-        dense = torch.ops.requite.rotate(torch.eye(n), self.kind, self.seed, False) if self.kind == "orthogonal" else None
-        self.register_buffer("dense", dense, persistent=False)
+        self.kind, self.seed, self.n = entry["kind"], int(entry["seed"]), int(entry["size"])
+        # Other kinds are fast transforms on the CPU; this one takes about n^3 operations to build, so it is built once.
+        self.register_buffer("dense", self._matrix() if self.kind == "orthogonal" else None, persistent=False)
+
+    def _matrix(self):
+        return torch.ops.requite.rotate(torch.eye(self.n), self.kind, self.seed, False)
+
+    def _apply(self, fn, recurse=True):
+        device = fn(torch.empty(0)).device
+        if self.dense is not None or device.type == "cuda":  # where there is no transform; a product in float32 whatever the model's type
+            self.dense = self._matrix().to(device)
+        return self
 
     def forward(self, x, inverse: bool):
         x = x.float().contiguous()
-        if self.dense is not None: return x @ (self.dense.T if inverse else self.dense).float()
+        if self.dense is not None: return x @ (self.dense.T if inverse else self.dense)
         return torch.ops.requite.rotate(x, self.kind, self.seed, inverse)
 
 

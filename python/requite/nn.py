@@ -5,11 +5,12 @@ QuantLinear  one layer of any of our formats. Its buffers have the names and con
              wrote (docs/formats.md), so that load_state_dict takes them as they are.
 
 What the operators read is made of those buffers when they are loaded: zero points as bytes, columns in the order of their groups,
-codebooks of a power of two entries. It moves with the module and is not saved.
+codebooks of a power of two entries. It moves with the module and is not saved. A module on a CUDA device has there what the kernels
+read, and keeps the file's tensors on the CPU.
 """
 from typing import Optional
 
-from .ops import torch  # first: it says what is missing
+from .ops import torch, why_no_cuda  # first: it says what is missing
 from . import _bits
 
 _ops = torch.ops.requite
@@ -45,6 +46,9 @@ class QuantLinear(torch.nn.Module):
         self.register_buffer("bias", None if bias is None or bias is False else
                              torch.zeros(self.out_features) if bias is True else bias.detach().clone())
         for name in self.kind.derived: self.register_buffer("run_" + name, None, persistent=False)
+        # On a CUDA device: what its kernels read. The file's tensors stay on the CPU then.
+        for name in ("tiles", "tiles_perm"): self.register_buffer("run_" + name, None, persistent=False)
+        self._layout = None
         if tensors is not None: self._take(tensors)
         self.refresh()
 
@@ -72,8 +76,24 @@ class QuantLinear(torch.nn.Module):
         """Work out again what the operators read. Done by load_state_dict and on every move; call it after writing to a buffer."""
         if self.weight_shape.is_meta: return
         for name, value in self.kind.derive(self).items(): self._buffers["run_" + name] = value
+        if self.run_tiles is not None: self._fill_tiles(self.run_tiles.device)
+
+    def _fill_tiles(self, device) -> None:
+        tiles, layout = self.kind.tiles(self)
+        self._layout = layout.tolist()
+        self.run_tiles = tiles.to(device)
+        perm = self._buffers.get("run_perm")
+        self.run_tiles_perm = None if perm is None else perm.to(device)
 
     def _apply(self, fn, recurse=True):
+        device = fn(torch.empty(0)).device
+        if device.type == "cuda":
+            reason = why_no_cuda()
+            if reason is not None: raise RuntimeError(f"the layer cannot go to {device}: {reason}")
+            if self.bias is not None: self.bias = fn(self.bias)
+            if self.run_tiles is None or self.run_tiles.device != device: self._fill_tiles(device)
+            return self
+        self.run_tiles = self.run_tiles_perm = None
         # Scales and codebooks keep their type: model.bfloat16() is about activations.
         for name, buffer in self._buffers.items():
             if buffer is None: continue
@@ -87,11 +107,16 @@ class QuantLinear(torch.nn.Module):
 
     def forward(self, x):
         if x.shape[-1] != self.in_features: raise ValueError(f"x has shape {list(x.shape)}: rows of {self.in_features} are wanted")
+        if x.device.type == "cuda":
+            if self.run_tiles is None: raise RuntimeError(f"x is on {x.device}, and the layer is not: layer.to(x.device)")
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return _ops.linear_tiles(x.contiguous(), self.run_tiles, self.run_tiles_perm, bias, self._layout)
+        if self.run_tiles is not None: raise RuntimeError(f"x is on {x.device}, and the layer on {self.run_tiles.device}")
         bias = None if self.bias is None else self.bias.float()
         return self.kind.linear(self, x.float().contiguous(), bias).to(x.dtype)
 
     def dequantize(self):
-        """The dense weights, float32 [out_features, in_features]."""
+        """The dense weights, float32 [out_features, in_features], on the CPU."""
         return self.kind.unpack(self)
 
     def extra_repr(self) -> str:
@@ -155,6 +180,10 @@ class _Grid:
     def unpack(cls, m):
         return _ops.unpack_grid(*cls._args(m), m.in_features, m.entry["bits"], m.entry["group"])
 
+    @classmethod
+    def tiles(cls, m):
+        return _ops.tiles_grid(*cls._args(m)[:3], m.in_features, m.entry["bits"], m.entry["group"])
+
 
 def _outlier_buffers(m):
     k = m.entry.get("n_outlier", 0)
@@ -207,6 +236,10 @@ class _Ssvq:
     def unpack(cls, m):
         return _ops.unpack_ssvq(*cls._args(m), m.in_features, m.entry["book_cols"], m.entry["group"])
 
+    @classmethod
+    def tiles(cls, m):
+        return _ops.tiles_ssvq(*cls._args(m), m.in_features, m.entry["book_cols"], m.entry["group"])
+
 
 class _Vq:
     derived = ("book", "book2")
@@ -250,6 +283,11 @@ class _Vq:
         return _ops.unpack_vq(*cls._args(m), m.out_features, m.in_features, m.entry["book_cols"], m.entry["group"],
                               m.entry["vec_axis"] == "out")
 
+    @classmethod
+    def tiles(cls, m):
+        return _ops.tiles_vq(*cls._args(m), m.out_features, m.in_features, m.entry["book_cols"], m.entry["group"],
+                             m.entry["vec_axis"] == "out")
+
 
 class _W4a8:
     derived = ()
@@ -281,6 +319,10 @@ class _W4a8:
     @classmethod
     def unpack(cls, m):
         return _ops.unpack_w4a8(*cls._args(m), m.in_features, m.entry["group"], m.entry["hadamard"])
+
+    @classmethod
+    def tiles(cls, m):
+        return _ops.tiles_w4a8(*cls._args(m), m.in_features, m.entry["group"], m.entry["hadamard"])
 
 
 _KINDS = {"grid": _Grid, "ssvq": _Ssvq, "vq": _Vq, "w4a8": _W4a8}

@@ -38,13 +38,37 @@ torch = _import_torch()
 _ops = torch.ops.requite
 
 
+def _load_cuda():
+    """None, or the reason why there are no CUDA kernels."""
+    path = os.path.join(os.path.dirname(os.path.abspath(library_path())), "requite_torch_cuda.so")
+    if not os.path.isfile(path):
+        return (f"{path} was not built: it takes nvcc and a PyTorch for CUDA, and pip install ./python -C cmake.define.RQ_TORCH_CUDA=ON "
+                "in the checkout")
+    if torch.version.cuda is None: return f"this PyTorch, {torch.__version__}, is built without CUDA"
+    try:
+        torch.ops.load_library(path)
+    except OSError as e:
+        return f"{path} cannot be loaded: {e}"
+    return None
+
+
+_no_kernels = _load_cuda()
+
+
+def why_no_cuda():
+    """None where the operators run on CUDA devices, else the reason, as a sentence."""
+    if _no_kernels is not None: return _no_kernels
+    return None if torch.cuda.is_available() else "PyTorch finds no CUDA device"
+
+
 def _refuse(condition: bool, words: str) -> None:
     if condition: raise RuntimeError(words)
 
 
 def _check(x, name: str, tensors: dict, width=None, stored=None) -> None:
     """What fake kernels check: float rows in x, the matrix beside it. stored: name of the tensor that n_in must go with."""
-    _refuse(x.dtype != torch.float32, f"{name} has dtype {str(x.dtype)[6:]}, not float32")
+    if x.device.type == "cuda": _half(x, name)
+    else: _refuse(x.dtype != torch.float32, f"{name} has dtype {str(x.dtype)[6:]}, not float32")
     _refuse(x.dim() < 1, f"{name} has shape {list(x.shape)}: rows [..., n] are wanted")
     for other, t in tensors.items():
         _refuse(t is not None and t.device.type != x.device.type, f"{other} is on {None if t is None else t.device}, and {name} on {x.device}")
@@ -125,7 +149,8 @@ def _(q, q_scale, q_sum, words, scale, zero, step, base, bias, group):
 
 def _int8_rows(x):
     n_tok = x.numel() // x.shape[-1]
-    return (x.new_empty((n_tok, x.shape[-1]), dtype=torch.int8), x.new_empty((n_tok,)), x.new_empty((n_tok,), dtype=torch.int32))
+    return (x.new_empty((n_tok, x.shape[-1]), dtype=torch.int8), x.new_empty((n_tok,), dtype=torch.float32),
+            x.new_empty((n_tok,), dtype=torch.int32))
 
 
 @torch.library.register_fake("requite::quantize_rows")
@@ -156,6 +181,56 @@ def _(x, order, transposed):
 def _(x, kind, seed, inverse):
     _check(x, "x", {})
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+# ---- CUDA: weights repacked for the kernels. For inference: no gradients -----------------------------------------------------
+
+def _fake_tiles(like):
+    return (like.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8), like.new_empty((20,), dtype=torch.int64))
+
+
+@torch.library.register_fake("requite::tiles_grid")
+def _(words, *_rest):
+    return _fake_tiles(words)
+
+
+@torch.library.register_fake("requite::tiles_ssvq")
+def _(codes, *_rest):
+    return _fake_tiles(codes)
+
+
+@torch.library.register_fake("requite::tiles_vq")
+def _(codes, *_rest):
+    return _fake_tiles(codes)
+
+
+@torch.library.register_fake("requite::tiles_w4a8")
+def _(words, *_rest):
+    return _fake_tiles(words)
+
+
+def _half(x, name):
+    _refuse(x.dtype not in (torch.float16, torch.bfloat16), f"{name} has dtype {str(x.dtype)[6:]}: float16 or bfloat16 is wanted on a CUDA device")
+
+
+@torch.library.register_fake("requite::linear_tiles")
+def _(x, tiles, perm, bias, layout):
+    _half(x, "x")
+    _refuse(x.shape[-1] != layout[2], f"x has rows of {x.shape[-1]}, and the matrix {layout[2]} columns")
+    for name, t in (("tiles", tiles), ("perm", perm), ("bias", bias)):
+        _refuse(t is not None and t.device != x.device, f"{name} is on {None if t is None else t.device}, and x on {x.device}")
+    return x.new_empty((*x.shape[:-1], layout[1]))
+
+
+@torch.library.register_fake("requite::gemm_tiles")
+def _(q, q_scale, q_sum, tiles, bias, layout, bfloat16):
+    _refuse(q.dtype != torch.int8, f"q has dtype {str(q.dtype)[6:]}, not int8")
+    return q.new_empty((q.shape[0], layout[1]), dtype=torch.bfloat16 if bfloat16 else torch.float16)
+
+
+@torch.library.register_fake("requite::unpack_tiles")
+def _(tiles, layout, bfloat16):
+    return tiles.new_empty((layout[1], layout[2]), dtype=torch.bfloat16 if bfloat16 else torch.float16)
 
 
 # ---- gradients: of x and bias. Packed matrices have none, and the rounding of x to int8 counts as the identity. ------------

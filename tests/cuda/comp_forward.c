@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CUDA row of forward.h (host/backend_cuda_forward.c, backend_cuda_rows.c) against the CPU's, operation by operation, and rows of all samples on the
  * device and in files. What is bit for bit the same: inputs of w4a8, rows, Gram matrices of whole numbers. The kernels have tests against fp64
- * (llama.cu), the whole pass has sim_quantize. Libraries: quantizer requite. Targets: sm_80 sm_90a. */
+ * (llama.cu), the whole pass has sim_quantize. Libraries: quantizer requite models. Targets: sm_80 sm_90a. */
 #include "comp_case.h"
 
 #include "act_hadamard.h"
@@ -203,6 +203,58 @@ static void test_gram(both *b) {
     for (int k = 0; k < 2; ++k) free(h[k]), free(d[k]);
 }
 
+/* More rows than go past H at a time. */
+static void test_loss(both *b) {
+    problem p = problem_new(1030, 20, 60, false);
+    float *q = rq_host_alloc((size_t)(p.n_out * p.n) * sizeof *q);
+    for (int64_t i = 0; i < p.n_out * p.n; ++i) q[i] = p.w[i] + 0.1f * (float)(rq_random_unit(3, (uint64_t)i) - 0.5);
+    for (int cross = 0; cross < 2; ++cross) {
+        rq_loss l[2];
+        for (int k = 0; k < 2; ++k)
+            CHECK_RQ(b->row[k]->loss(b->run[k], &l[k], p.w, q, p.n_out, p.n, p.h, cross ? p.d : NULL));
+        EXPECT_NEAR(l[1].sym, l[0].sym, 1e-6 * l[0].sym);
+        EXPECT_NEAR(l[1].asym, l[0].asym, 1e-6 * l[0].sym);
+        EXPECT_NEAR(l[1].whw, l[0].whw, 1e-6 * l[0].whw);
+        EXPECT((l[1].asym == l[1].sym) == !cross);
+    }
+    free(q);
+    problem_free(&p);
+}
+
+/* device_plan.h counts what a pass does with a matrix, in two streams. */
+static void test_forward_plan(void) {
+    enum { TOKENS = 2048 + 70, CHUNK = 2048, OUT = 9, IN = 48 };
+    const rq_forward_ops *row = &rq_forward_cuda;
+    const rq_forward_job job = job_of(TOKENS, CHUNK, 0);
+    float w[2][OUT * IN] = {{0}}, *x, *y;
+    rq_work *done = &((cuda_device *)gpu->own)->done;
+    rq_device_work plan;
+    rq_quant_opt o;
+    void *run;
+    rq_quant_default(&o, RQ_COMP_RESCOMP);
+    CHECK_RQ(rq_quant_set_all(&o, "group=16"));
+    CHECK_RQ(rq_device_plan(&plan, OUT, IN, TOKENS, &o));
+    CHECK_RQ(row->begin(&run, &job));
+    CHECK_RQ(row->new_floats(run, &x, CHUNK * IN, "a test"));
+    CHECK_RQ(row->new_floats(run, &y, CHUNK * OUT, "a test"));
+    CHECK_CUDA(cudaMemset(x, 0, sizeof(float[CHUNK * IN])));
+    *done = (rq_work){0};
+    CHECK_RQ(row->pass_begin(run));
+    for (int t = 0; t < TOKENS; t += CHUNK) {
+        for (int k = 0; k < 2; ++k) {
+            const rq_linear lin = {.name = "w", .n_out = OUT, .n_in = IN, .w = w[k]};
+            CHECK_RQ(row->linear(run, y, &lin, x, rq_min_i64(CHUNK, TOKENS - t)));
+        }
+    }
+    CHECK_RQ(row->pass_end(run));
+    EXPECT_EQ(done->launches, plan.forward.launches);
+    EXPECT_NEAR(done->flops, plan.forward.flops, 0);
+    EXPECT_NEAR(done->upload, plan.forward.upload, 0);
+    row->free_floats(run, x);
+    row->free_floats(run, y);
+    row->end(run);
+}
+
 /* What is rounded to bfloat16 beforehand is multiplied as it is, and anything else as if it were. */
 static void test_bf16(void) {
     both both_rows, *b = &both_rows;
@@ -300,7 +352,9 @@ int main(void) {
     test_inputs(&b);
     test_statistics(&b);
     test_gram(&b);
+    test_loss(&b);
     both_free(&b);
+    test_forward_plan();
     test_bf16();
     test_rows(false);
     test_rows(true);

@@ -72,8 +72,8 @@ find_file(RQ_CUBLAS_HEADER cublas_v2.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFA
 find_file(RQ_CUSOLVER_HEADER cusolverDn.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH)
 if(RQ_KERNELS_ONLY)
   include(${CMAKE_SOURCE_DIR}/host/sources.cmake)
-  list(FILTER RQ_BACKEND_SOURCES EXCLUDE REGEX "/backend_cuda_(decode|weights)\\.c$") # of models
   rq_add_quantizer(requite_quantizer)
+  list(FILTER RQ_BACKEND_SOURCES EXCLUDE REGEX ${RQ_BACKEND_MODEL_FILES})
   set(RQ_QUANTIZER requite_quantizer)
 else()
   set(RQ_QUANTIZER requite_static)
@@ -101,6 +101,12 @@ if(RQ_GPUSIM AND TARGET gpusim_cublas AND TARGET gpusim_cusolver)
     set_target_properties(sim_requite PROPERTIES OUTPUT_NAME requite RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/sim
                                                  ENABLE_EXPORTS ON CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX)
     target_link_libraries(sim_requite PRIVATE requite_backend_sim)
+    # The command as on a GPU machine: the same objects with the CUDA run time in the simulator's place, so that what does not link shows without
+    # a GPU. Kernels are the simulator's PTX.
+    add_executable(native_requite ${CMAKE_SOURCE_DIR}/host/main.c ${RQ_COMMAND_SOURCES} $<TARGET_OBJECTS:requite_backend_sim>)
+    set_target_properties(native_requite PROPERTIES OUTPUT_NAME requite RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/native
+                                                    CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX)
+    target_link_libraries(native_requite PRIVATE requite_static requite_cuda_sim CUDA::cudart_static)
   endif()
 endif()
 if(RQ_CUDA)
@@ -232,6 +238,9 @@ endif()
 if(RQ_BUILD_TESTS AND TARGET sim_requite)
   add_test(NAME sim_quantize COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_quantize.py $<TARGET_FILE:sim_requite>
                                      ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied)
+  add_test(NAME cuda_no_device COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_no_device.py $<TARGET_FILE:native_requite>
+                                       ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied)
+  set_tests_properties(cuda_no_device PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
   add_test(NAME sim_generate COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_generate.py $<TARGET_FILE:sim_requite>
                                      ${CMAKE_SOURCE_DIR}/tests)
   set_tests_properties(sim_quantize sim_generate PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 600)
@@ -240,6 +249,17 @@ endif()
 if(RQ_BUILD_TESTS AND TARGET gpusim_cublas)
   add_test(NAME sim_simcc COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_simcc.py ${CMAKE_BINARY_DIR} ${CMAKE_CUDA_COMPILER})
   set_tests_properties(sim_simcc PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 1200)
+endif()
+
+# comp of the files alone that a build with RQ_KERNELS_ONLY has: it has to link.
+if(TARGET sim_comp AND NOT RQ_KERNELS_ONLY)
+  set(alone "$<FILTER:$<TARGET_OBJECTS:requite_objects>,INCLUDE,${RQ_QUANTIZER_FILES}>")
+  add_executable(comp_alone ${RQ_CUDA_TESTS}/comp.c "$<FILTER:${alone},EXCLUDE,${RQ_NOT_QUANTIZER_FILES}>"
+                            "$<FILTER:$<TARGET_OBJECTS:requite_backend_sim>,EXCLUDE,${RQ_BACKEND_MODEL_FILES}>")
+  set_target_properties(comp_alone PROPERTIES CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX)
+  target_include_directories(comp_alone PRIVATE ${CMAKE_SOURCE_DIR}/host)
+  target_include_directories(comp_alone SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+  target_link_libraries(comp_alone PRIVATE requite_cuda_sim gpusim_cusolver gpusim_cublas gpusim Threads::Threads m ${CMAKE_DL_LIBS})
 endif()
 
 # .ci/gpu itself, with the simulator in the GPU's place.

@@ -176,6 +176,8 @@ static void test_attention(const attention_case *c) {
     EXPECT_EQ(rq_cuda_attend(&a, 0), RQ_OK);
     float *out = back(a.out, n), *lse = back(a.lse, (size_t)c->n_seq * c->n_q * c->n_head);
     double *score = (double *)rq_host_alloc((size_t)n_pos * sizeof *score);
+    const size_t n_received = (size_t)c->n_seq * c->n_q;
+    double *want_received = (double *)rq_host_alloc(n_received * sizeof *want_received);
     for (int row = 0; row < c->n_seq * c->n_q * c->n_head; ++row) {
         const int head = row % c->n_head, i = row / c->n_head % c->n_q, seq = row / c->n_head / c->n_q;
         const int64_t kv_at = seq * a.kv_seq + head / (c->n_head / c->n_kv_head) * a.kv_head;
@@ -188,6 +190,7 @@ static void test_attention(const attention_case *c) {
             most = fmax(most, score[p]);
         }
         for (int p = 0; p <= c->first_pos + i; ++p) sum += score[p] = exp(score[p] - most);
+        for (int p = 0; p <= i; ++p) want_received[seq * c->n_q + p] += score[p] / sum;
         EXPECT_NEAR_AT(row, lse[row], most + log(sum), 1e-5 * (1 + fabs(most)));
         for (int d = 0; d < hd; ++d) {
             double want = 0;
@@ -195,8 +198,18 @@ static void test_attention(const attention_case *c) {
             EXPECT_NEAR_AT(row * hd + d, out[(of - q) + d], want, 2e-6 * (1 + fabs(most)));
         }
     }
+    if (c->first_pos == 0) {
+        float *d_received = (float *)rq_device_buffer(n_received * 4);
+        double *by_head = (double *)rq_device_buffer(n_received * (size_t)c->n_head * 8);
+        EXPECT_EQ(rq_cuda_attend_received(d_received, by_head, &a, 0), RQ_OK);
+        float *received = back(d_received, n_received);
+        for (size_t i = 0; i < n_received; ++i)
+            EXPECT_NEAR_AT((long long)i, received[i], want_received[i],
+                           1e-5 * c->scale * c->scale * want_received[i] + 1e-38);
+        free(received);
+    }
     rq_record("attention", RQ_F32, out, n, 1e-5);
-    free(q), free(k), free(v), free(out), free(lse), free(score);
+    free(q), free(k), free(v), free(out), free(lse), free(score), free(want_received);
     rq_device_free_all();
 }
 
@@ -206,6 +219,7 @@ static void test_attention_refusals(void) {
     EXPECT_EQ(rq_cuda_attend(&a, 0), RQ_ERR_UNSUPPORTED);
     a.head_dim = 64, a.n_kv_head = 2;
     EXPECT_EQ(rq_cuda_attend(&a, 0), RQ_ERR_ARG);
+    EXPECT_EQ(rq_cuda_attend_received(NULL, NULL, &a, 0), RQ_ERR_ARG); /* no lse */
 }
 
 int main(void) {

@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""`requite quantize --dry-run --devices`: operations and seconds against a count by hand, from config.json alone; what it refuses.
+
+usage: test_cost.py REQUITE"""
+import json, math, os, subprocess, sys, tempfile
+
+REQUITE = sys.argv[1]
+D, FF, HEADS, KV, HEAD, LAYERS = 64, 96, 4, 2, 16, 3
+WINDOWS, LENGTH = 6, 50
+TOKENS = WINDOWS * LENGTH
+Q, K = HEADS * HEAD, KV * HEAD
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": D, "intermediate_size": FF, "num_hidden_layers": LAYERS,
+          "num_attention_heads": HEADS, "num_key_value_heads": KV, "head_dim": HEAD, "vocab_size": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+          "max_position_embeddings": 512, "hidden_act": "silu", "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2}
+RATES = {"schema_version": 1, "measured": True, "forward": 2e6, "gram": 3e6, "factor": 5e5, "terms": 7e6, "sweep": 1e5, "refine": 1.1e6, "host": 1.3e4,
+         "disk": 1.7e6, "net": 1.9e5, "launch": 0.01}
+STAGES = ({"q": Q, "k": K, "v": K}, {"o": D}, {"gate": FF, "up": FF}, {"down": D})
+WIDTHS = (D, Q, D, FF)
+
+
+def run(*args, code=0):
+    r = subprocess.run([REQUITE, "quantize", *map(str, args)], capture_output=True, text=True)
+    assert r.returncode == code, f"{args}: {r.returncode}\n{r.stdout}{r.stderr}"
+    return r.stdout if code == 0 else r.stderr
+
+
+def sweep(rows, n, block=128):
+    """Of GPTQ in blocks: within one, each column into those after it; then a product into all that is right of it. And launches."""
+    operations, launches, at = 0, 2, 0  # order of columns; scales of all groups
+    while at < n:
+        width = min(block, n - at)
+        operations += rows * width * (width - 1) + 2 * rows * width * (n - at - width)
+        launches += 1 + (at + width < n)
+        at += width
+    return operations, launches
+
+
+def by_hand(n):
+    """{stage: (work, seconds)} for comp=gptq without refinement on n devices."""
+    work, seconds = dict.fromkeys(RATES, 0.0), dict.fromkeys(RATES, 0.0)
+
+    def add(what, total, share=n):
+        work[what] += total
+        seconds[what] += total / share / RATES[what]
+
+    for layer in range(LAYERS):
+        passes = [0, 2 * D * (Q + 2 * K) + 2 * Q * LENGTH, 2 * Q * D, 4 * D * FF, 2 * D * FF if layer + 1 < LAYERS else 0]
+        add("forward", TOKENS * sum(passes))
+        add("disk", 4 * TOKENS * (D + (D + Q) + (Q + 2 * D) + (D + FF) + (2 * D + FF)))
+        for width, matrices in zip(WIDTHS, STAGES):
+            add("gram", 2 * width * width * TOKENS)
+            if n > 1: add("net", 4 * width * TOKENS * (n - 1))
+            work["factor"] += n * 2 * width ** 3 / 3
+            seconds["factor"] += 2 * width ** 3 / 3 / RATES["factor"]
+            work["host"] += n * width * width
+            seconds["host"] += width * width / RATES["host"]
+            each = []
+            for rows in matrices.values():
+                operations, launches = sweep(rows, width)
+                work["sweep"] += operations
+                each.append(operations / RATES["sweep"] + launches * RATES["launch"])
+                work["host"] += rows * width
+                seconds["host"] += rows * width / RATES["host"]
+                if n > 1: add("net", 4 * rows * width * (n - 1))
+            seconds["sweep"] += sum(max(each[i:i + n]) for i in range(0, len(each), n))
+    weights = LAYERS * sum(w * rows for w, m in zip(WIDTHS, STAGES) for rows in m.values())
+    add("disk", 2 * weights * n)
+    return {k: (work[k], seconds[k]) for k in work}
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        config, rates, out = (os.path.join(folder, f) for f in ("config.json", "rates.json", "out"))
+        for path, what in ((config, CONFIG), (rates, RATES)):
+            with open(path, "w", encoding="utf-8") as f: json.dump(what, f)
+        base = ["--comp", "gptq", "--group", 32, "--cd-sweeps", 0, "--refit", 0, "--n-samples", WINDOWS, "--seq-len", LENGTH, "--dry-run"]
+        for model in (config, folder):
+            for n in (1, 2, 5):
+                cost = json.loads(run(model, out, *base, "--devices", f"{n}xthing-2G", "--rates", rates, "--json"))["cost"]
+                want = by_hand(n)
+                total = 0
+                for stage in cost["stages"]:
+                    work, seconds = want.get({"between ranks": "net"}.get(stage["stage"], stage["stage"]))
+                    total += seconds
+                    assert math.isclose(stage["work"], work, rel_tol=1e-9, abs_tol=1e-9), (n, stage, work)
+                    assert math.isclose(stage["seconds"], seconds, rel_tol=1e-9, abs_tol=1e-12), (n, stage, seconds)
+                assert math.isclose(cost["seconds"], total, rel_tol=1e-9) and cost["rates"] == "measured", cost
+                assert cost["n_devices"] == n and cost["device"] == "thing" and cost["device_room"] == 2 * 2 ** 30, cost
+                assert cost["most"] == max(cost["stages"], key=lambda s: s["seconds"])["stage"], cost
+        # A large model: no weights are needed, and a device that is too small is said to be.
+        with open(config, "w", encoding="utf-8") as f:
+            json.dump({**CONFIG, "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128, "num_key_value_heads": 8,
+                       "head_dim": 128}, f)
+        text = run(config, out, "--dry-run", "--devices", "8xH100-80G")
+        assert "882 matrices" in text and "nominal (not measured)" in text and "does not fit" not in text, text
+        assert "does not fit" in run(config, out, "--dry-run", "--devices", "8xRTX4090"), text
+        # 70 billion weights on one GPU of 24 GiB.
+        with open(config, "w", encoding="utf-8") as f:
+            json.dump({**CONFIG, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+                       "head_dim": 128}, f)
+        cost = json.loads(run(config, out, "--dry-run", "--devices", "1xRTX4090", "--json"))["cost"]
+        assert 12 * 28672 ** 2 < cost["device_bytes"] < 20 * 2 ** 30, cost
+        assert not os.path.exists(out)
+        refused = {("--dry-run", "--devices", "8"): "8xH100-80G", ("--dry-run", "--devices", "0xH100"): "8xH100-80G", ("--dry-run", "--devices", "2xH100-80"): "8xH100-80G",
+                   ("--dry-run", "--devices", "2xQ9"): "no nominal rates of Q9", ("--devices", "2xH100"): "--dry-run", ("--dry-run", "--rates", rates): "--devices",
+                   ("--dry-run", "--devices", "2xH100", "--rates", config): "bench_quantize"}
+        for args, says in refused.items():
+            r = subprocess.run([REQUITE, "quantize", config, out, *args], capture_output=True, text=True)
+            assert r.returncode != 0 and says in r.stderr, (args, r.returncode, r.stderr)
+        with open(rates, "w", encoding="utf-8") as f: json.dump({k: v for k, v in RATES.items() if k != "terms"}, f)
+        assert "nothing of terms" in subprocess.run([REQUITE, "quantize", config, out, "--dry-run", "--devices", "2xH100", "--comp", "rescomp", "--rates", rates],
+                                                    capture_output=True, text=True).stderr
+    print("test_cost: right")
+
+
+main()
