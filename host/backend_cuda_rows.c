@@ -31,6 +31,8 @@ static void slot_free(cuda_slot *s) {
 }
 
 void cuda_slots_free(cuda_forward *f) {
+    (void)cudaStreamSynchronize(f->dev->copy); /* after a failure chunks may be on their way */
+    if (f->back) (void)cudaStreamSynchronize(f->back);
     for (int i = 0; i < RQ_CUDA_SLOTS; ++i) {
         slot_free(&f->in[i]);
         slot_free(&f->out[i]);

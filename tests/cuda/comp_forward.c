@@ -32,7 +32,7 @@ typedef struct both {
 static rq_forward_job job_of(int64_t n_tok, int64_t chunk, double matrix_bytes) {
     return (rq_forward_job){.device = gpu,
                             .model = &model,
-                            .dir = "/tmp",
+                            .dir = ".",
                             .n_tok = n_tok,
                             .chunk = chunk,
                             .seq_len = SEQ,
