@@ -3,6 +3,8 @@
  * and forgotten when the pass ends: of a block there are the matrices of one stage at a time. */
 #include "backend_cuda_forward.h"
 
+#include "backend_cuda_ranks.h"
+
 #include "llama_block.h"
 
 enum { PIECE = 4 << 20 }; /* numbers of a matrix that are rounded at a time */
@@ -99,7 +101,7 @@ static void bytes_of(const cuda_forward *f, double *chunk, double *pass) {
                  matrices = (qkv > mlp ? qkv : mlp) * j->n_streams + (qd > ff ? qd : ff) * d; /* one more: measuring */
     *chunk = 4 * t *
                  (3 * (double)c->n_head + d + 3 * w + qd + 2 * kd + 2 * ff +
-                  (j->n_streams + 2 * CUDA_SLOTS + (j->bf16 ? 1 : 0)) * w) +
+                  (j->n_streams * (rq_n_ranks(j->ranks) > 1 ? 2 : 1) + 2 * CUDA_SLOTS + (j->bf16 ? 1 : 0)) * w) +
              (j->bf16 ? 4.0 * PIECE : 0);
     *pass =
         (j->bf16 ? 2 : 4) * matrices + 4 * (w < RQ_CUDA_PANEL ? w : RQ_CUDA_PANEL) * w + 8 * w * w * (j->cross ? 2 : 1);
@@ -349,6 +351,10 @@ done:
     return status;
 }
 
+static rq_status share(void *own, float *x, int64_t count, int root) {
+    return cuda_share(((cuda_forward *)own)->dev, x, count * (int64_t)sizeof *x, root);
+}
+
 static rq_status gram(void *own, double *h, double *d, const float *a, const float *b, int64_t n_tok, int64_t n) {
     rq_status status = RQ_OK;
     cuda_forward *f = own;
@@ -380,6 +386,7 @@ const rq_forward_ops rq_forward_cuda = {
     .rows_free = cuda_rows_free,
     .rows_read = cuda_rows_read,
     .rows_write = cuda_rows_write,
+    .share = share,
     .pass_begin = pass_begin,
     .pass_end = pass_end,
     .rmsnorm = rmsnorm,
