@@ -601,6 +601,15 @@ def test_import():
         with open(requite.library_path(), "rb") as f, open(alone, "wb") as g: g.write(f.read())
         p = python(base + "requite.ops", RQ_LIBRARY=alone)
         assert re.search(r"ImportError: torch.ops.requite is not there: .*requite_torch.so was not built", p.stderr), p.stderr
+        for name, content in (("requite_torch.so", b""), ("requite_torch_cuda.so", b"of another make")):
+            with open(os.path.join(WORK.name, name), "wb") as f: f.write(content)
+        p = python(base + "requite.ops", RQ_LIBRARY=alone)
+        assert re.search(r"ImportError: .*requite_torch.so cannot be loaded: .*Quantizing and Model work without it", p.stderr), p.stderr
+        with open(os.path.join(os.path.dirname(requite.library_path()), "requite_torch.so"), "rb") as f: real = f.read()
+        with open(os.path.join(WORK.name, "requite_torch.so"), "wb") as g: g.write(real)
+        p = python(base + "import torch; torch.version.cuda = '13'; requite.ops.torch.ops.requite.linear_grid; print(requite.ops.why_no_cuda())",
+                   RQ_LIBRARY=alone)
+        assert "requite_torch_cuda.so cannot be loaded" in p.stdout, p.stdout + p.stderr  # and the CPU's operators are there
     p = python("import requite; requite.nonsense")
     assert "has no attribute 'nonsense'" in p.stderr, p.stderr
 
