@@ -300,6 +300,7 @@ static rq_status upload_stack(cuda_weights *w, const cuda_stack *s) {
     void *at = NULL;
     RQ_TRY((m->dense ? upload_dense : upload_tiles)(w, s, &at));
     m->weights = at;
+    m->weight_bytes = m->dense ? 0 : s->tiles.bytes;
     if (m->bias) {
         RQ_TRY(upload_bias(w, s, &at));
         m->bias = at;

@@ -95,6 +95,11 @@ static rq_status cpu_move(void *own, float *out, const float *w, int64_t n_out, 
     return RQ_OK;
 }
 
+static rq_status cpu_clip(void *own, const rq_sweep *s, const char *label) {
+    (void)own, (void)label;
+    return rq_clip_output(s);
+}
+
 static rq_status cpu_sweep(void *own, const rq_sweep *s, const char *label) {
     (void)own, (void)label;
     return rq_sweep_run(s);
@@ -135,6 +140,7 @@ const rq_device_ops rq_device_cpu = {.name = "cpu",
                                      .triangular_term = cpu_triangular_term,
                                      .target_move = cpu_target_move,
                                      .move = cpu_move,
+                                     .clip = cpu_clip,
                                      .sweep = cpu_sweep,
                                      .refine = cpu_refine,
                                      .book_sweep = cpu_book_sweep,

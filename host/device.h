@@ -26,7 +26,8 @@ typedef struct rq_device_ops {
     rq_status (*target_move)(void *own, rq_prep *p, float *d);
     /* out = w + factor w M, all [n_out][n]. */
     rq_status (*move)(void *own, float *out, const float *w, int64_t n_out, const rq_prep *p, double factor);
-    /* Sweep and refinement on a grid; label names the matrix in messages. */
+    /* rq_clip_output; sweep and refinement on a grid. label names the matrix in messages. */
+    rq_status (*clip)(void *own, const rq_sweep *s, const char *label);
     rq_status (*sweep)(void *own, const rq_sweep *s, const char *label);
     rq_status (*refine)(void *own, const rq_refine *r, const rq_prep *p, const char *label);
     const rq_kmeans_engine *kmeans; /* NULL: the CPU's */
