@@ -54,8 +54,9 @@ typedef struct cuda_device {
     float *a[2], *b[2], *panel;
     cudaEvent_t filled[2], used[2];
     int64_t chunk;
-    bool told_lines; /* that vectors down the outputs are the CPU's */
-    rq_work done;    /* since the device was opened; bytes of device memory are not counted */
+    bool told_lines;          /* that vectors down the outputs are the CPU's */
+    struct cuda_ranks *ranks; /* backend_cuda_ranks.c; NULL: one rank */
+    rq_work done;             /* since the device was opened; bytes of device memory are not counted */
 } cuda_device;
 
 /* What a preparation keeps on the device (rq_prep.on_device). */

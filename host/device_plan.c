@@ -425,7 +425,7 @@ void rq_device_plan_forward(double *chunk, double *pass, const rq_forward_shape 
                  matrices = (qkv > mlp ? qkv : mlp) * s->n_streams + (qd > ff ? qd : ff) * d; /* one more: measuring */
     *chunk = 4 * t *
                  (3 * (double)s->n_head + d + 3 * w + qd + 2 * kd + 2 * ff +
-                  (s->n_streams + 2 * RQ_CUDA_SLOTS + (s->bf16 ? 1 : 0)) * w) +
+                  (s->n_streams * (s->ranks ? 2 : 1) + 2 * RQ_CUDA_SLOTS + (s->bf16 ? 1 : 0)) * w) +
              (s->bf16 ? 4.0 * RQ_CUDA_PIECE : 0);
     *pass = (s->bf16 ? 2 : 4) * matrices + 4 * panel * w + 8 * w * w * (s->cross ? 2 : 1);
 }

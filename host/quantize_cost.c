@@ -205,7 +205,7 @@ static double spilled(const rq_config *c) {
 }
 
 /* Device memory, when that of matrices is given: a pass needs other things, and beside both are the buffers of a chunk. */
-static double with_chunks(double matrices, const rq_quantizer *z, int streams) {
+static double with_chunks(double matrices, const rq_quantizer *z, int streams, int n) {
     const rq_config *c = &z->model->cfg;
     const int64_t seq = rq_max_i64(1, z->job->samples.seq_len);
     const rq_forward_shape shape = {.d = c->d_model,
@@ -216,7 +216,8 @@ static double with_chunks(double matrices, const rq_quantizer *z, int streams) {
                                     .chunk = rq_max_i64(1, 2048 / seq) * seq,
                                     .n_streams = streams,
                                     .cross = streams > 1,
-                                    .bf16 = z->job->bf16};
+                                    .bf16 = z->job->bf16,
+                                    .ranks = n > 1};
     double chunk, pass;
     rq_device_plan_forward(&chunk, &pass, &shape);
     return chunk + (pass > matrices ? pass : matrices);
@@ -244,7 +245,7 @@ rq_status rq_quantize_cost(rq_cost *c, const rq_quantizer *z, const rq_rates *r,
         for (int st = 0; st < RQ_N_STAGES; ++st) RQ_TRY(cost_of_sets(c, z, r, layer, st, n));
         if (forward) shared(c, RQ_COST_DISK, 4 * spilled(cfg) * tokens * streams, r->disk, n);
     }
-    if (forward) c->device_bytes = with_chunks(c->device_bytes, z, streams);
+    if (forward) c->device_bytes = with_chunks(c->device_bytes, z, streams, n);
     shared(c, RQ_COST_DISK, 2 * weights * n, r->disk, n); /* in 16 bits, by every rank */
     for (int i = 0; i < RQ_COST_STAGES; ++i) {
         if (!isfinite(c->seconds[i]))
