@@ -199,8 +199,8 @@ static rq_status plan_one(const options *o, const rq_quant_opt *q, int64_t n_out
     const struct {
         const char *name;
         const rq_work *work;
-    } stage[] = {
-        {"gram", &w.gram}, {"factor", &w.factor}, {"terms", &w.terms}, {"sweep", &w.sweep}, {"refine", &w.refine}};
+    } stage[] = {{"forward", &w.forward}, {"gram", &w.gram},   {"factor", &w.factor},
+                 {"terms", &w.terms},     {"sweep", &w.sweep}, {"refine", &w.refine}};
     for (size_t i = 0; i < sizeof stage / sizeof *stage; ++i) {
         const rq_work *s = stage[i].work;
         printf("%-8s %6lldx%-6lld %-7s %12.3f %10.3f %10.3f %10.1f %10.1f %9lld\n", comp, (long long)n_out,

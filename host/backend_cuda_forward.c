@@ -3,9 +3,9 @@
  * and forgotten when the pass ends: of a block there are the matrices of one stage at a time. */
 #include "backend_cuda_forward.h"
 
-#include "llama_block.h"
+#include "backend_cuda_ranks.h"
 
-enum { PIECE = 4 << 20 }; /* numbers of a matrix that are rounded at a time */
+#include "llama_block.h"
 
 /* ---- memory ----------------------------------------------------------------------------------------------------------- */
 
@@ -58,8 +58,8 @@ static rq_status keep_bf16(cuda_forward *f, uint16_t **there, const float *host,
     rq_status status = RQ_OK;
     bool filled;
     RQ_TRY(keep_place(f, (void **)there, &filled, host, count, sizeof **there, what));
-    for (int64_t at = 0; !filled && at < count; at += PIECE) {
-        const int64_t n = rq_min_i64(PIECE, count - at);
+    for (int64_t at = 0; !filled && at < count; at += RQ_CUDA_PIECE) {
+        const int64_t n = rq_min_i64(RQ_CUDA_PIECE, count - at);
         RQ_TRY(upload(f, f->piece, host + at, n));
         KERNEL_TRY(f->dev, rq_cuda_to_bf16(*there + at, f->piece, n, f->dev->compute));
     }
@@ -88,29 +88,23 @@ static void end(void *own) {
     free(f);
 }
 
-/* Device memory of a run without rows of all samples: buffers of a chunk, which are there all the time, and what a pass has beside them at most: the
- * matrices of a stage and Gram matrices. */
-static void bytes_of(const cuda_forward *f, double *chunk, double *pass) {
-    const rq_forward_job *j = &f->job;
-    const rq_config *c = &j->model->cfg;
-    const double d = (double)c->d_model, ff = (double)c->d_ff, qd = (double)(c->n_head * c->head_dim),
-                 kd = (double)(c->n_kv_head * c->head_dim), w = (double)f->widest, t = (double)j->chunk;
-    const double qkv = d * (qd + 2 * kd), mlp = 2 * d * ff,
-                 matrices = (qkv > mlp ? qkv : mlp) * j->n_streams + (qd > ff ? qd : ff) * d; /* one more: measuring */
-    *chunk = 4 * t *
-                 (3 * (double)c->n_head + d + 3 * w + qd + 2 * kd + 2 * ff +
-                  (j->n_streams + 2 * CUDA_SLOTS + (j->bf16 ? 1 : 0)) * w) +
-             (j->bf16 ? 4.0 * PIECE : 0);
-    *pass =
-        (j->bf16 ? 2 : 4) * matrices + 4 * (w < RQ_CUDA_PANEL ? w : RQ_CUDA_PANEL) * w + 8 * w * w * (j->cross ? 2 : 1);
-}
-
 /* Free memory against what passes and matrices need. What is left, but for a sixteenth of the device's, is room for rows. */
 static rq_status check_memory(cuda_forward *f) {
     rq_status status = RQ_OK;
     size_t left = 0, total = 0;
     double chunk, pass;
-    bytes_of(f, &chunk, &pass);
+    const rq_config *c = &f->job.model->cfg;
+    rq_device_plan_forward(&chunk, &pass,
+                           &(rq_forward_shape){.d = c->d_model,
+                                               .ff = c->d_ff,
+                                               .qd = c->n_head * c->head_dim,
+                                               .kd = c->n_kv_head * c->head_dim,
+                                               .n_head = c->n_head,
+                                               .chunk = f->job.chunk,
+                                               .n_streams = f->job.n_streams,
+                                               .cross = f->job.cross,
+                                               .bf16 = f->job.bf16,
+                                               .ranks = rq_n_ranks(f->job.ranks) > 1});
     const double matrix = f->job.matrix_bytes, most = chunk + (pass > matrix ? pass : matrix);
     CUDA_TRY(cudaMemGetInfo(&left, &total), "the forward pass");
     f->room = (double)left - most - (double)total / 16;
@@ -145,7 +139,7 @@ static rq_status begin(void **own, const rq_forward_job *job) {
     RQ_TRY(CUDA_NEW(f->dev, f->rope, job->seq_len * c->head_dim, "the rotary embedding"));
     RQ_TRY(upload(f, f->rope, table, job->seq_len * (c->head_dim / 2) * 2));
     RQ_TRY(CUDA_NEW(f->dev, f->per_token, job->chunk, "numbers of tokens"));
-    if (job->bf16) RQ_TRY(CUDA_NEW(f->dev, f->piece, PIECE, "a piece of a matrix"));
+    if (job->bf16) RQ_TRY(CUDA_NEW(f->dev, f->piece, RQ_CUDA_PIECE, "a piece of a matrix"));
     for (int i = 0; i < 2 && job->bf16; ++i)
         RQ_TRY(CUDA_NEW(f->dev, f->half[i], job->chunk * f->widest, "a chunk in bfloat16"));
 done:
@@ -349,6 +343,10 @@ done:
     return status;
 }
 
+static rq_status share(void *own, float *x, int64_t count, int root) {
+    return cuda_share(((cuda_forward *)own)->dev, x, count * (int64_t)sizeof *x, root);
+}
+
 static rq_status gram(void *own, double *h, double *d, const float *a, const float *b, int64_t n_tok, int64_t n) {
     rq_status status = RQ_OK;
     cuda_forward *f = own;
@@ -380,6 +378,7 @@ const rq_forward_ops rq_forward_cuda = {
     .rows_free = cuda_rows_free,
     .rows_read = cuda_rows_read,
     .rows_write = cuda_rows_write,
+    .share = share,
     .pass_begin = pass_begin,
     .pass_end = pass_end,
     .rmsnorm = rmsnorm,

@@ -9,10 +9,7 @@
 #include "quantize.h"
 #include "rq_cuda_llama.h"
 
-enum {
-    CUDA_SLOTS = 2,    /* chunks on their way in each direction */
-    CUDA_KEPT_MAX = 32 /* matrices and vectors of a pass */
-};
+enum { CUDA_KEPT_MAX = 32 }; /* matrices and vectors of a pass */
 
 /* A chunk between a file and the device: pinned memory and a place on the device. */
 typedef struct cuda_slot {
@@ -35,7 +32,7 @@ typedef struct cuda_forward {
     double *by_head;   /* [chunk][n_head] */
     int64_t widest;    /* of activations */
     double room;       /* bytes left for rows of all samples */
-    cuda_slot in[CUDA_SLOTS], out[CUDA_SLOTS];
+    cuda_slot in[RQ_CUDA_SLOTS], out[RQ_CUDA_SLOTS];
     int next_in, next_out;
     cudaStream_t back; /* copies to the host */
     struct {

@@ -31,7 +31,9 @@ static void slot_free(cuda_slot *s) {
 }
 
 void cuda_slots_free(cuda_forward *f) {
-    for (int i = 0; i < CUDA_SLOTS; ++i) {
+    (void)cudaStreamSynchronize(f->dev->copy); /* after a failure chunks may be on their way */
+    if (f->back) (void)cudaStreamSynchronize(f->back);
+    for (int i = 0; i < RQ_CUDA_SLOTS; ++i) {
         slot_free(&f->in[i]);
         slot_free(&f->out[i]);
     }
@@ -57,7 +59,7 @@ rq_status cuda_rows_new(void *own, rq_rows **out, int64_t width, const char *wha
            "cuda:%d: %.1f MiB of activations %lld wide go through files: %.1f MiB of device memory are left",
            f->dev->index, bytes / 1048576, (long long)width, f->room > 0 ? f->room / 1048576 : 0.0);
     if (!f->back) CUDA_TRY(cudaStreamCreateWithFlags(&f->back, cudaStreamNonBlocking), "copies to the host");
-    for (int i = 0; i < CUDA_SLOTS; ++i) {
+    for (int i = 0; i < RQ_CUDA_SLOTS; ++i) {
         RQ_TRY(slot_new(f, &f->in[i]));
         RQ_TRY(slot_new(f, &f->out[i]));
     }
@@ -70,7 +72,7 @@ done:
 void cuda_rows_free(void *own, rq_rows *r) {
     cuda_forward *f = own;
     if (!r) return;
-    for (int i = 0; i < CUDA_SLOTS; ++i) {
+    for (int i = 0; i < RQ_CUDA_SLOTS; ++i) {
         if (f->out[i].rows == r) f->out[i].rows = NULL;
     }
     cuda_release(r->there);
@@ -90,7 +92,7 @@ done:
 
 rq_status cuda_rows_flush(cuda_forward *f) {
     rq_status status = RQ_OK;
-    for (int i = 0; i < CUDA_SLOTS; ++i) RQ_TRY(slot_write(&f->out[i]));
+    for (int i = 0; i < RQ_CUDA_SLOTS; ++i) RQ_TRY(slot_write(&f->out[i]));
 done:
     return status;
 }
@@ -105,12 +107,12 @@ rq_status cuda_rows_read(void *own, rq_rows *r, int64_t row0, int64_t n_rows, fl
                  "activations");
         goto done;
     }
-    for (int i = 0; i < CUDA_SLOTS; ++i) {
+    for (int i = 0; i < RQ_CUDA_SLOTS; ++i) {
         const cuda_slot *w = &f->out[i];
         if (w->rows == r && row0 < w->row0 + w->n_rows && w->row0 < row0 + n_rows) RQ_TRY(slot_write(&f->out[i]));
     }
     cuda_slot *s = &f->in[f->next_in];
-    f->next_in = (f->next_in + 1) % CUDA_SLOTS;
+    f->next_in = (f->next_in + 1) % RQ_CUDA_SLOTS;
     CUDA_TRY(cudaEventSynchronize(s->copied), "activations of a file");
     RQ_TRY(rq_spill_read(&r->file, row0, n_rows, s->pinned));
     CUDA_TRY(cudaStreamWaitEvent(dev->copy, s->ready, 0), "activations of a file");
@@ -135,7 +137,7 @@ rq_status cuda_rows_write(void *own, rq_rows *r, int64_t row0, int64_t n_rows, c
         goto done;
     }
     cuda_slot *s = &f->out[f->next_out];
-    f->next_out = (f->next_out + 1) % CUDA_SLOTS;
+    f->next_out = (f->next_out + 1) % RQ_CUDA_SLOTS;
     RQ_TRY(slot_write(s)); /* its copy has ended then, so `there` is free as well */
     CUDA_TRY(cudaMemcpyAsync(s->there, from, bytes, cudaMemcpyDeviceToDevice, dev->compute), "activations for a file");
     CUDA_TRY(cudaEventRecord(s->ready, dev->compute), "activations for a file");

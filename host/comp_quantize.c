@@ -138,7 +138,7 @@ static rq_status quantize_grid(rq_quant_result *r, const float *w, int64_t n_out
     bool dynamic = rq_groups_in_sweep_order(o, n);
     const bool output = o->clip == RQ_CLIP_OUTPUT;
     rq_sweep sweep = {p, o, start, n_out, group, n_group, r->codes, r->scale, zero, step, r->q, dynamic, output};
-    if (output) RQ_TRY(rq_clip_output(&sweep));
+    if (output) RQ_TRY(rq_device_row(p->device)->clip(rq_device_own(p->device), &sweep, label));
     RQ_TRY(rq_device_row(p->device)->sweep(rq_device_own(p->device), &sweep, label));
     bool sweep_order = dynamic && o->act_order;
     if (p->hd) RQ_TRY(refine(r, zero, step, start, n_out, group, p, o, sweep_order, label));

@@ -11,6 +11,8 @@ enum {
     RQ_CUDA_PANEL = 1024,            /* rows of a panel of a Gram matrix */
     RQ_CUDA_TILE = 2048,             /* of products with a triangle: those that are zero are left out */
     RQ_CUDA_BLOCK = 128,             /* columns of a block */
+    RQ_CUDA_SLOTS = 2,               /* chunks on their way to the device, and from it */
+    RQ_CUDA_PIECE = 4 << 20,         /* numbers of a matrix that are rounded to bfloat16 at a time */
     RQ_CUDA_SYSTEM_BYTES = 256 << 20 /* of normal equations of the refit at a time */
 };
 
@@ -22,13 +24,25 @@ typedef struct rq_work {
 } rq_work;
 
 typedef struct rq_device_work {
-    rq_work gram;   /* H and, where the compensator wants it, D of `tokens` tokens */
-    rq_work factor; /* U */
-    rq_work terms;  /* T and M */
-    rq_work sweep;  /* the moved targets, scales or k-means, the sweep */
-    rq_work refine; /* after the sweep */
-    double memory;  /* device memory at its highest, without the libraries' */
+    rq_work forward; /* the matrix times `tokens` inputs in the streams that calibration has: upload and products */
+    rq_work gram;    /* H and, where the compensator wants it, D of `tokens` tokens */
+    rq_work factor;  /* U */
+    rq_work terms;   /* T and M */
+    rq_work sweep;   /* the moved targets, scales or k-means, the sweep */
+    rq_work refine;  /* after the sweep */
+    double memory;   /* device memory at its highest, without the libraries' */
 } rq_device_work;
+
+/* What decides how much device memory calibration takes: widths of the model (qd, kd: of queries, of keys), tokens of a chunk. */
+typedef struct rq_forward_shape {
+    int64_t d, ff, qd, kd, n_head, chunk;
+    int n_streams;
+    bool cross, bf16;
+    bool ranks; /* several: inputs of another one too */
+} rq_forward_shape;
+/* Bytes of device memory, without activations of all samples: buffers of a chunk, which are there all the time, and what a pass has beside them at most, the
+ * matrices of a stage and Gram matrices. What a matrix needs (rq_device_work.memory) comes after a pass. */
+void rq_device_plan_forward(double *chunk, double *pass, const rq_forward_shape *s);
 
 /* Of one n_out x n_in matrix. RQ_ERR_UNSUPPORTED for what the device does not have. */
 rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *o);

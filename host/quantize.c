@@ -422,10 +422,6 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
     if (job->device) RQ_TRY(rq_device_check(job->device));
     if (job->bf16 && (!job->device || strcmp(job->device, "cpu") == 0))
         RQ_FAIL(RQ_ERR_ARG, "--activations bf16 is for --device cuda: the CPU multiplies in fp32");
-    if (job->device && strcmp(job->device, "cpu") != 0 && rq_n_ranks(job->ranks) > 1) {
-        RQ_FAIL(RQ_ERR_UNSUPPORTED, "--device %s with %d ranks: several ranks quantize on the CPU", job->device,
-                rq_n_ranks(job->ranks));
-    }
     if (!job->dry_run && rq_rank(job->ranks) == 0) RQ_TRY(check_out(job));
     RQ_TRY(job->devices ? rq_model_shapes(&z.model, job->model_path) : rq_model_open(&z.model, job->model_path));
     own = z.model->rotation;
@@ -455,7 +451,7 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
                 (double)report->ram_bytes / 1048576, (double)job->max_ram_bytes / 1048576);
     }
     if (job->dry_run) goto done;
-    if (job->device) RQ_TRY(rq_device_open(&z.device, job->device));
+    if (job->device) RQ_TRY(rq_device_open_rank(&z.device, job->device, job->ranks));
     if (asprintf(&z.work_dir, "%s.partial", job->out_path) < 0) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(open_work_dir(&z));
     if (job->bpw > 0) RQ_TRY(rq_plan_allocate(&z));

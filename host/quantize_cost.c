@@ -163,11 +163,12 @@ static rq_status cost_of_sets(rq_cost *c, const rq_quantizer *z, const rq_rates 
         c->device_bytes = w.memory > c->device_bytes ? w.memory : c->device_bytes;
         if (!gram && w.gram.launches) {
             shared(c, RQ_COST_GRAM, operations(&w.gram), r->gram, n);
-            c->bus_bytes += w.gram.upload + w.gram.download;
+            c->bus_bytes += w.gram.download; /* the forward pass left the inputs on the device */
             /* A rank gets the inputs of all others. */
             if (n > 1) shared(c, RQ_COST_NET, w.gram.upload * (n - 1), r->net, n);
             gram = true;
         }
+        c->bus_bytes += w.forward.upload * n; /* by every rank */
         if (!prepared || !rq_quant_same(prepared, &p[m].opt)) {
             const int ranks = n; /* each prepares for itself */
             c->work[RQ_COST_FACTOR] += operations(&w.factor) * ranks;
@@ -203,6 +204,25 @@ static double spilled(const rq_config *c) {
     return d + (d + qd) + (qd + 2 * d) + (d + ff) + (2 * d + ff);
 }
 
+/* Device memory, when that of matrices is given: a pass needs other things, and beside both are the buffers of a chunk. */
+static double with_chunks(double matrices, const rq_quantizer *z, int streams, int n) {
+    const rq_config *c = &z->model->cfg;
+    const int64_t seq = rq_max_i64(1, z->job->samples.seq_len);
+    const rq_forward_shape shape = {.d = c->d_model,
+                                    .ff = c->d_ff,
+                                    .qd = c->n_head * c->head_dim,
+                                    .kd = c->n_kv_head * c->head_dim,
+                                    .n_head = c->n_head,
+                                    .chunk = rq_max_i64(1, 2048 / seq) * seq,
+                                    .n_streams = streams,
+                                    .cross = streams > 1,
+                                    .bf16 = z->job->bf16,
+                                    .ranks = n > 1};
+    double chunk, pass;
+    rq_device_plan_forward(&chunk, &pass, &shape);
+    return chunk + (pass > matrices ? pass : matrices);
+}
+
 rq_status rq_quantize_cost(rq_cost *c, const rq_quantizer *z, const rq_rates *r, int n) {
     rq_status status = RQ_OK;
     const rq_config *cfg = &z->model->cfg;
@@ -225,6 +245,7 @@ rq_status rq_quantize_cost(rq_cost *c, const rq_quantizer *z, const rq_rates *r,
         for (int st = 0; st < RQ_N_STAGES; ++st) RQ_TRY(cost_of_sets(c, z, r, layer, st, n));
         if (forward) shared(c, RQ_COST_DISK, 4 * spilled(cfg) * tokens * streams, r->disk, n);
     }
+    if (forward) c->device_bytes = with_chunks(c->device_bytes, z, streams, n);
     shared(c, RQ_COST_DISK, 2 * weights * n, r->disk, n); /* in 16 bits, by every rank */
     for (int i = 0; i < RQ_COST_STAGES; ++i) {
         if (!isfinite(c->seconds[i]))

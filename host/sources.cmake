@@ -31,7 +31,7 @@ set_source_files_properties(${RQ_LOOP_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_
 set(RQ_QUANTIZER_FILES
     "/host/(comp_[a-z_]*|round_[a-z0-9_]*|kmeans[a-z0-9_]*|device[a-z_]*|backend_cpu|kernels|gem[mv]_[a-z0-9_]*|act_[a-z0-9_]*|rotate_hadamard|status|threads)[.]c")
 set(RQ_NOT_QUANTIZER_FILES "/host/(comp_pack|act_steps)[.]c")
-set(RQ_BACKEND_MODEL_FILES "/backend_cuda_(forward|rows|decode|weights)[a-z_]*[.]c") # of backend_cuda*.c, those that need models
+set(RQ_BACKEND_MODEL_FILES "/backend_cuda_(forward|rows|loss|decode|weights)[a-z_]*[.]c") # of backend_cuda*.c, those that need models
 function(rq_add_quantizer target)
   set(sources ${RQ_HOST_SOURCES})
   list(FILTER sources INCLUDE REGEX ${RQ_QUANTIZER_FILES})

@@ -95,6 +95,12 @@ def main():
         text = run(config, out, "--dry-run", "--devices", "8xH100-80G")
         assert "882 matrices" in text and "nominal (not measured)" in text and "does not fit" not in text, text
         assert "does not fit" in run(config, out, "--dry-run", "--devices", "8xRTX4090"), text
+        # 70 billion weights on one GPU of 24 GiB.
+        with open(config, "w", encoding="utf-8") as f:
+            json.dump({**CONFIG, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+                       "head_dim": 128}, f)
+        cost = json.loads(run(config, out, "--dry-run", "--devices", "1xRTX4090", "--json"))["cost"]
+        assert 12 * 28672 ** 2 < cost["device_bytes"] < 20 * 2 ** 30, cost
         assert not os.path.exists(out)
         refused = {("--dry-run", "--devices", "8"): "8xH100-80G", ("--dry-run", "--devices", "0xH100"): "8xH100-80G", ("--dry-run", "--devices", "2xH100-80"): "8xH100-80G",
                    ("--dry-run", "--devices", "2xQ9"): "no nominal rates of Q9", ("--devices", "2xH100"): "--dry-run", ("--dry-run", "--rates", rates): "--devices",

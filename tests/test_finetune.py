@@ -188,7 +188,7 @@ def test_freezing():
     """What keeps turning is frozen at its majority sign and stays; what turned once does not."""
     class One:
         latent = torch.nn.Parameter(torch.tensor([[1.0, 1.0, 1.0, -1.0]]))
-    f = SignFreezer([One], steps=40, every=10, first=0.3, last=0.3, decay=0.9)
+    f = SignFreezer([One], steps=40, every=9, first=0.3, last=0.3, decay=0.9)
     for t in range(40):
         with torch.no_grad():
             if t % 3 == 2: One.latent[0, 0] = -1.0  # turns twice in three steps, mostly positive
@@ -196,8 +196,8 @@ def test_freezing():
             if t == 4: One.latent[0, 1] = -2.0
             One.latent[0, 3] = 1.0 if t % 3 == 2 else -1.0
         f.step()
-        if t == 9: assert f.counts()["frozen"] == 2, f.counts()
-        if t >= 9: assert One.latent[0].tolist() == [1, -2, 1, -1], (t, One.latent)
+        if t == 8: assert f.counts()["frozen"] == 2, f.counts()  # at the sign that they do not have at that moment
+        if t >= 8: assert One.latent[0].tolist() == [1, -2, 1, -1], (t, One.latent)
     assert f.counts() == {"signs": 4, "frozen": 2, "turned": 1}
     f.step_count, f.first, f.last = 0, 0.5, 0.1
     assert abs(f.threshold() - 0.5) < 1e-12

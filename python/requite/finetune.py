@@ -233,8 +233,8 @@ def parse(words):
     p.add_argument("--epochs", type=int, default=1)
     p.add_argument("--batch", type=int, default=2, help="windows per step (%(default)s)")
     p.add_argument("--holdout", type=int, default=0, help="last windows, measured before and after and not trained on (%(default)s)")
-    for name, rate, what in (("signs", 0.01, "latents, in units of the codebook's size"), ("books", 0.003, "codebooks, in units of their size"),
-                             ("scales", 0.002, "scales, as a part of their value"), ("gains", 0.002, "norms, in units of their size")):
+    for name, rate, what in (("signs", 0.02, "latents, in units of the codebook's size"), ("books", 0.004, "codebooks, in units of their size"),
+                             ("scales", 0.003, "scales, as a part of their value"), ("gains", 0.003, "norms, in units of their size")):
         p.add_argument(f"--lr-{name}", type=float, default=rate, help=f"Adam's rate of {what}; 0: they stay (%(default)s)")
     p.add_argument("--alpha", type=float, default=1.0, help="latents start at this times the weights (%(default)s)")
     p.add_argument("--beta1", type=float, default=0.9)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CUDA row of forward.h (host/backend_cuda_forward.c, backend_cuda_rows.c) against the CPU's, operation by operation, and rows of all samples on the
  * device and in files. What is bit for bit the same: inputs of w4a8, rows, Gram matrices of whole numbers. The kernels have tests against fp64
- * (llama.cu), the whole pass has sim_quantize. Libraries: quantizer requite. Targets: sm_80 sm_90a. */
+ * (llama.cu), the whole pass has sim_quantize. Libraries: quantizer requite models. Targets: sm_80 sm_90a. */
 #include "comp_case.h"
 
 #include "act_hadamard.h"
@@ -32,7 +32,7 @@ typedef struct both {
 static rq_forward_job job_of(int64_t n_tok, int64_t chunk, double matrix_bytes) {
     return (rq_forward_job){.device = gpu,
                             .model = &model,
-                            .dir = "/tmp",
+                            .dir = ".",
                             .n_tok = n_tok,
                             .chunk = chunk,
                             .seq_len = SEQ,
@@ -221,6 +221,40 @@ static void test_loss(both *b) {
     problem_free(&p);
 }
 
+/* device_plan.h counts what a pass does with a matrix, in two streams. */
+static void test_forward_plan(void) {
+    enum { TOKENS = 2048 + 70, CHUNK = 2048, OUT = 9, IN = 48 };
+    const rq_forward_ops *row = &rq_forward_cuda;
+    const rq_forward_job job = job_of(TOKENS, CHUNK, 0);
+    float w[2][OUT * IN] = {{0}}, *x, *y;
+    rq_work *done = &((cuda_device *)gpu->own)->done;
+    rq_device_work plan;
+    rq_quant_opt o;
+    void *run;
+    rq_quant_default(&o, RQ_COMP_RESCOMP);
+    CHECK_RQ(rq_quant_set_all(&o, "group=16"));
+    CHECK_RQ(rq_device_plan(&plan, OUT, IN, TOKENS, &o));
+    CHECK_RQ(row->begin(&run, &job));
+    CHECK_RQ(row->new_floats(run, &x, CHUNK * IN, "a test"));
+    CHECK_RQ(row->new_floats(run, &y, CHUNK * OUT, "a test"));
+    CHECK_CUDA(cudaMemset(x, 0, sizeof(float[CHUNK * IN])));
+    *done = (rq_work){0};
+    CHECK_RQ(row->pass_begin(run));
+    for (int t = 0; t < TOKENS; t += CHUNK) {
+        for (int k = 0; k < 2; ++k) {
+            const rq_linear lin = {.name = "w", .n_out = OUT, .n_in = IN, .w = w[k]};
+            CHECK_RQ(row->linear(run, y, &lin, x, rq_min_i64(CHUNK, TOKENS - t)));
+        }
+    }
+    CHECK_RQ(row->pass_end(run));
+    EXPECT_EQ(done->launches, plan.forward.launches);
+    EXPECT_NEAR(done->flops, plan.forward.flops, 0);
+    EXPECT_NEAR(done->upload, plan.forward.upload, 0);
+    row->free_floats(run, x);
+    row->free_floats(run, y);
+    row->end(run);
+}
+
 /* What is rounded to bfloat16 beforehand is multiplied as it is, and anything else as if it were. */
 static void test_bf16(void) {
     both both_rows, *b = &both_rows;
@@ -320,6 +354,7 @@ int main(void) {
     test_gram(&b);
     test_loss(&b);
     both_free(&b);
+    test_forward_plan();
     test_bf16();
     test_rows(false);
     test_rows(true);
