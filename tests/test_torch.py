@@ -445,6 +445,11 @@ def test_module():
     refused("weight_scale has dtype torch.float32", nn.QuantLinear, 96, 64, file.linears[matrix], {**state, "weight_scale": state["weight_scale"].float()})
     refused("weight_odd is not part", nn.QuantLinear, 96, 64, file.linears[matrix], {**state, "weight_odd": x})
     refused("no tensor x", file.tensor, "x")
+    other = next(m for n, _e, _t, m in matrices("grid2-ordered") if "down_proj" in n)
+    empty = nn.QuantLinear(other.in_features, other.out_features, other.entry, act_order=True)
+    empty.load_state_dict(other.state_dict())
+    assert torch.equal(empty.dequantize(), other.dequantize())
+    refused("weight_g_idx: groups are of 32", empty.load_state_dict, {**other.state_dict(), "weight_g_idx": torch.zeros(other.in_features, dtype=torch.int32)})
     refused("was not written by `requite quantize`", requite.Checkpoint, os.path.join(TESTS, "golden", "llama", "tied"))
     assert "format=grid" in repr(made) and "bits=3" in repr(made)
     del owner, user

@@ -78,7 +78,9 @@ function(rq_torch_add_cuda)
   endif()
   add_library(requite_torch_cuda MODULE python/csrc/ops_cuda.cpp)
   rq_torch_extension(requite_torch_cuda)
-  target_link_libraries(requite_torch_cuda PRIVATE ${rq_torch_own_cuda} requite_shared requite_cuda CUDA::cudart_static ${rq_torch_folder}/lib/libtorch_cpu.so
+  target_link_options(requite_torch_cuda PRIVATE ${rq_torch_own_cuda})
+  set_target_properties(requite_torch_cuda PROPERTIES CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX) # the one below; no device code is linked
+  target_link_libraries(requite_torch_cuda PRIVATE requite_shared requite_cuda CUDA::cudart_static ${rq_torch_folder}/lib/libtorch_cpu.so
                         ${rq_torch_folder}/lib/libtorch_cuda.so)
   install(TARGETS requite_torch_cuda LIBRARY DESTINATION . COMPONENT python EXCLUDE_FROM_ALL)
   add_dependencies(python_package requite_torch_cuda)
@@ -88,7 +90,9 @@ endfunction()
 function(rq_torch_add_sim)
   add_library(requite_torch_sim MODULE python/csrc/ops_cuda.cpp)
   rq_torch_extension(requite_torch_sim)
+  target_link_options(requite_torch_sim PRIVATE ${rq_torch_own_cuda})
+  set_target_properties(requite_torch_sim PROPERTIES CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX)
   target_compile_definitions(requite_torch_sim PRIVATE REQUITE_SIM)
-  target_link_libraries(requite_torch_sim PRIVATE ${rq_torch_own_cuda} requite_shared requite_cuda_sim gpusim
+  target_link_libraries(requite_torch_sim PRIVATE requite_shared requite_cuda_sim gpusim
                         ${rq_torch_folder}/lib/libtorch_cpu.so)
 endfunction()

@@ -28,7 +28,8 @@ class Checkpoint:
             if not 2 <= n <= min(size - 8, 100_000_000): raise ValueError(f"{self.path} is no safetensors file: a header of {n} bytes")
             header = json.loads(f.read(n))
         meta = header.pop("__metadata__", {})
-        if "requite" not in meta: raise ValueError(f"{self.path} was not written by `requite quantize`: no metadata \"requite\"")
+        if "requite" not in meta: raise ValueError(f"{self.path} was not written by `requite quantize`: no metadata \"requite\". "
+                                                "`requite convert --to requite` makes such a folder of another tool's")
         said = json.loads(meta["requite"])
         if said.get("version") != 1: raise ValueError(f"{self.path}: metadata \"requite\" is of version {said.get('version')}; this package reads 1")
         self.names, self.linears, self.rotation = header, said["linears"], said.get("rotation")
