@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* bench_decode --device cuda: tokens a second of a whole decoder with random weights, one token a step in one captured graph (rq_cuda_decode_run), greedy: packed formats
  * beside the same graph with fp16 matrices through cuBLAS. Embedding and head are fp16 in all of them; the head goes through our own kernel, or in
- * "fp16-blas-head" through cuBLAS too. A step is timed with so many tokens in the cache as the row says, 32 steps between two events.
+ * "fp16-blas-head" through cuBLAS too; "ssvq2-no-ahead" asks for no weights while the small kernels run. A step is timed with so many tokens in the cache as the row says, 32 steps between two events.
  *
  * Of a row are given: microseconds and tokens a second; what a step reads, and the share of the copy rate measured in the same run that this
  * is; how many times the speed of the faster of both fp16 rows. Before a row is timed, a step from the graph must give the logits of one that was launched, bit for bit, and
@@ -27,13 +27,20 @@ struct format {
     bool dense, blas_head;
     rq_tile_kind kind;
     int bits, group, codes, codes_2; /* group 0: a scale a row; codes: of vq */
+    bool nothing_ahead;
 };
 static const format formats[] = {
-    {"fp16", true, false, RQ_TILE_GRID, 16, 0, 0, 0},         {"fp16-blas-head", true, true, RQ_TILE_GRID, 16, 0, 0, 0},
-    {"ssvq2", false, false, RQ_TILE_SSVQ, 2, 0, 0, 0},        {"ssvq3", false, false, RQ_TILE_SSVQ, 3, 0, 0, 0},
-    {"grid2-g128", false, false, RQ_TILE_GRID, 2, 128, 0, 0}, {"grid3-g128", false, false, RQ_TILE_GRID, 3, 128, 0, 0},
-    {"grid4-g128", false, false, RQ_TILE_GRID, 4, 128, 0, 0}, {"vq8x256+256", false, false, RQ_TILE_VQ, 2, 0, 256, 256},
-    {"w4a8-row", false, false, RQ_TILE_W4A8, 4, 0, 0, 0},     {"w4a8-g128", false, false, RQ_TILE_W4A8, 4, 128, 0, 0},
+    {"fp16", true, false, RQ_TILE_GRID, 16, 0, 0, 0, false},
+    {"fp16-blas-head", true, true, RQ_TILE_GRID, 16, 0, 0, 0, false},
+    {"ssvq2", false, false, RQ_TILE_SSVQ, 2, 0, 0, 0, false},
+    {"ssvq2-no-ahead", false, false, RQ_TILE_SSVQ, 2, 0, 0, 0, true},
+    {"ssvq3", false, false, RQ_TILE_SSVQ, 3, 0, 0, 0, false},
+    {"grid2-g128", false, false, RQ_TILE_GRID, 2, 128, 0, 0, false},
+    {"grid3-g128", false, false, RQ_TILE_GRID, 3, 128, 0, 0, false},
+    {"grid4-g128", false, false, RQ_TILE_GRID, 4, 128, 0, 0, false},
+    {"vq8x256+256", false, false, RQ_TILE_VQ, 2, 0, 256, 256, false},
+    {"w4a8-row", false, false, RQ_TILE_W4A8, 4, 0, 0, 0, false},
+    {"w4a8-g128", false, false, RQ_TILE_W4A8, 4, 128, 0, 0, false},
 };
 
 static rq_cuda_gemv_desc desc_of(const format &f, const bench_shape &s) {
@@ -93,7 +100,9 @@ static owned random_halves(size_t n, uint32_t seed, cudaStream_t stream) {
 class layer_matrix {
   public:
     layer_matrix(const format &f, const bench_shape &s, int64_t n_layer, uint32_t seed, cudaStream_t stream)
-        : dense_(f.dense), desc_(desc_of(f, s)), of_layer_((size_t)(s.n_out * s.n_in)) {
+
+        : dense_(f.dense), desc_(desc_of(f, s)), bytes_(f.dense ? 0 : (int64_t)bytes_of(f, s)),
+          of_layer_((size_t)(s.n_out * s.n_in)) {
         const size_t copies = (size_t)bytes_of(f, s) * (size_t)n_layer - 1, most = (size_t)1 << 50;
         if (f.dense)
             plain_ = random_halves(of_layer_ * (size_t)n_layer, seed, stream);
@@ -105,6 +114,7 @@ class layer_matrix {
     rq_cuda_decode_matrix layer(int i) const {
         rq_cuda_decode_matrix m = {};
         m.dense = dense_, m.gemv = desc_;
+        m.weight_bytes = bytes_;
         m.weights = plain_  ? static_cast<const uint16_t *>(plain_->at) + of_layer_ * (size_t)i
                     : w4a8_ ? w4a8_->copy(i)
                             : packed_->copy(i);
@@ -114,6 +124,7 @@ class layer_matrix {
   private:
     bool dense_;
     rq_cuda_gemv_desc desc_;
+    int64_t bytes_;
     size_t of_layer_;
     owned plain_;
     std::unique_ptr<gemm_weights> w4a8_;
@@ -153,6 +164,7 @@ class decoder {
         desc_.rope = static_cast<const float *>(rope_->at), desc_.early_launch = early, desc_.blas_head = f.blas_head;
         desc_.head.dense = 1, desc_.head.gemv.n_out = m.n_vocab, desc_.head.gemv.n_in = m.d_model,
         desc_.head.weights = head_->at;
+        if (f.nothing_ahead) desc_.ahead_bytes = 0;
         must(rq_cuda_decode_make_plan(&plan, &desc_, 1));
         workspace_.reset(new buffer(plan.workspace_bytes));
         BENCH_CUDA(cudaMemsetAsync(workspace_->at, 0, plan.workspace_bytes, stream));

@@ -12,21 +12,24 @@ enum { BLOCK = RQ_COMP_BLOCK, ROWS = 4, WARPS = 8, LANE_COLS = 4, BATCH = 8 };
 constexpr unsigned ALL = 0xffffffffu; /* lanes */
 
 struct batch {
-    float scale, zero, q;
+    float scale, zero, step, q;
 };
 
 static __device__ __forceinline__ batch load_batch(const rq_cuda_descent &d, int64_t row, int first) {
-    batch v = {1.0f, 0.0f, 0.0f};
+    batch v = {1.0f, 0.0f, 1.0f, 0.0f};
     const int64_t c = d.col0 + first + (int)(threadIdx.x % 32) / ROWS;
     if (row < d.n_out && c < d.col0 + d.width) {
         const int64_t k = row * d.n_group + c / d.group;
         v.scale = d.scale[k];
         v.zero = d.zero[k];
+        if (d.step) v.step = d.step[k];
         v.q = d.q[row * d.n + c];
     }
     return v;
 }
 
+/* STEPS: two levels, scale * (code * step - zero). */
+template <bool STEPS>
 static __global__ void __launch_bounds__(WARPS * 32, 1) rq_descend_block(const rq_cuda_descent d) {
     extern __shared__ __align__(16) float shared[];
     float(*h)[BLOCK] = reinterpret_cast<float(*)[BLOCK]>(shared);
@@ -63,10 +66,12 @@ static __global__ void __launch_bounds__(WARPS * 32, 1) rq_descend_block(const r
             }
             const float scale = __shfl_sync(ALL, now.scale, from), zero = __shfl_sync(ALL, now.zero, from),
                         q = __shfl_sync(ALL, now.q, from), inv = __fdiv_rn(1.0f, h[c][c]);
-            float best = rintf(__fdiv_rn(fmaf(-v, inv, q), scale)) + zero;
+            const float step = STEPS ? __shfl_sync(ALL, now.step, from) : 1.0f,
+                        wanted = __fdiv_rn(fmaf(-v, inv, q), scale);
+            float best = STEPS ? rintf((wanted + zero) * __fdiv_rn(1.0f, step)) : rintf(wanted) + zero;
             best = best < 0.0f ? 0.0f : best;
             best = best > top ? top : best;
-            const float to = scale * (best - zero), delta = to - q;
+            const float to = scale * (STEPS ? best * step - zero : best - zero), delta = to - q;
             if (lane / ROWS == j) code = best, delta_left = delta, q_left = to;
             const float4 h4 = *reinterpret_cast<const float4 *>(&h[c][lane * LANE_COLS]);
             const float hk[LANE_COLS] = {h4.x, h4.y, h4.z, h4.w};
@@ -87,33 +92,38 @@ static __global__ void __launch_bounds__(WARPS * 32, 1) rq_descend_block(const r
     }
 }
 
+template <bool STEPS> static rq_status descend(const rq_cuda_descent &d, rq_cuda_stream stream) {
+    const size_t bytes = (size_t)(BLOCK * BLOCK) * sizeof(float);
+    const int64_t rows = ROWS * WARPS;
+    cudaError_t e =
+        cudaFuncSetAttribute(rq_descend_block<STEPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (e != cudaSuccess) return rq_gemv_fail_cuda("rq_descend_block: shared memory", e);
+    rq_descend_block<STEPS><<<(unsigned)((d.n_out + rows - 1) / rows), WARPS * 32, bytes, stream>>>(d);
+    return rq_comp_launched("rq_descend_block");
+}
+
 rq_status rq_cuda_descend_block(const rq_cuda_descent *d, rq_cuda_stream stream) {
     if (d->width < 1 || d->width > (int)BLOCK)
         return rq_gemv_fail(RQ_ERR_ARG, "a block of the descent has 1 to 128 columns");
-    const size_t bytes = (size_t)(BLOCK * BLOCK) * sizeof(float);
-    const int64_t rows = ROWS * WARPS;
-    cudaError_t e = cudaFuncSetAttribute(rq_descend_block, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-    if (e != cudaSuccess) return rq_gemv_fail_cuda("rq_descend_block: shared memory", e);
-    rq_descend_block<<<(unsigned)((d->n_out + rows - 1) / rows), WARPS * 32, bytes, stream>>>(*d);
-    return rq_comp_launched("rq_descend_block");
+    return d->step ? descend<true>(*d, stream) : descend<false>(*d, stream);
 }
 
 /* ---- passes over memory */
 
 static __global__ void __launch_bounds__(RQ_COMP_ACROSS)
-    rq_levels(float *level, float *q, const uint8_t *codes, const float *scale, const float *zero, int64_t n,
-              int64_t group, int64_t n_group) {
+    rq_levels(float *level, float *q, const uint8_t *codes, const float *scale, const float *zero, const float *step,
+              int64_t n, int64_t group, int64_t n_group) {
     const int64_t c = rq_comp_col(), i = blockIdx.x;
     if (c >= n) return;
     const int64_t k = i * n_group + c / group;
-    const float v = (float)codes[i * n + c] - zero[k];
+    const float v = (float)codes[i * n + c] * (step ? step[k] : 1.0f) - (zero ? zero[k] : 0.0f);
     if (level) level[i * n + c] = v;
     if (q) q[i * n + c] = scale[k] * v;
 }
 
 rq_status rq_cuda_levels(float *level, float *q, const uint8_t *codes, const float *scale, const float *zero,
-                         int64_t n_out, int64_t n, int64_t group, rq_cuda_stream stream) {
-    rq_levels<<<rq_comp_rows(n, n_out), RQ_COMP_ACROSS, 0, stream>>>(level, q, codes, scale, zero, n, group,
+                         const float *step, int64_t n_out, int64_t n, int64_t group, rq_cuda_stream stream) {
+    rq_levels<<<rq_comp_rows(n, n_out), RQ_COMP_ACROSS, 0, stream>>>(level, q, codes, scale, zero, step, n, group,
                                                                      (n + group - 1) / group);
     return rq_comp_launched("rq_levels");
 }

@@ -103,6 +103,11 @@ static __global__ void __launch_bounds__(WARPS * 32, 2) rq_find_scales(const rq_
     float best = INFINITY, scale, zero;
     int best_at = -1;
     grid_of_range(s, lo, hi, &scale, &zero);
+    if (s.shrink != 0) {
+        float of, at;
+        grid_of_range(s, s.shrink * lo, s.shrink * hi, &of, &at);
+        if (of > 0 && of < INFINITY) scale = of, zero = at;
+    }
     bool valid = true; /* the search ends at the first scale that is not a positive number */
     for (int i0 = 0; i0 < s.steps && s.steps > 1 && valid; i0 += 2) {
         const int i = i0 + lane / HALF;

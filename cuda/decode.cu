@@ -105,6 +105,13 @@ static rq_status products(walk *w, const rq_cuda_decode_matrix *m, int n, size_t
 
 /* ---- rows */
 
+/* What the product after a kernel reads first. Dense matrices are cuBLAS's, who reads them in an order of its own. */
+static const void *ahead(const walk *w, const rq_cuda_decode_matrix *m, int64_t *bytes) {
+    *bytes = m->dense ? 0 : m->weight_bytes;
+    if (*bytes > w->d->ahead_bytes) *bytes = w->d->ahead_bytes;
+    return *bytes ? m->weights : NULL;
+}
+
 static bool norm_quantizes(const rq_cuda_decode_matrix *m, int n) { return n == 1 && is_w4a8(m) && !m->hadamard; }
 
 /* first: the stream begins as rows of the embedding; otherwise the branch is added. m: what the norm is for, NULL: the head. */
@@ -127,6 +134,7 @@ static rq_status norm(walk *w, const float *weight, bool first, const rq_cuda_de
         a.add = place(w, w->at.branch);
     a.weight = weight, a.state = w->a->state, a.last_only = m == NULL;
     a.eps = d->eps, a.act = d->act, a.n_tok = w->n_tok, a.n = d->d_model;
+    a.ahead = ahead(w, m ? m : &d->head, &a.ahead_bytes);
     return rq_cuda_decode_norm(&a, w->stream);
 }
 
@@ -146,7 +154,10 @@ static rq_status silu(walk *w, const rq_cuda_decode_layer *l) {
         a.early_launch = early, a.factor = l->down.factor, a.hadamard = l->down.hadamard;
         return rq_cuda_silu_quantize(&a, w->stream);
     }
-    rq_cuda_decode_swiglu_args a = {place(w, w->at.ff), gate, up, pitch, w->d->act, w->n_tok, n, early};
+    rq_cuda_decode_swiglu_args a = {};
+    a.y = place(w, w->at.ff), a.gate = gate, a.up = up, a.pitch = pitch, a.act = w->d->act;
+    a.n_tok = w->n_tok, a.n = n, a.early_launch = early;
+    a.ahead = ahead(w, &l->down, &a.ahead_bytes);
     return rq_cuda_decode_swiglu(&a, w->stream);
 }
 
@@ -167,6 +178,7 @@ static rq_status attend(walk *w, int64_t layer, const rq_cuda_decode_layer *l) {
     }
     a.k_cache = cache, a.v_cache = cache + of_cache, a.rope = d->rope, a.state = w->a->state;
     a.workspace = place(w, w->at.attention);
+    a.ahead = ahead(w, &l->o, &a.ahead_bytes);
     return rq_cuda_decode_attention_run(&w->attention_plan, &w->attention, &a, w->stream);
 }
 
@@ -223,6 +235,7 @@ rq_cuda_decode_desc rq_cuda_decode_desc_default(void) {
     d.struct_size = sizeof d;
     d.act = RQ_ACT_F16;
     d.blas_workspace = (size_t)32 << 20;
+    d.ahead_bytes = (int64_t)8 << 20;
     return d;
 }
 

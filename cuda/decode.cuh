@@ -3,6 +3,7 @@
 #ifndef RQ_DECODE_CUH
 #define RQ_DECODE_CUH
 #include "gemv_tile.cuh"
+#include "ptx_async.cuh"
 #include "rq_cuda_decode.h"
 
 enum { EIGHT = 8 };
@@ -37,6 +38,33 @@ static __device__ __forceinline__ void rq_store_eight(void *row, int64_t i, cons
 static __device__ __forceinline__ void rq_load_eight_floats(float (&v)[EIGHT], const float *p) {
     const float4 low = *reinterpret_cast<const float4 *>(p), high = *reinterpret_cast<const float4 *>(p + 4);
     v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+}
+
+/* ---- what the kernel after reads first, asked for while this one runs: by blocks of their own, which wait for nothing. Memory would be idle
+ * otherwise, for a row or two are no work for it. */
+struct rq_ahead {
+    const uint8_t *at;
+    int64_t bytes;
+    int first; /* blocks of the kernel proper; the others are here for this */
+};
+enum { AHEAD_PIECE = 2048 };
+/* True in a block that was here for this. `block` of `blocks` along the grid's other axes. */
+static __device__ __forceinline__ bool rq_asked_ahead(const rq_ahead &a, int block, int blocks) {
+    if ((int)blockIdx.x < a.first) return false;
+    const int64_t step = (int64_t)(gridDim.x - a.first) * blocks * blockDim.x * AHEAD_PIECE;
+    for (int64_t i = ((int64_t)((blockIdx.x - a.first) * blocks + block) * blockDim.x + threadIdx.x) * AHEAD_PIECE;
+         i < a.bytes; i += step) {
+        const int64_t left = a.bytes - i;
+        ptx_prefetch_piece(a.at + i, (uint32_t)(left < AHEAD_PIECE ? left : AHEAD_PIECE));
+    }
+    return true;
+}
+/* first blocks along x and what is added to them: a piece a thread, with so many blocks along the other axes. */
+static inline rq_ahead rq_ahead_of(unsigned *grid_x, const void *at, int64_t bytes, int threads, int64_t blocks) {
+    const int64_t each = blocks * threads * AHEAD_PIECE;
+    rq_ahead a = {static_cast<const uint8_t *>(at), at ? bytes / 16 * 16 : 0, (int)*grid_x};
+    *grid_x += (unsigned)((a.bytes + each - 1) / each);
+    return a;
 }
 
 /* Of all lanes, in all of them. */

@@ -27,6 +27,7 @@ struct attend_job {
     int n_head, head_dim, max_seq;
     int group, blocks_of_group; /* query heads of a key head; blocks that share them */
     float scale;                /* log2 e / sqrt(head_dim) */
+    rq_ahead ahead;
 };
 
 template <int ACT> static __device__ __forceinline__ float one_of(const uint16_t *p) { return rq_gemv_get<ACT>(p, 0); }
@@ -191,12 +192,14 @@ __global__ void __launch_bounds__(THREADS) rq_decode_attend(const attend_job job
     __shared__ __align__(16) float q[HEADS][WIDTH], scores[HEADS][TILE], sums[WARPS][HEADS][WIDTH];
     __shared__ float most[HEADS], sum[HEADS], shrink[HEADS];
     __shared__ int last;
+    if (rq_asked_ahead(job.ahead, (int)(blockIdx.z * gridDim.y + blockIdx.y), (int)(gridDim.y * gridDim.z))) return;
     ptx_wait_for_kernels_before();
     ptx_let_kernels_after_start();
     const int token = blockIdx.z, pos = job.state->pos + token, part = blockIdx.x;
     if ((unsigned)pos >= (unsigned)job.max_seq) return;
     const int n_key = pos + 1;
-    const int of_part = ((n_key + (int)gridDim.x - 1) / (int)gridDim.x + TILE - 1) / TILE * TILE;
+    const int most_parts = job.ahead.first; /* other blocks have gone */
+    const int of_part = ((n_key + most_parts - 1) / most_parts + TILE - 1) / TILE * TILE;
     const int n_part = (n_key + of_part - 1) / of_part;
     if (part >= n_part) return;
     const int kv_head = blockIdx.y / job.blocks_of_group, first = blockIdx.y % job.blocks_of_group * HEADS;
@@ -233,7 +236,7 @@ __global__ void __launch_bounds__(THREADS) rq_decode_attend(const attend_job job
     __syncthreads();
     const int pitch = job.head_dim + 2;
     const int64_t which = (int64_t)token * gridDim.y + blockIdx.y;
-    float *parts = job.parts + which * gridDim.x * HEADS * pitch;
+    float *parts = job.parts + which * most_parts * HEADS * pitch;
     for (int i = threadIdx.x; i < heads * job.head_dim; i += THREADS) {
         const int head = i / job.head_dim, column = i % job.head_dim;
         float value = sums[0][head][column];
@@ -333,7 +336,8 @@ rq_status rq_cuda_decode_attention_run(const rq_cuda_decode_attention_plan *plan
                              &job, dim3((unsigned)d->n_kv_head, (unsigned)d->n_tok), THREADS, 0, early, stream);
         if (s != RQ_OK) return s;
     }
-    const dim3 grid((unsigned)plan->parts, (unsigned)(d->n_kv_head * of_group), (unsigned)d->n_tok);
+    dim3 grid((unsigned)plan->parts, (unsigned)(d->n_kv_head * of_group), (unsigned)d->n_tok);
+    job.ahead = rq_ahead_of(&grid.x, a->ahead, a->ahead_bytes, THREADS, (int64_t)grid.y * grid.z);
     return rq_decode_launch(d->act == RQ_ACT_F16 ? of_lanes<RQ_ACT_F16>(d->head_dim, plan->heads)
                                                  : of_lanes<RQ_ACT_BF16>(d->head_dim, plan->heads),
                             &job, grid, THREADS, 0, early, stream);

@@ -16,6 +16,9 @@ struct dense_job {
 template <int ACT> __global__ void __launch_bounds__(DENSE_THREADS) rq_decode_dense(const dense_job job) {
     extern __shared__ __align__(16) uint4 x[];
     const int lane = threadIdx.x % 32, n_eight = job.n_in / EIGHT;
+    /* The first KiB of a warp's first rows, while the kernel before ends. */
+    const int soon = (blockIdx.x * DENSE_WARPS + threadIdx.x / 32) * ROWS + lane / 8;
+    if (soon < job.n_out && lane % 8 * 64 < job.n_in) ptx_prefetch(job.w + (int64_t)soon * job.n_in + lane % 8 * 64);
     ptx_wait_for_kernels_before();
     ptx_let_kernels_after_start();
     for (int i = threadIdx.x; i < n_eight; i += DENSE_THREADS) x[i] = reinterpret_cast<const uint4 *>(job.x)[i];

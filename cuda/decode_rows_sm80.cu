@@ -21,6 +21,7 @@ struct norm_job {
     int64_t n_row;
     int n, last_only;
     float eps;
+    rq_ahead ahead;
 };
 
 static __device__ __forceinline__ float of_block(float mine, bool largest, float *warps) {
@@ -73,6 +74,7 @@ __global__ void __launch_bounds__(NORM_THREADS) rq_decode_norm(const norm_job jo
     __shared__ int sums[NORM_WARPS];
     float kept[PIECES][EIGHT];
     const int first = threadIdx.x * EIGHT;
+    if (rq_asked_ahead(job.ahead, 0, 1)) return;
     ptx_wait_for_kernels_before();
     ptx_let_kernels_after_start();
     const int64_t to = blockIdx.x, row = job.last_only ? min(max(job.state->n, 1), (int)RQ_DECODE_MAX_TOK) - 1 : to;
@@ -152,8 +154,9 @@ rq_status rq_cuda_decode_norm(const rq_cuda_decode_norm_args *a, rq_cuda_stream 
                              ? (a->q ? norm_of<RQ_ACT_F16, true>(a->n) : norm_of<RQ_ACT_F16, false>(a->n))
                          : a->q ? norm_of<RQ_ACT_BF16, true>(a->n)
                                 : norm_of<RQ_ACT_BF16, false>(a->n);
-    return rq_decode_launch(kernel, &job, dim3(a->last_only ? 1u : (unsigned)a->n_tok), NORM_THREADS, 0,
-                            a->early_launch, stream);
+    unsigned blocks = a->last_only ? 1u : (unsigned)a->n_tok;
+    job.ahead = rq_ahead_of(&blocks, a->ahead, a->ahead_bytes, NORM_THREADS, 1);
+    return rq_decode_launch(kernel, &job, dim3(blocks), NORM_THREADS, 0, a->early_launch, stream);
 }
 
 /* ---- SiLU and product */
@@ -163,11 +166,13 @@ struct pair_job {
     const void *gate, *up;
     int64_t pitch;
     int n;
+    rq_ahead ahead;
 };
 
 template <int ACT> __global__ void __launch_bounds__(ROW_THREADS) rq_decode_swiglu(const pair_job job) {
     const int i = ((int)blockIdx.x * ROW_THREADS + (int)threadIdx.x) * EIGHT;
     const int64_t t = blockIdx.y;
+    if (rq_asked_ahead(job.ahead, (int)blockIdx.y, (int)gridDim.y)) return;
     ptx_wait_for_kernels_before();
     ptx_let_kernels_after_start();
     if (i >= job.n) return;
@@ -187,8 +192,9 @@ rq_status rq_cuda_decode_swiglu(const rq_cuda_decode_swiglu_args *a, rq_cuda_str
         return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "rows are multiples of 8 up to 2^20 columns, for 1 to 16 tokens");
     if (!rq_sixteen(a->y) || !rq_sixteen(a->gate) || !rq_sixteen(a->up))
         return rq_gemv_fail(RQ_ERR_ARG, "rows begin at multiples of 16 bytes");
-    pair_job job = {a->y, a->gate, a->up, a->pitch, (int)a->n};
-    const dim3 grid((unsigned)((a->n / EIGHT + ROW_THREADS - 1) / ROW_THREADS), (unsigned)a->n_tok);
+    pair_job job = {a->y, a->gate, a->up, a->pitch, (int)a->n, {}};
+    dim3 grid((unsigned)((a->n / EIGHT + ROW_THREADS - 1) / ROW_THREADS), (unsigned)a->n_tok);
+    job.ahead = rq_ahead_of(&grid.x, a->ahead, a->ahead_bytes, ROW_THREADS, a->n_tok);
     return rq_decode_launch(a->act == RQ_ACT_F16 ? (const void *)rq_decode_swiglu<RQ_ACT_F16>
                                                  : (const void *)rq_decode_swiglu<RQ_ACT_BF16>,
                             &job, grid, ROW_THREADS, 0, a->early_launch, stream);

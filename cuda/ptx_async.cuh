@@ -24,6 +24,15 @@ __device__ __forceinline__ uint4 ptx_load_matrices(uint32_t at) {
     return v;
 }
 
+/* To the L2: a multiple of 16 bytes from a multiple of 16 on; before sm_90 by lines. */
+__device__ __forceinline__ void ptx_prefetch_piece(const void *p, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
+#else
+    for (uint32_t i = 0; i < bytes; i += 128) ptx_prefetch(static_cast<const uint8_t *>(p) + i);
+#endif
+}
+
 #if __CUDA_ARCH__ >= 900
 /* ---- mbarriers: a phase ends when as many as it was initialised with have arrived, and all bytes that were expected are there */
 __device__ __forceinline__ void ptx_barrier_start(uint32_t barrier, int arrivals) {

@@ -45,9 +45,55 @@ typedef struct rq_cuda_scales {
     const float *factor;  /* [steps] of the clip search, falling from 1 */
     int bits, sym, steps; /* steps: 1 without a search */
     float power;
-    int f16; /* scales are rounded to fp16 */
+    float shrink; /* not 0: no search, the range shrunk to this of itself (find_at() there) */
+    int f16;      /* scales are rounded to fp16 */
 } rq_cuda_scales;
 rq_status rq_cuda_find_scales(const rq_cuda_scales *s, rq_cuda_stream stream);
+
+/* ---- comp_levels_sm80.cu: two levels of w4a8, and the clip search by the output */
+
+typedef struct rq_cuda_grids {
+    float *scale, *zero, *step; /* [n_out][n_group]; step: NULL where it is 1 */
+} rq_cuda_grids;
+
+/* Steps and bases of all groups at scales of rows: row_scale, or factor[p] * largest / 119 for each p of n_factor. Into error[n_out][n_factor][n_group],
+ * what a group loses; or with error NULL into scale, zero and step. */
+typedef struct rq_cuda_level_search {
+    const float *w, *weight; /* [n_out][n], [n] */
+    const uint8_t *dead;     /* [n], or NULL */
+    const double *factor;
+    const float *row_scale, *largest; /* [n_out]; row_scale: or NULL */
+    int64_t n_out, n, group, n_group;
+    int reach, climbs; /* of round_w4a8.c: find_group's argument, and whether climb() follows */
+    double *error;
+    float *scale, *zero, *step;
+} rq_cuda_level_search;
+rq_status rq_cuda_row_largest(float *largest, const float *w, const uint8_t *dead, int64_t n_out, int64_t n,
+                              rq_cuda_stream stream);
+rq_status rq_cuda_find_levels(const rq_cuda_level_search *s, int n_factor, rq_cuda_stream stream);
+/* The scale of the first factor whose errors are least in sum. */
+rq_status rq_cuda_best_scale(float *row_scale, const rq_cuda_level_search *s, int n_factor, rq_cuda_stream stream);
+
+/* e = w - Q(w), dead columns being 0. step: or NULL. */
+rq_status rq_cuda_round_error(float *e, const float *w, const uint8_t *dead, const float *scale, const float *zero,
+                              const float *step, int64_t n_out, int64_t n, int64_t group, int bits,
+                              rq_cuda_stream stream);
+/* Rows whose loss is less than the least so far (with first, all) give their grids to best. */
+rq_status rq_cuda_keep_better(const rq_cuda_grids *best, const rq_cuda_grids *now, double *least, const double *loss,
+                              int first, int64_t n_out, int64_t n_group, rq_cuda_stream stream);
+
+/* One group's step and base in all rows, codes and scales fixed: u codes as numbers, hu = u H_gg, h11 the sums of the groups' blocks of H. q follows, by
+ * change[n_out][len]. */
+typedef struct rq_cuda_level_refit {
+    const float *u, *g; /* [n_out][n] */
+    const float *hu;    /* [n_out][len] */
+    float *q, *change;  /* [n_out][n], [n_out][len] */
+    const double *h11;  /* [n_group] */
+    rq_cuda_grids grids;
+    int64_t n_out, n, group, n_group, col0;
+    int len;
+} rq_cuda_level_refit;
+rq_status rq_cuda_refit_levels(const rq_cuda_level_refit *r, rq_cuda_stream stream);
 
 enum { RQ_COMP_BLOCK = 128 }; /* columns of a block, at most */
 
@@ -74,15 +120,17 @@ rq_status rq_cuda_sweep_block(const rq_cuda_block *b, rq_cuda_stream stream);
 typedef struct rq_cuda_descent {
     const float *g, *h;        /* [n_out][n], [n][n] */
     const float *scale, *zero; /* [n_out][n_group] */
-    float *q, *delta;          /* [n_out][n], [n_out][RQ_COMP_BLOCK] */
-    uint8_t *codes;            /* [n_out][n] */
+    const float *
+        step; /* the same where what a code stands for is scale * (code * step - zero), or NULL: scale * (code - zero) */
+    float *q, *delta; /* [n_out][n], [n_out][RQ_COMP_BLOCK] */
+    uint8_t *codes;   /* [n_out][n] */
     int64_t n_out, n, col0, group, n_group;
     int width, bits;
 } rq_cuda_descent;
 rq_status rq_cuda_descend_block(const rq_cuda_descent *d, rq_cuda_stream stream);
-/* level = code - zero, q = scale * level; either may be NULL. */
+/* level = code * step - zero, q = scale * level; either may be NULL, and so may step (1) and zero (0). */
 rq_status rq_cuda_levels(float *level, float *q, const uint8_t *codes, const float *scale, const float *zero,
-                         int64_t n_out, int64_t n, int64_t group, rq_cuda_stream stream);
+                         const float *step, int64_t n_out, int64_t n, int64_t group, rq_cuda_stream stream);
 /* e = a - b, [n_out][n] */
 rq_status rq_cuda_subtract(float *e, const float *a, const float *b, int64_t n_out, int64_t n, rq_cuda_stream stream);
 /* sum[i * row_pitch + p] = the sum of a b over part p of row i: columns of [col0, col0 + cols) in parts of `part`; fp64. */

@@ -22,6 +22,9 @@ typedef struct rq_cuda_decode_state {
     int32_t bad;                      /* the first token whose logit is not finite, or -1 */
 } rq_cuda_decode_state;
 
+/* ahead, in what follows: ahead_bytes bytes from a multiple of 16 on that the kernel after reads first, asked for (to the L2) while this one runs.
+ * NULL: none. */
+
 /* ---- the residual stream and its norm, a token a block:
  *   stream = table[token], or stream + add;   h = stream / sqrt(mean of stream^2 + eps) * weight
  * h is of act, or, with q, int8 with scale and sum as of rq_cuda_quantize_rows, of h times factor. */
@@ -42,6 +45,8 @@ typedef struct rq_cuda_decode_norm_args {
     rq_act act;
     int64_t n_tok, n;
     int early_launch;
+    const void *ahead;
+    int64_t ahead_bytes;
 } rq_cuda_decode_norm_args;
 rq_status rq_cuda_decode_norm(const rq_cuda_decode_norm_args *a, rq_cuda_stream stream);
 
@@ -53,6 +58,8 @@ typedef struct rq_cuda_decode_swiglu_args {
     rq_act act;
     int64_t n_tok, n;
     int early_launch;
+    const void *ahead;
+    int64_t ahead_bytes;
 } rq_cuda_decode_swiglu_args;
 rq_status rq_cuda_decode_swiglu(const rq_cuda_decode_swiglu_args *a, rq_cuda_stream stream);
 
@@ -80,6 +87,8 @@ typedef struct rq_cuda_decode_attention_args {
     const float *rope;                 /* [max_seq][2][head_dim / 2] */
     const rq_cuda_decode_state *state;
     void *workspace; /* zero before its first use, left zero where it counts; 256-byte aligned */
+    const void *ahead;
+    int64_t ahead_bytes;
 } rq_cuda_decode_attention_args;
 rq_status rq_cuda_decode_attention_make_plan(rq_cuda_decode_attention_plan *plan,
                                              const rq_cuda_decode_attention_desc *d);
@@ -119,6 +128,7 @@ typedef struct rq_cuda_decode_matrix {
     rq_cuda_gemv_desc
         gemv; /* n_out and n_in; of tiles also kind, bits, group ...; x_s8 of W4A8 only. The rest is the step's */
     const void *weights;
+    int64_t weight_bytes;        /* of tiles, for ahead_bytes; 0: never asked for ahead */
     const void *bias;            /* [n_out] of act, or NULL */
     const int32_t *perm;         /* as of rq_cuda_gemv_args */
     const float *factor;         /* of W4A8's x: on the device, or NULL */
@@ -146,6 +156,7 @@ typedef struct rq_cuda_decode_desc {
     rq_cuda_decode_matrix head;        /* dense: by rq_cuda_decode_dense, or cuBLAS with blas_head */
     const float *rope;                 /* as of attention */
     int early_launch;
+    int64_t ahead_bytes; /* of a matrix of tiles, at most, asked for by the kernel before its product; 8 MiB, 0: none */
     int blas_head;
     size_t blas_workspace; /* bytes of scratch for cuBLAS where a matrix is dense, 32 MiB */
 } rq_cuda_decode_desc;

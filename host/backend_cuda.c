@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The quantizer on a GPU: the device, its memory and copies, products, and Gram matrices. backend_cuda_factor.c and backend_cuda_sweep.c have the
  * other operations. Products are in fp32 without shortcuts (no TF32), masters of Gram matrices and the factor in fp64. */
-#include "backend_cuda.h"
+#include "backend_cuda_ranks.h"
 
 enum { STAGE_BYTES = 16 << 20, MIN_CAPABILITY = 8 };
 
@@ -202,6 +202,7 @@ static rq_status gram_panels(cuda_device *dev, bool bf16, const void *a, const v
     const size_t element = bf16 ? sizeof(uint16_t) : sizeof(float);
     for (int64_t r0 = 0; r0 < n; r0 += RQ_CUDA_PANEL) {
         const int64_t rows = rq_min_i64(RQ_CUDA_PANEL, n - r0), cols = r0 + rows;
+        if (!cuda_owns_panel(dev, r0, n)) continue;
         const char *of_a = (const char *)a + (size_t)r0 * element;
         RQ_TRY(blas_tn(dev, bf16, rows, cols, n_tok, of_a, n, a, n, dev->panel, cols, "the Gram matrix"));
         KERNEL_TRY(dev, rq_cuda_gram_fold(dev->h, n, dev->panel, cols, r0, rows, cols, 1, dev->compute));
@@ -248,6 +249,8 @@ static rq_status gram_finish(void *own, double *h, double *d, int64_t n) {
     rq_status status = RQ_OK;
     cuda_device *dev = own;
     CUDA_TRY(cudaSetDevice(dev->index), "a Gram matrix");
+    RQ_TRY(cuda_share_panels(dev, dev->h, n));
+    if (d) RQ_TRY(cuda_share_panels(dev, dev->d, n));
     KERNEL_TRY(dev, rq_cuda_gram_mirror(dev->h, n, dev->compute));
     RQ_TRY(cuda_download(dev, h, dev->h, n * n * (int64_t)sizeof *h));
     if (d) RQ_TRY(cuda_download(dev, d, dev->d, n * n * (int64_t)sizeof *d));
@@ -263,6 +266,7 @@ static void close_device(void *own) {
     if (!dev) return;
     (void)cudaSetDevice(dev->index);
     gram_free(dev);
+    cuda_leave(dev);
     if (dev->params) (void)dev->libs->params_destroy(dev->params);
     if (dev->solver) (void)dev->libs->solver_destroy(dev->solver);
     if (dev->blas) (void)dev->libs->blas_destroy(dev->blas);
@@ -303,7 +307,8 @@ static rq_status open_device(void **own, int index) {
     cudaError_t e = cudaGetDeviceCount(&count);
     *own = NULL;
     if (e != cudaSuccess) RQ_FAIL(RQ_ERR_DEVICE, "no CUDA device: %s", cudaGetErrorString(e));
-    if (index >= count)
+    if (index < 0 && count > 0) index = (-1 - index) % count;
+    if (index < 0 || index >= count)
         RQ_FAIL(RQ_ERR_DEVICE, "cuda:%d: this machine has %d CUDA device%s", index, count, count == 1 ? "" : "s");
     RQ_TRY(rq_backend_init()); /* losses and what docs/devices.md lists are the CPU's */
     RQ_TRY(RQ_NEW_ZERO(dev, 1));
@@ -331,6 +336,7 @@ done:
 
 const rq_device_ops rq_device_cuda = {.name = "cuda",
                                       .open = open_device,
+                                      .join = cuda_join,
                                       .close = close_device,
                                       .gram_start = gram_start,
                                       .gram_add = gram_add,
@@ -339,6 +345,7 @@ const rq_device_ops rq_device_cuda = {.name = "cuda",
                                       .triangular_term = cuda_triangular_term,
                                       .target_move = cuda_target_move,
                                       .move = cuda_move,
+                                      .clip = cuda_clip,
                                       .sweep = cuda_sweep,
                                       .refine = cuda_refine,
                                       .kmeans = &cuda_kmeans,

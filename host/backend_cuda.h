@@ -54,8 +54,9 @@ typedef struct cuda_device {
     float *a[2], *b[2], *panel;
     cudaEvent_t filled[2], used[2];
     int64_t chunk;
-    bool told, told_lines; /* that refinement of w4a8, and vectors down the outputs, are the CPU's */
-    rq_work done;          /* since the device was opened; bytes of device memory are not counted */
+    bool told_lines;          /* that vectors down the outputs are the CPU's */
+    struct cuda_ranks *ranks; /* backend_cuda_ranks.c; NULL: one rank */
+    rq_work done;             /* since the device was opened; bytes of device memory are not counted */
 } cuda_device;
 
 /* What a preparation keeps on the device (rq_prep.on_device). */
@@ -119,6 +120,22 @@ rq_status cuda_move(void *own, float *out, const float *w, int64_t n_out, const 
 void cuda_forget(void *own, rq_prep *p);
 /* backend_cuda_sweep.c */
 rq_status cuda_sweep(void *own, const rq_sweep *s, const char *label);
+/* Grids of rows or groups, found on the device: what all searches read. dead: columns that count as 0, or NULL. */
+typedef struct cuda_rows {
+    cuda_device *dev;
+    const rq_sweep *s;
+    const char *label;
+    const float *w, *weight, *factor; /* [n_out][n], [n], [clip_steps] of the search by squares */
+    const uint8_t *dead;
+} cuda_rows;
+/* weight and factor of it. sweep_order: w is. */
+rq_status cuda_send_search(const cuda_rows *r, float *weight, float *factor, bool sweep_order);
+/* Grids of n_group groups from stored column col0 on; shrink: 0, or without a search at that range. */
+rq_status cuda_find_scales(const cuda_rows *r, const rq_cuda_grids *to, int64_t col0, int64_t n_group, bool search,
+                           float shrink);
+/* backend_cuda_levels.c: of whole rows, one level or two; and the search by the output. */
+rq_status cuda_find_rows(const cuda_rows *r, const rq_cuda_grids *to, bool search);
+rq_status cuda_clip(void *own, const rq_sweep *s, const char *label);
 /* backend_cuda_refine.c */
 rq_status cuda_refine(void *own, const rq_refine *r, const rq_prep *p, const char *label);
 /* backend_cuda_kmeans.c */

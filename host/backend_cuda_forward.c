@@ -3,6 +3,8 @@
  * and forgotten when the pass ends: of a block there are the matrices of one stage at a time. */
 #include "backend_cuda_forward.h"
 
+#include "backend_cuda_ranks.h"
+
 #include "llama_block.h"
 
 /* ---- memory ----------------------------------------------------------------------------------------------------------- */
@@ -101,7 +103,8 @@ static rq_status check_memory(cuda_forward *f) {
                                                .chunk = f->job.chunk,
                                                .n_streams = f->job.n_streams,
                                                .cross = f->job.cross,
-                                               .bf16 = f->job.bf16});
+                                               .bf16 = f->job.bf16,
+                                               .ranks = rq_n_ranks(f->job.ranks) > 1});
     const double matrix = f->job.matrix_bytes, most = chunk + (pass > matrix ? pass : matrix);
     CUDA_TRY(cudaMemGetInfo(&left, &total), "the forward pass");
     f->room = (double)left - most - (double)total / 16;
@@ -340,6 +343,10 @@ done:
     return status;
 }
 
+static rq_status share(void *own, float *x, int64_t count, int root) {
+    return cuda_share(((cuda_forward *)own)->dev, x, count * (int64_t)sizeof *x, root);
+}
+
 static rq_status gram(void *own, double *h, double *d, const float *a, const float *b, int64_t n_tok, int64_t n) {
     rq_status status = RQ_OK;
     cuda_forward *f = own;
@@ -371,6 +378,7 @@ const rq_forward_ops rq_forward_cuda = {
     .rows_free = cuda_rows_free,
     .rows_read = cuda_rows_read,
     .rows_write = cuda_rows_write,
+    .share = share,
     .pass_begin = pass_begin,
     .pass_end = pass_end,
     .rmsnorm = rmsnorm,

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cuBLAS and cuSOLVER, loaded late: the program starts on machines that have neither. */
-#include "backend_cuda.h"
+#include "backend_cuda_ranks.h"
 
 #include <dlfcn.h>
 
 typedef struct symbol {
     const char *name;
-    size_t offset; /* in cuda_libs */
+    size_t offset; /* in cuda_libs or cuda_nccl */
 } symbol;
+#define NCCL_SYMBOL(name, member)                                                                                      \
+    { #name, offsetof(cuda_nccl, member) }
 #define SYMBOL(name, member)                                                                                           \
     { #name, offsetof(cuda_libs, member) }
 
@@ -34,7 +36,7 @@ static const symbol of_solver[] = {
 };
 
 /* All of them, or the name of the first that is missing. */
-static const char *take(cuda_libs *to, void *library, const symbol *list) {
+static const char *take(void *to, void *library, const symbol *list) {
     for (const symbol *s = list; s->name; ++s) {
         void *found = dlsym(library, s->name);
         if (!found) return s->name;
@@ -44,8 +46,7 @@ static const char *take(cuda_libs *to, void *library, const symbol *list) {
 }
 
 /* `variable` names the file; otherwise what the program has already loaded, and at last the usual names. */
-static rq_status load(cuda_libs *to, const symbol *list, const char *variable, const char *const *names,
-                      const char *title) {
+static rq_status load(void *to, const symbol *list, const char *variable, const char *const *names, const char *title) {
     const char *given = getenv(variable), *missing = NULL;
     if (given && *given) {
         void *library = dlopen(given, RTLD_NOW | RTLD_LOCAL);
@@ -78,5 +79,19 @@ rq_status cuda_libs_load(const cuda_libs **libs) {
     done = true;
     *libs = &loaded;
 done:
+    return status;
+}
+
+rq_status cuda_nccl_load(const cuda_nccl **lib) {
+    static const symbol list[] = {
+        NCCL_SYMBOL(ncclGetUniqueId, get_unique_id),   NCCL_SYMBOL(ncclCommInitRank, init_rank),
+        NCCL_SYMBOL(ncclCommDestroy, destroy),         NCCL_SYMBOL(ncclBroadcast, broadcast),
+        NCCL_SYMBOL(ncclGroupStart, group_start),      NCCL_SYMBOL(ncclGroupEnd, group_end),
+        NCCL_SYMBOL(ncclGetErrorString, error_string), {NULL, 0},
+    };
+    static const char *const names[] = {"libnccl.so.2", "libnccl.so", NULL};
+    static cuda_nccl loaded;
+    const rq_status status = load(&loaded, list, "RQ_NCCL", names, "NCCL");
+    if (status == RQ_OK) *lib = &loaded;
     return status;
 }

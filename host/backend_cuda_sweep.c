@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The column sweep on a GPU: scales of groups, blocks of up to 128 columns by one kernel, and the update of what is right of a block by cuBLAS. Rows
- * stay on the device from first to last column. Two-level scales of w4a8, a search of whole numbers row by row, are found on the CPU. */
+ * stay on the device from first to last column. */
 #include "backend_cuda.h"
 
 typedef struct sweep_job {
@@ -13,6 +13,7 @@ typedef struct sweep_job {
     float *scale, *zero, *step, *weight, *factor;
     uint8_t *codes, *dead;
     int32_t *perm, *stored;
+    cuda_rows rows; /* of dynamic groups; of static ones w and dead are others */
 } sweep_job;
 
 static void job_free(sweep_job *j) {
@@ -50,11 +51,8 @@ static rq_status job_fill(sweep_job *j) {
     const rq_prep *p = s->prep;
     cuda_device *dev = j->dev;
     int64_t n = p->n;
-    int steps = s->opt->clip_steps;
-    float *line = NULL;
     int32_t *stored = NULL;
     uint8_t *dead = NULL;
-    RQ_TRY(RQ_NEW(line, rq_max_i64(n, steps)));
     RQ_TRY(RQ_NEW(stored, n));
     RQ_TRY(RQ_NEW(dead, n));
     for (int64_t c = 0; c < n; ++c) {
@@ -64,10 +62,7 @@ static rq_status job_fill(sweep_job *j) {
     RQ_TRY(cuda_upload(dev, j->perm, p->perm, n * (int64_t)sizeof *p->perm, dev->compute));
     RQ_TRY(cuda_upload(dev, j->stored, stored, n * (int64_t)sizeof *stored, dev->compute));
     RQ_TRY(cuda_upload(dev, j->dead, dead, n, dev->compute));
-    rq_sweep_clip_weights(s, line, 0, n, s->groups_in_sweep_order);
-    RQ_TRY(cuda_upload(dev, j->weight, line, n * (int64_t)sizeof *line, dev->compute));
-    for (int i = 0; i < steps; ++i) line[i] = (float)(1.0 - 0.8 * i / steps);
-    RQ_TRY(cuda_upload(dev, j->factor, line, steps * (int64_t)sizeof *line, dev->compute));
+    RQ_TRY(cuda_send_search(&j->rows, j->weight, j->factor, s->groups_in_sweep_order));
     RQ_TRY(cuda_upload(dev, j->natural, s->w0, s->n_out * n * (int64_t)sizeof *s->w0, dev->compute));
     KERNEL_TRY(dev, rq_cuda_to_sweep_order(j->w, j->natural, j->perm, j->dead, s->n_out, n, dev->compute));
     if (j->w0) {
@@ -76,50 +71,73 @@ static rq_status job_fill(sweep_job *j) {
                  j->label);
     }
 done:
-    free(line);
     free(stored);
     free(dead);
     return status;
 }
 
-/* Scales of n_group groups from stored column col0 on: of the starting weights, or of those that the sweep has reached. */
-static rq_status find_scales(sweep_job *j, int64_t col0, int64_t n_group) {
-    const rq_sweep *s = j->s;
+rq_status cuda_send_search(const cuda_rows *r, float *weight, float *factor, bool sweep_order) {
+    rq_status status = RQ_OK;
+    int64_t n = r->s->prep->n;
+    int steps = r->s->opt->clip_steps;
+    float *line = NULL;
+    RQ_TRY(RQ_NEW(line, rq_max_i64(n, steps)));
+    rq_sweep_clip_weights(r->s, line, 0, n, sweep_order);
+    RQ_TRY(cuda_upload(r->dev, weight, line, n * (int64_t)sizeof *line, r->dev->compute));
+    for (int i = 0; i < steps; ++i) line[i] = (float)(1.0 - 0.8 * i / steps);
+    RQ_TRY(cuda_upload(r->dev, factor, line, steps * (int64_t)sizeof *line, r->dev->compute));
+done:
+    free(line);
+    return status;
+}
+
+rq_status cuda_find_scales(const cuda_rows *r, const rq_cuda_grids *to, int64_t col0, int64_t n_group, bool search,
+                           float shrink) {
+    const rq_sweep *s = r->s;
     const rq_quant_opt *o = s->opt;
-    int64_t n = s->prep->n;
-    bool dynamic = s->groups_in_sweep_order;
-    rq_cuda_scales a = {.w = dynamic ? j->w : j->natural,
-                        .weight = j->weight,
-                        .dead = !dynamic && s->group < n ? j->dead : NULL,
+    rq_cuda_scales a = {.w = r->w,
+                        .weight = r->weight,
+                        .dead = r->dead,
                         .n_out = s->n_out,
-                        .n = n,
+                        .n = s->prep->n,
                         .col0 = col0,
                         .group = s->group,
                         .n_group = n_group,
                         .out0 = col0 / s->group,
                         .out_groups = s->n_group,
-                        .scale = j->scale,
-                        .zero = j->zero,
-                        .factor = j->factor,
+                        .scale = to->scale,
+                        .zero = to->zero,
+                        .factor = r->factor,
                         .bits = o->bits,
                         .sym = o->sym,
-                        .steps = o->clip == RQ_CLIP_MSE ? o->clip_steps : 1,
+                        .steps = search ? o->clip_steps : 1,
                         .power = (float)o->clip_power,
+                        .shrink = shrink,
                         .f16 = o->scale_dtype == RQ_F16};
-    rq_status status = rq_cuda_find_scales(&a, j->dev->compute);
-    ++j->dev->done.launches;
-    return status == RQ_OK ? RQ_OK : rq_fail(status, "%s: %s", j->label, rq_cuda_last_error());
+    rq_status status = rq_cuda_find_scales(&a, r->dev->compute);
+    ++r->dev->done.launches;
+    return status == RQ_OK ? RQ_OK : rq_fail(status, "%s: %s", r->label, rq_cuda_last_error());
 }
 
+/* Scales of groups that are found before the sweep, on the starting weights. */
 static rq_status static_groups(sweep_job *j) {
     rq_status status = RQ_OK;
     const rq_sweep *s = j->s;
     int64_t bytes = s->n_out * s->n_group * (int64_t)sizeof(float);
-    if (!s->step && !s->found) return find_scales(j, 0, s->n_group);
-    if (!s->found) RQ_TRY(rq_sweep_find_groups(s));
-    RQ_TRY(cuda_upload(j->dev, j->scale, s->scale, bytes, j->dev->compute));
-    RQ_TRY(cuda_upload(j->dev, j->zero, s->zero, bytes, j->dev->compute));
-    if (s->step) RQ_TRY(cuda_upload(j->dev, j->step, s->step, bytes, j->dev->compute));
+    const rq_cuda_grids to = {j->scale, j->zero, j->step};
+    const bool search = s->opt->clip == RQ_CLIP_MSE;
+    if (s->found) {
+        RQ_TRY(cuda_upload(j->dev, j->scale, s->scale, bytes, j->dev->compute));
+        RQ_TRY(cuda_upload(j->dev, j->zero, s->zero, bytes, j->dev->compute));
+        if (s->step) RQ_TRY(cuda_upload(j->dev, j->step, s->step, bytes, j->dev->compute));
+        goto done;
+    }
+    j->rows.w = j->natural;
+    j->rows.dead = s->group < s->prep->n ? j->dead : NULL;
+    if (s->step)
+        RQ_TRY(cuda_find_rows(&j->rows, &to, search));
+    else
+        RQ_TRY(cuda_find_scales(&j->rows, &to, 0, s->n_group, search, 0));
 done:
     return status;
 }
@@ -127,6 +145,7 @@ done:
 static rq_status sweep_columns(sweep_job *j, int64_t block) {
     rq_status status = RQ_OK;
     const rq_sweep *s = j->s;
+    const rq_cuda_grids to = {j->scale, j->zero, j->step};
     int64_t n = s->prep->n;
     rq_cuda_block b = {.w = j->w,
                        .w0 = j->w0,
@@ -149,7 +168,8 @@ static rq_status sweep_columns(sweep_job *j, int64_t block) {
                        .allw = rq_sweep_allw(s->opt)};
     for (int64_t c0 = 0, c1; c0 < n; c0 = c1) {
         c1 = rq_sweep_block_end(s, block, c0);
-        if (s->groups_in_sweep_order && c0 % s->group == 0) RQ_TRY(find_scales(j, c0, 1));
+        if (s->groups_in_sweep_order && c0 % s->group == 0)
+            RQ_TRY(cuda_find_scales(&j->rows, &to, c0, 1, s->opt->clip == RQ_CLIP_MSE, 0));
         b.col0 = c0;
         b.width = (int)(c1 - c0);
         status = rq_cuda_sweep_block(&b, j->dev->compute);
@@ -180,12 +200,14 @@ rq_status cuda_sweep(void *own, const rq_sweep *s, const char *label) {
     if (s->prep->u) j.u = q->u;
     if (s->prep->t) j.t = q->t;
     RQ_TRY(job_new(&j));
+    j.rows = (cuda_rows){j.dev, s, label, j.w, j.weight, j.factor, NULL};
     RQ_TRY(job_fill(&j));
     if (!s->groups_in_sweep_order) RQ_TRY(static_groups(&j));
     RQ_TRY(sweep_columns(&j, block));
     RQ_TRY(cuda_download(j.dev, s->codes, j.codes, s->n_out * n));
     RQ_TRY(cuda_download(j.dev, s->scale, j.scale, groups * (int64_t)sizeof *s->scale));
     RQ_TRY(cuda_download(j.dev, s->zero, j.zero, groups * (int64_t)sizeof *s->zero));
+    if (s->step) RQ_TRY(cuda_download(j.dev, s->step, j.step, groups * (int64_t)sizeof *s->step));
 done:
     job_free(&j);
     return status;

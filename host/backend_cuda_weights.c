@@ -300,6 +300,7 @@ static rq_status upload_stack(cuda_weights *w, const cuda_stack *s) {
     void *at = NULL;
     RQ_TRY((m->dense ? upload_dense : upload_tiles)(w, s, &at));
     m->weights = at;
+    m->weight_bytes = m->dense ? 0 : s->tiles.bytes;
     if (m->bias) {
         RQ_TRY(upload_bias(w, s, &at));
         m->bias = at;
@@ -340,6 +341,8 @@ rq_status cuda_weights_upload(cuda_weights *w) {
     if (!m->rotation) RQ_TRY(upload_floats(w, &d->norm_f, m->norm_f, d->d_model, "the last norm"));
     RQ_TRY(rq_rope_table(&rope, m, 0, d->max_seq));
     RQ_TRY(upload_floats(w, &d->rope, rope, d->max_seq * d->head_dim, "rotary angles"));
+    /* A copy from memory that is not pinned may return before its end, and a stream that does not block would not wait for it. */
+    CUDA_TRY(cudaDeviceSynchronize(), "the weights");
 done:
     free(rope);
     return status;

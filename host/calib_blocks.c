@@ -35,11 +35,11 @@ void rq_calib_free(rq_calib *c) {
         c->row->rows_free(c->run, s->f);
         c->row->free_floats(c->run, s->in);
     }
-    float *there[] = {c->x, c->a, c->q, c->k, c->v, c->g, c->u, c->act, c->most_there};
+    float *there[] = {c->x, c->a, c->q, c->k, c->v, c->g, c->u, c->act, c->most_there, c->peer_q, c->peer_d};
     for (size_t i = 0; c->run && i < sizeof there / sizeof *there; ++i) c->row->free_floats(c->run, there[i]);
     if (c->run) c->row->end(c->run);
     for (int m = 0; m < RQ_N_LINEARS; ++m) free(c->bias[m]);
-    void *all[] = {c->norm1, c->norm2, c->h, c->cross, c->token, c->residual, c->most, c->peer_q, c->peer_d};
+    void *all[] = {c->norm1, c->norm2, c->h, c->cross, c->token, c->residual, c->most};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) free(all[i]);
 }
 
@@ -68,14 +68,17 @@ done:
     return status;
 }
 
-/* Device memory that the matrix takes which needs most. */
+/* Device memory that the set of matrices takes which needs most: those that share codebooks are one stack of rows. */
 static double most_matrix_bytes(const rq_calib *c) {
     double most = 0;
     for (int64_t i = 0; i < c->cfg->n_layer * RQ_N_LINEARS; ++i) {
-        const rq_matrix_plan *p = &c->z->plan[i];
+        const rq_matrix_plan *p = &c->z->plan[i], *layer = p - i % RQ_N_LINEARS;
+        int64_t n_out = 0;
         rq_device_work w;
-        if (p->quantized && rq_device_plan(&w, p->n_out, p->n_in, 0, &p->opt) == RQ_OK && w.memory > most)
-            most = w.memory;
+        if (!p->quantized) continue;
+        for (int m = 0; m < RQ_N_LINEARS; ++m)
+            n_out += layer[m].quantized && layer[m].lead == p->lead ? layer[m].n_out : 0;
+        if (rq_device_plan(&w, n_out, p->n_in, 0, &p->opt) == RQ_OK && w.memory > most) most = w.memory;
     }
     return most;
 }
@@ -117,6 +120,7 @@ rq_status rq_calib_new(rq_calib *c, rq_quantizer *z, bool two) {
                                                     .seq_len = c->seq_len,
                                                     .n_streams = any_cross ? 2 : 1,
                                                     .matrix_bytes = most_matrix_bytes(c),
+                                                    .ranks = job->ranks,
                                                     .bf16 = job->bf16,
                                                     .cross = any_cross}));
     RQ_TRY(new_activations(c, widest));
@@ -124,8 +128,8 @@ rq_status rq_calib_new(rq_calib *c, rq_quantizer *z, bool two) {
     if (any_cross) RQ_TRY(RQ_NEW(c->cross, widest * widest));
     c->ranks = job->ranks;
     if (rq_n_ranks(c->ranks) > 1) {
-        RQ_TRY(RQ_NEW(c->peer_q, t * widest));
-        if (any_cross) RQ_TRY(RQ_NEW(c->peer_d, t * widest));
+        RQ_TRY(c->row->new_floats(c->run, &c->peer_q, t * widest, "inputs of another rank"));
+        if (any_cross) RQ_TRY(c->row->new_floats(c->run, &c->peer_d, t * widest, "inputs of another rank"));
     }
     if (job->token_weights != RQ_TOKENS_EVEN) RQ_TRY(RQ_NEW(c->token, c->n_samples * c->seq_len));
 done:
@@ -292,13 +296,13 @@ static rq_status add_chunks(rq_calib *c, int stage, int64_t first) {
     int64_t width = stage_width(c, stage);
     int own = rq_rank(c->ranks), n = rq_n_ranks(c->ranks);
     for (int r = 0; r < n && first + r < n_chunks(c); ++r) {
-        int64_t kept = tokens_kept(c, chunk_tokens(c, first + r)), bytes = kept * width * (int64_t)sizeof(float);
+        int64_t kept = tokens_kept(c, chunk_tokens(c, first + r));
         float *q = r == own ? c->s[RQ_QS].in : c->peer_q, *d = r == own ? c->s[RQ_FP].in : c->peer_d;
-        RQ_TRY(rq_ranks_bcast(c->ranks, q, bytes, r));
-        if (c->need_cross) RQ_TRY(rq_ranks_bcast(c->ranks, d, bytes, r));
+        if (n > 1) RQ_TRY(c->row->share(c->run, q, kept * width, r));
+        if (n > 1 && c->need_cross) RQ_TRY(c->row->share(c->run, d, kept * width, r));
         if (c->most) RQ_TRY(c->row->column_max(c->run, c->most_there, q, kept, width));
         if (!c->need_h) continue;
-        if (n == 1) {
+        if (n == 1 || !c->row->host) { /* a device knows its own panels, and gram_finish puts them together */
             RQ_TRY(c->row->gram(c->run, c->h, c->need_cross ? c->cross : NULL, q, d, kept, width));
             continue;
         }
@@ -335,8 +339,8 @@ rq_status rq_calib_run_stage(rq_calib *c, int stage, const char *text) {
     RQ_TRY(c->row->pass_end(c->run));
     if (c->most) RQ_TRY(c->row->download(c->run, c->most, c->most_there, width));
     if (c->need_h) RQ_TRY(row->gram_finish(device, c->h, cross, width));
-    if (c->need_h) RQ_TRY(rq_ranks_sum(c->ranks, c->h, width * width));
-    if (c->need_cross) RQ_TRY(rq_ranks_sum(c->ranks, c->cross, width * width));
+    if (c->need_h && c->row->host) RQ_TRY(rq_ranks_sum(c->ranks, c->h, width * width));
+    if (c->need_cross && c->row->host) RQ_TRY(rq_ranks_sum(c->ranks, c->cross, width * width));
 done:
     return status;
 }

@@ -5,6 +5,8 @@
 
 static const cmd_flag flags[] = {
     {"to", 0, "FORMAT", "requite, gptq, gptq_v2, awq, compressed-tensors, vptq or aqlm"},
+    {"fold", 0, "HOW",
+     "a rotated model: turn embedding and head for good instead of the stream, as f16 or f32 tensors"},
     {"output", 'o', "OUT", "the new folder (or the second argument)"},
 };
 static const cmd_spec spec = {
@@ -35,6 +37,9 @@ int cmd_convert(int argc, char **argv) {
     if (!job.to || !job.out_path || (cmd_has(&a, "output") && a.n_args > 1))
         RQ_FAIL(RQ_ERR_ARG, "convert needs --to FORMAT and one OUT: see `requite convert --help`");
     RQ_TRY(rq_convert_check_target(job.to));
+    job.fold = cmd_value(&a, "fold");
+    if (job.fold && strcmp(job.fold, "f16") != 0 && strcmp(job.fold, "f32") != 0)
+        RQ_FAIL(RQ_ERR_ARG, "--fold %s: it is f16 or f32", job.fold);
     status = rq_store_open(&s, job.in_path);
     rq_store_close(s);
     if (status != RQ_OK) return cmd_fail_input(status);

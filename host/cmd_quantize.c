@@ -39,6 +39,8 @@ static const cmd_flag flags[] = {
     {"force", 0, NULL, "replace OUT when quantize wrote it"},
     {"to", 0, "FORMAT",
      "write OUT as gptq, gptq_v2, awq, compressed-tensors, vptq or aqlm (docs/peers.md); sets --rotate none"},
+    {"fold", 0, "HOW",
+     "--to, a rotated residual stream: turn embedding and head for good, as f16 or f32; sets --rotate residual"},
 };
 static const cmd_spec spec = {
     "quantize MODEL OUT [options]",
@@ -286,11 +288,11 @@ static rq_status parse_weighing(rq_quantize_job *job, const cmd_args *a, const c
 
 /* --to FORMAT: quantize writes OUT.requite, which is then converted to OUT and removed. What FORMAT turns out to have no place for leaves it
  * there. */
-static rq_status plan_conversion(rq_quantize_job *job, const char *to, char **own) {
+static rq_status plan_conversion(rq_quantize_job *job, const char *to, const char *fold, char **own) {
     rq_status status = RQ_OK;
     *own = NULL;
-    if (!job->rotate) job->rotate = "none";
-    RQ_TRY(rq_convert_check_options(to, &job->opt, job->rotate));
+    if (!job->rotate) job->rotate = fold ? "residual" : "none";
+    RQ_TRY(rq_convert_check_options(to, &job->opt, job->rotate, fold));
     if (strcmp(to, "requite") == 0) return RQ_OK;
     if (job->force) RQ_FAIL(RQ_ERR_ARG, "--force and --to do not go together: remove %s first", job->out_path);
     if (!job->dry_run && rq_folder_is_used(job->out_path, NULL))
@@ -304,10 +306,11 @@ done:
     return status;
 }
 
-static rq_status convert_output(rq_quantize_job *job, rq_quantize_report *report, const char *to, const char *out) {
+static rq_status convert_output(rq_quantize_job *job, rq_quantize_report *report, const char *to, const char *fold,
+                                const char *out) {
     rq_convert_report r;
     const char *own = job->out_path;
-    rq_status status = rq_convert(&(rq_convert_job){.in_path = own, .out_path = out, .to = to}, &r);
+    rq_status status = rq_convert(&(rq_convert_job){.in_path = own, .out_path = out, .to = to, .fold = fold}, &r);
     if (status != RQ_OK) return rq_fail_context(status, "%s holds the quantized model, but not as %s", own, to);
     rq_folder_remove(own);
     job->out_path = out;
@@ -327,7 +330,7 @@ int cmd_quantize(int argc, char **argv) {
     if (code >= 0) return code;
     RQ_TRY(cmd_quant_options(&job.opt, &a));
     int64_t seed;
-    const char *preset = cmd_value(&a, "preset"), *to = cmd_value(&a, "to");
+    const char *preset = cmd_value(&a, "preset"), *to = cmd_value(&a, "to"), *fold = cmd_value(&a, "fold");
     bool vptq = preset && strcmp(preset, "vptq") == 0;
     bool book = rq_round_is_book(job.opt.round); /* docs/methods.md, "Codebooks", has their own defaults */
     if (!cmd_int(&a, "seed", 0, INT64_MAX, 0, &seed) ||
@@ -348,7 +351,8 @@ int cmd_quantize(int argc, char **argv) {
     RQ_TRY(parse_inputs(&job, &a));
     job.force = cmd_has(&a, "force");
     job.dry_run = cmd_has(&a, "dry-run");
-    if (to) RQ_TRY(plan_conversion(&job, to, &own));
+    if (fold && !to) RQ_FAIL(RQ_ERR_ARG, "--fold is for --to FORMAT: our own files keep the rotation");
+    if (to) RQ_TRY(plan_conversion(&job, to, fold, &own));
     if (!job.rotate) job.rotate = book || (preset && strcmp(preset, "reference") == 0) ? "none" : "residual";
     job.skip = skip;
     job.n_skip = collect(&a, "skip", skip);
@@ -389,7 +393,7 @@ int cmd_quantize(int argc, char **argv) {
     status = rq_quantize_model(&job, &report);
     cmd_progress_end(&progress);
     RQ_TRY(status);
-    if (own && !job.dry_run && rq_rank(job.ranks) == 0) RQ_TRY(convert_output(&job, &report, to, a.arg[1]));
+    if (own && !job.dry_run && rq_rank(job.ranks) == 0) RQ_TRY(convert_output(&job, &report, to, fold, a.arg[1]));
     if (rq_rank(job.ranks) == 0) print_report(&a, &job, &report);
 done:
     code = cmd_fail(status);

@@ -51,7 +51,7 @@ static rq_status sum(void *user, double *x, int64_t n) {
     return RQ_OK;
 }
 
-static rq_ranks ranks = {0, 1, NULL, bcast, sum};
+static rq_ranks ranks = {.n_ranks = 1, .bcast = bcast, .sum = sum};
 static int n_local = 1; /* ranks on this machine */
 
 bool cmd_ranks_start(int *argc, char ***argv) {
@@ -67,6 +67,7 @@ bool cmd_ranks_start(int *argc, char ***argv) {
     MPI_Comm_size(MPI_COMM_WORLD, &ranks.n_ranks);
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local);
     MPI_Comm_size(local, &n_local);
+    MPI_Comm_rank(local, &ranks.local);
     MPI_Comm_free(&local);
     return true;
 }

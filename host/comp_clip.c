@@ -69,6 +69,11 @@ static void keep_better(const rq_sweep *s, clip_scratch *b, int64_t row0, int64_
     }
 }
 
+float rq_clip_shrink(const rq_quant_opt *o, int k) {
+    const double least = rq_round_get(o->round)->find_row && o->group ? 0.5 : 0.2; /* as the searches by squares */
+    return (float)(1.0 - (1.0 - least) * k / o->clip_steps);
+}
+
 typedef struct clip_shared {
     const rq_sweep *s;
     _Atomic int failed;
@@ -80,7 +85,6 @@ static void clip_tile(void *arg, int64_t tile) {
     const rq_prep *p = s->prep;
     const rq_rounder *rounder = rq_round_get(s->opt->round);
     const int64_t n = p->n, row0 = tile * TILE, n_rows = rq_min_i64(TILE, s->n_out - row0);
-    const double least = rounder->find_row && s->opt->group ? 0.5 : 0.2; /* as the searches by squares */
     rq_quant_opt squares = *s->opt;
     clip_scratch b;
     squares.clip = RQ_CLIP_MSE;
@@ -94,7 +98,7 @@ static void clip_tile(void *arg, int64_t tile) {
         for (int64_t j = 0; j < n; ++j) b.w[r * n + j] = p->dead[j] ? 0 : s->w0[(row0 + r) * n + j];
     }
     for (int k = -1; k < s->opt->clip_steps; ++k) {
-        const float shrink = (float)(1.0 - (1.0 - least) * k / s->opt->clip_steps);
+        const float shrink = rq_clip_shrink(s->opt, k);
         for (int64_t r = 0; r < n_rows; ++r) {
             float *scale = b.scale + r * s->n_group, *zero = b.zero + r * s->n_group, *step = b.st + r * s->n_group;
             if (k >= 0)

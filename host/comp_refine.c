@@ -365,7 +365,7 @@ typedef struct refit_rows {
 
 static void refit_tile(void *arg, int64_t tile) {
     refit_rows *j = arg;
-    int64_t n = j->s.n_group, end = rq_min_i64(j->n_rows, (tile + 1) * TILE);
+    int64_t n = rq_ceil_div(j->s.n, j->s.span), end = rq_min_i64(j->n_rows, (tile + 1) * TILE);
     double *scratch;
     if (RQ_NEW(scratch, 2 * n + 2 * n * n) != RQ_OK) {
         j->s.failed = 1;

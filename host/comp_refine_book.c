@@ -332,6 +332,8 @@ static rq_status learn_signs(const rq_book_refine *s) {
     rq_signs signs = {0};
     snapshot best = {0};
     double loss;
+    if (rq_device_row(t->prep->device) != &rq_device_cpu)
+        rq_log(RQ_LOG_INFO, "%s: the gradient steps of --sign-steps are made on the CPU", t->label);
     RQ_TRY(RQ_NEW(best.code, t->n_out * t->n_vec));
     RQ_TRY(RQ_NEW(best.outlier, rq_max_i64(1, t->n_out * t->prep->n_outlier)));
     RQ_TRY(RQ_NEW(best.scale, t->n_out * t->n_group));

@@ -20,6 +20,8 @@ typedef struct rq_sweep {
 
 /* Grids of all rows in natural order, on the starting weights: the range of a row that loses least in e H e^T (rq_prep.h). */
 rq_status rq_clip_output(const rq_sweep *s);
+/* Range k of opt->clip_steps that it tries, of the whole one. */
+float rq_clip_shrink(const rq_quant_opt *o, int k);
 
 rq_status rq_sweep_run(const rq_sweep *s);
 
@@ -34,8 +36,8 @@ bool rq_sweep_allw(const rq_quant_opt *o);
 void rq_sweep_clip_weights(const rq_sweep *s, float *weight, int64_t col, int64_t n_cols, bool sweep_order);
 /* Scales and zero points (and steps) of all rows, where groups are found before the sweep. */
 rq_status rq_sweep_find_groups(const rq_sweep *s);
-/* The refit of scales of rows [row0, row0 + n_rows) of a grid from their normal equations: normal[n_rows][n_group][n_group], whose two triangles
- * may differ by rounding, and rhs[n_rows][n_group]. */
+/* The refit of scales of rows [row0, row0 + n_rows) from their normal equations, of k scales a row (k = n_group; 1 with r->step): normal[n_rows][k][k],
+ * whose two triangles may differ by rounding, and rhs[n_rows][k]. */
 rq_status rq_refit_rows(const rq_refine *r, int64_t row0, int64_t n_rows, const double *normal, double *rhs);
 
 #endif

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "convert_fold.h"
 #include "folder.h"
 #include "model_parse.h"
 #include "pack_common.h"
@@ -23,6 +24,7 @@ typedef struct conversion {
     int64_t n_part;
     rq_out_tensor *tensor;
     int64_t n_tensor, n_matrices;
+    rq_fold fold;  /* the rotation's, where there is one to fold */
     void **memory; /* dense copies of matrices that the target has no packed form for */
     int64_t n_memory;
 } conversion;
@@ -121,7 +123,7 @@ static rq_status convert_matrices(conversion *c) {
             RQ_FAIL(RQ_ERR_CANCELLED, "interrupted: nothing was written");
         RQ_TRY(rq_container_load(&p, c->in, c->meta, name));
         if (c->peer && is_vocabulary(name)) {
-            RQ_TRY(add_unpacked(c, name, &p));
+            if (!c->fold.rotation) RQ_TRY(add_unpacked(c, name, &p));
         } else {
             RQ_TRY(add_part(c, name, &p));
         }
@@ -153,10 +155,12 @@ static rq_status add_others(conversion *c) {
     for (int64_t i = 0; i < rq_store_count(c->in); ++i) {
         const rq_tensor *t = rq_store_at(c->in, i);
         if (rq_container_owns(c->meta, t->name, &owner, buffer)) continue;
+        if (c->fold.rotation && rq_fold_replaces(t->name)) continue;
         RQ_TRY(add_stored(c, t));
         if (t->rank == 2 && rq_peer_module(name, t->name, ".weight") && !is_vocabulary(name))
             json_array_append_new(c->dense, json_string(name));
     }
+    for (int i = 0; c->fold.rotation && i < 3; ++i) RQ_TRY(add_tensor(c, c->fold.tensor[i]));
     for (int64_t i = 0; i < c->n_part; ++i) {
         for (int64_t k = 0; k < rq_store_count(c->part[i]); ++k) RQ_TRY(add_stored(c, rq_store_at(c->part[i], k)));
     }
@@ -193,6 +197,7 @@ static rq_status write_configs(const conversion *c) {
         RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     }
     json_object_set(config, "quantization_config", quant);
+    if (c->fold.rotation) json_object_set_new(config, "tie_word_embeddings", json_false());
     RQ_TRY(write_json(c->folder, "config.json", config));
     if (c->peer && c->peer->config_file) RQ_TRY(write_json(c->folder, c->peer->config_file, quant));
 done:
@@ -242,17 +247,22 @@ done:
 
 /* ---- the whole ---- */
 
+static bool is_rotated(const conversion *c) {
+    const json_t *rotation = json_object_get(c->meta, "rotation");
+    return c->peer && rotation && !json_is_null(rotation);
+}
+
 static rq_status check_input(const conversion *c) {
     const char *name, *path = rq_store_path(c->in), *format;
     json_t *linears = json_object_get(c->meta, "linears"), *entry, *rotation = json_object_get(c->meta, "rotation");
     if (rq_store_is_gguf(c->in) || json_object_size(linears) == 0) {
         return rq_fail(RQ_ERR_INPUT, "%s: holds no packed matrices to convert (`requite quantize` makes some)", path);
     }
-    if (rotation && !json_is_null(rotation) && c->peer) {
+    if (is_rotated(c) && !c->job->fold) {
         return rq_fail(
             RQ_ERR_UNSUPPORTED,
             "%s: its residual stream is rotated (%s of %lld) between the embedding and the head, which %s has "
-            "no place for; quantize with --rotate none",
+            "no place for; --fold f16 puts that into embedding and head, or quantize with --rotate none",
             path, json_string_value(json_object_get(rotation, "kind")),
             (long long)json_integer_value(json_object_get(rotation, "size")), c->job->to);
     }
@@ -271,6 +281,7 @@ static rq_status open_all(conversion *c) {
     RQ_TRY(rq_store_open(&c->in, c->job->in_path));
     RQ_TRY(rq_container_metadata(c->in, &c->meta));
     RQ_TRY(check_input(c));
+    if (is_rotated(c)) RQ_TRY(rq_fold_new(&c->fold, c->in, c->meta, strcmp(c->job->fold, "f16") ? RQ_F32 : RQ_F16));
     if (rq_folder_is_used(c->job->out_path, NULL)) RQ_FAIL(RQ_ERR_ARG, "%s exists and is not empty", c->job->out_path);
     const int64_t n = (int64_t)json_object_size(json_object_get(c->meta, "linears"));
     c->settings = json_object();
@@ -278,7 +289,7 @@ static rq_status open_all(conversion *c) {
     if (!c->settings || !c->dense) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(RQ_NEW_ZERO(c->part, n));
     RQ_TRY(RQ_NEW_ZERO(c->memory, 2 * n));
-    RQ_TRY(RQ_NEW(c->tensor, rq_store_count(c->in) + 12 * n));
+    RQ_TRY(RQ_NEW(c->tensor, rq_store_count(c->in) + 12 * n + 3));
 done:
     return status;
 }
@@ -303,6 +314,7 @@ done:
 static void close_all(conversion *c) {
     for (int64_t i = 0; i < c->n_part; ++i) rq_store_close(c->part[i]);
     for (int64_t i = 0; i < c->n_memory; ++i) free(c->memory[i]);
+    rq_fold_free(&c->fold);
     if (c->folder) rq_folder_remove(c->folder);
     free(c->part);
     free(c->memory);

@@ -2,12 +2,17 @@
 /* What can be said before quantizing: which options another tool's layout has no place for. Conversion checks every matrix again. */
 #include "convert.h"
 
-rq_status rq_convert_check_options(const char *to, const rq_quant_opt *o, const char *rotate) {
+rq_status rq_convert_check_options(const char *to, const rq_quant_opt *o, const char *rotate, const char *fold) {
     rq_status status = RQ_OK;
     const bool awq = strcmp(to, "awq") == 0, gptq = strncmp(to, "gptq", 4) == 0;
     RQ_TRY(rq_convert_check_target(to));
     if (strcmp(to, "requite") == 0) goto done;
-    if (strcmp(rotate, "none") != 0) RQ_FAIL(RQ_ERR_ARG, "--to %s has no place for --rotate %s", to, rotate);
+    if (fold && strcmp(fold, "f16") != 0 && strcmp(fold, "f32") != 0)
+        RQ_FAIL(RQ_ERR_ARG, "--fold %s: it is f16 or f32", fold);
+    if (strcmp(rotate, "none") != 0 && !(fold && strcmp(rotate, "residual") == 0)) {
+        RQ_FAIL(RQ_ERR_ARG, "--to %s has no place for --rotate %s%s", to, rotate,
+                strcmp(rotate, "residual") == 0 ? " (--fold f16 puts it into embedding and head)" : "");
+    }
     if (strcmp(to, "vptq") == 0) {
         if (o->round != RQ_ROUND_VQ || !o->vec_out)
             RQ_FAIL(RQ_ERR_ARG, "--to vptq is for --preset vptq, or --round vq --vec-axis out");

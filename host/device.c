@@ -95,6 +95,11 @@ static rq_status cpu_move(void *own, float *out, const float *w, int64_t n_out, 
     return RQ_OK;
 }
 
+static rq_status cpu_clip(void *own, const rq_sweep *s, const char *label) {
+    (void)own, (void)label;
+    return rq_clip_output(s);
+}
+
 static rq_status cpu_sweep(void *own, const rq_sweep *s, const char *label) {
     (void)own, (void)label;
     return rq_sweep_run(s);
@@ -135,6 +140,7 @@ const rq_device_ops rq_device_cpu = {.name = "cpu",
                                      .triangular_term = cpu_triangular_term,
                                      .target_move = cpu_target_move,
                                      .move = cpu_move,
+                                     .clip = cpu_clip,
                                      .sweep = cpu_sweep,
                                      .refine = cpu_refine,
                                      .book_sweep = cpu_book_sweep,
@@ -169,15 +175,28 @@ rq_status rq_device_check(const char *name) {
     return rq_device_find(&row, &index, name);
 }
 
-rq_status rq_device_open(rq_device **d, const char *name) {
+rq_status rq_device_open(rq_device **d, const char *name) { return rq_device_open_rank(d, name, NULL); }
+
+rq_status rq_device_open_rank(rq_device **d, const char *name, const rq_ranks *ranks) {
     rq_status status = RQ_OK;
     const rq_device_ops *row;
     int index;
     *d = NULL;
     RQ_TRY(rq_device_find(&row, &index, name));
+    const bool several = rq_n_ranks(ranks) > 1 && row->join;
+    if (several) {
+        if (strchr(name, ':'))
+            RQ_FAIL(RQ_ERR_ARG, "--device %s with %d ranks: --device %s gives each of them one", name,
+                    rq_n_ranks(ranks), row->name);
+        index = -1 - ranks->local;
+    }
     RQ_TRY(RQ_NEW_ZERO(*d, 1));
     (*d)->ops = row;
     RQ_TRY(row->open(&(*d)->own, index));
+    if (several) {
+        status = row->join((*d)->own, ranks);
+        if (status != RQ_OK) row->close((*d)->own);
+    }
 done:
     if (status != RQ_OK) {
         free(*d);

@@ -8,11 +8,14 @@
 #include "comp_book.h"
 #include "comp_sweep.h"
 #include "kmeans.h"
+#include "ranks.h"
 
 typedef struct rq_device_ops {
     const char *name;
-    /* own: the row's state. Index of the GPU; for the CPU 0. */
+    /* own: the row's state. Index of the GPU; for the CPU 0. Below 0: that of the rank -1 - index of this machine, which take turns. */
     rq_status (*open)(void **own, int index);
+    /* Connects the devices of several ranks, each of which calls it; NULL: they share nothing but what ranks.h does. */
+    rq_status (*join)(void *own, const rq_ranks *ranks);
     void (*close)(void *own);
     /* H[n][n] += A^T A and, with d, D += B^T A, from zero; A and B come in chunks [n_tok][n] of fp32. Between start and finish h and d
      * belong to the device, after finish they hold both triangles. A chunk may be changed as soon as add returns. */
@@ -26,7 +29,8 @@ typedef struct rq_device_ops {
     rq_status (*target_move)(void *own, rq_prep *p, float *d);
     /* out = w + factor w M, all [n_out][n]. */
     rq_status (*move)(void *own, float *out, const float *w, int64_t n_out, const rq_prep *p, double factor);
-    /* Sweep and refinement on a grid; label names the matrix in messages. */
+    /* rq_clip_output; sweep and refinement on a grid. label names the matrix in messages. */
+    rq_status (*clip)(void *own, const rq_sweep *s, const char *label);
     rq_status (*sweep)(void *own, const rq_sweep *s, const char *label);
     rq_status (*refine)(void *own, const rq_refine *r, const rq_prep *p, const char *label);
     const rq_kmeans_engine *kmeans; /* NULL: the CPU's */
@@ -53,6 +57,8 @@ struct rq_device {
 rq_status rq_device_check(const char *name);
 rq_status rq_device_find(const rq_device_ops **row, int *index, const char *name);
 rq_status rq_device_open(rq_device **d, const char *name);
+/* One of several ranks: "cuda" is a GPU for each. */
+rq_status rq_device_open_rank(rq_device **d, const char *name, const rq_ranks *ranks);
 void rq_device_close(rq_device *d); /* after every rq_prep made on it is freed */
 
 /* NULL is the CPU. */

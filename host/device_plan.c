@@ -76,15 +76,51 @@ static void plan_move(rq_work *w, int64_t n_out, int64_t n) {
     w->download += weights;
 }
 
+/* The grids of whole rows: the search by squares, or one range. */
+static void plan_find_rows(rq_work *w, int64_t n_out, int64_t n, int64_t n_group, const rq_quant_opt *o, bool search) {
+    double weights = (double)n_out * (double)n;
+    bool steps = rq_round_get(o->round)->find_row != NULL;
+    int64_t n_factor = search ? rq_min_i64(o->clip_steps, 16) : 1;
+    if (!steps || !o->group) {
+        kernel(w, 4 * weights);
+        w->upload += steps ? 4 * (double)(n_out * n_group) : 0;
+        return;
+    }
+    w->upload += 8.0 * (double)n_factor;
+    kernel(w, 4 * weights);                    /* largest weights */
+    kernel(w, 4 * weights * (double)n_factor); /* all scales, the best, and what is found with it */
+    kernel(w, 8.0 * (double)(n_out * n_group * n_factor));
+    kernel(w, 4 * weights);
+}
+
+/* --clip output */
+static void plan_clip(rq_work *w, int64_t n_out, int64_t n, int64_t n_group, const rq_quant_opt *o) {
+    double weights = (double)n_out * (double)n, scales = (double)(n_out * n_group);
+    w->upload += 4 * weights + 5.0 * (double)n + 12.0 * o->clip_steps + 4.0 * (double)n * (double)n;
+    kernel(w, 4 * weights);
+    for (int k = -1; k < o->clip_steps; ++k) {
+        if (k < 0)
+            plan_find_rows(w, n_out, n, n_group, o, true);
+        else
+            kernel(w, 4 * weights);
+        kernel(w, 8 * weights);
+        product(w, n_out, n, n, false);
+        kernel(w, 8 * weights);
+        kernel(w, 16 * scales);
+    }
+    w->download += (rq_round_get(o->round)->find_row ? 12 : 8) * scales;
+}
+
 static void plan_sweep(rq_work *w, int64_t n_out, int64_t n, const rq_quant_opt *o, bool moves, bool has_t) {
     double weights = (double)n_out * (double)n;
     int64_t group = o->group ? o->group : n, n_group = rq_ceil_div(n, group), block = rq_min_i64(o->block, n);
-    bool dynamic = rq_groups_in_sweep_order(o, n), levels = rq_round_get(o->round)->find_row != NULL,
-         found = levels || o->clip == RQ_CLIP_OUTPUT; /* scales come from the CPU */
-    double scales = (double)(n_out * n_group);
-    w->upload += 4 * weights + 13.0 * (double)n + 4.0 * o->clip_steps + (levels ? 12 : found ? 8 : 0) * scales;
+    bool dynamic = rq_groups_in_sweep_order(o, n), steps = rq_round_get(o->round)->find_row != NULL,
+         found = o->clip == RQ_CLIP_OUTPUT; /* grids were found before */
+    double scales = (double)(n_out * n_group), of_scale = steps ? 12 : 8;
+    if (found) plan_clip(w, n_out, n, n_group, o);
+    w->upload += 4 * weights + 13.0 * (double)n + 4.0 * o->clip_steps + (found ? of_scale : 0) * scales;
     kernel(w, 8 * weights); /* to sweep order */
-    if (!found && !dynamic) kernel(w, 4 * weights);
+    if (!found && !dynamic) plan_find_rows(w, n_out, n, n_group, o, o->clip == RQ_CLIP_MSE);
     for (int64_t c0 = 0, c1; c0 < n; c0 = c1) {
         c1 = rq_min_i64(n, c0 + block);
         if (dynamic) c1 = rq_min_i64(c1, (c0 / group + 1) * group);
@@ -96,15 +132,49 @@ static void plan_sweep(rq_work *w, int64_t n_out, int64_t n, const rq_quant_opt 
         product(w, n_out, n - c1, width, true);
         if (has_t) product(w, n_out, n - c1, width, true);
     }
-    w->download += weights + 8 * scales;
+    w->download += weights + of_scale * scales;
 }
 
-/* Of a grid; w4a8 is refined on the CPU. */
+/* The normal equations of the scales' refit, ns a row. */
+static void plan_normal(rq_work *w, int64_t n_out, int64_t n, int64_t span) {
+    int64_t ns = rq_ceil_div(n, span), system = 8 * ns * ns;
+    int64_t tile = rq_min_i64(n_out, rq_max_i64(1, RQ_CUDA_SYSTEM_BYTES / system));
+    double weights = (double)n_out * (double)n;
+    kernel(w, 5 * weights);
+    kernel(w, 8 * weights);
+    for (int64_t row0 = 0; row0 < n_out; row0 += tile) {
+        int64_t rows = rq_min_i64(tile, n_out - row0);
+        for (int64_t c0 = 0; c0 < n; c0 += span) {
+            product(w, rows, n, rq_min_i64(span, n - c0), false);
+            kernel(w, 8.0 * (double)(rows * n));
+            w->own_flops += 2.0 * (double)(rows * n);
+        }
+    }
+    w->own_flops += 2 * weights;
+    w->download += 8.0 * (double)(n_out * ns) + (double)(n_out * system);
+}
+
+/* Steps and bases of two levels, group by group. */
+static void plan_refit_levels(rq_work *w, int64_t n_out, int64_t n, int64_t group) {
+    double weights = (double)n_out * (double)n;
+    kernel(w, 12 * weights);
+    product(w, n_out, n, n, false);
+    kernel(w, 5 * weights);
+    for (int64_t c0 = 0; c0 < n; c0 += group) {
+        int64_t len = rq_min_i64(group, n - c0);
+        product(w, n_out, len, len, false);
+        kernel(w, 24.0 * (double)(n_out * len));
+        product(w, n_out, n, len, true);
+    }
+}
+
 static void plan_refine(rq_work *w, int64_t n_out, int64_t n, const rq_quant_opt *o) {
     double weights = (double)n_out * (double)n;
-    int64_t group = o->group ? o->group : n, ng = rq_ceil_div(n, group), system = 8 * ng * ng;
-    int64_t tile = rq_min_i64(n_out, rq_max_i64(1, RQ_CUDA_SYSTEM_BYTES / system));
-    w->upload += 5 * weights + 4.0 * (double)n * (double)n + 8.0 * (double)(n_out * ng);
+    int64_t group = o->group ? o->group : n, ng = rq_ceil_div(n, group);
+    bool steps = rq_round_get(o->round)->find_row != NULL, levels = steps && o->group;
+    double scales = (double)(n_out * ng);
+    w->upload += 5 * weights + 4.0 * (double)n * (double)n + (steps ? 12 : 8) * scales;
+    if (o->refit && levels) w->upload += 8.0 * (double)ng;
     if (o->refit) product(w, n_out, n, n, false);
     for (int round = 0; round <= o->refit; ++round) {
         kernel(w, 5 * weights);
@@ -119,21 +189,11 @@ static void plan_refine(rq_work *w, int64_t n_out, int64_t n, const rq_quant_opt
             }
         }
         if (round == 0) continue;
-        kernel(w, 5 * weights);
-        kernel(w, 8 * weights);
-        for (int64_t row0 = 0; row0 < n_out; row0 += tile) {
-            int64_t rows = rq_min_i64(tile, n_out - row0);
-            for (int64_t c0 = 0; c0 < n; c0 += group) {
-                product(w, rows, n, rq_min_i64(group, n - c0), false);
-                kernel(w, 8.0 * (double)(rows * n));
-                w->own_flops += 2.0 * (double)(rows * n);
-            }
-        }
-        w->own_flops += 2 * weights;
-        w->download += 8.0 * (double)(n_out * ng) + (double)(n_out * system);
-        w->upload += 4.0 * (double)(n_out * ng);
+        plan_normal(w, n_out, n, steps ? n : group);
+        w->upload += 4 * scales;
+        if (levels) plan_refit_levels(w, n_out, n, group);
     }
-    w->download += weights;
+    w->download += weights + (levels && o->refit ? 8 * scales : 0);
 }
 
 /* ---- codebooks, vectors along the inputs. What depends on the data is taken at its most: all iterations of k-means and steps of conjugate gradients;
@@ -341,7 +401,7 @@ rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t
         if (status != RQ_OK) return status;
     } else {
         plan_sweep(&w->sweep, n_out, n_in, o, moves, needs_t);
-        if (refine && !rq_round_get(o->round)->find_row) plan_refine(&w->refine, n_out, n_in, o);
+        if (refine) plan_refine(&w->refine, n_out, n_in, o);
     }
     double chunk = (double)rq_min_i64(n_in, RQ_CUDA_PANEL) * (double)n_in * 4 +
                    (cross ? 4 : 2) * RQ_CUDA_GRAM_CHUNK * (double)n_in * 4;
@@ -365,7 +425,7 @@ void rq_device_plan_forward(double *chunk, double *pass, const rq_forward_shape 
                  matrices = (qkv > mlp ? qkv : mlp) * s->n_streams + (qd > ff ? qd : ff) * d; /* one more: measuring */
     *chunk = 4 * t *
                  (3 * (double)s->n_head + d + 3 * w + qd + 2 * kd + 2 * ff +
-                  (s->n_streams + 2 * RQ_CUDA_SLOTS + (s->bf16 ? 1 : 0)) * w) +
+                  (s->n_streams * (s->ranks ? 2 : 1) + 2 * RQ_CUDA_SLOTS + (s->bf16 ? 1 : 0)) * w) +
              (s->bf16 ? 4.0 * RQ_CUDA_PIECE : 0);
     *pass = (s->bf16 ? 2 : 4) * matrices + 4 * panel * w + 8 * w * w * (s->cross ? 2 : 1);
 }

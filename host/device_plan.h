@@ -38,6 +38,7 @@ typedef struct rq_forward_shape {
     int64_t d, ff, qd, kd, n_head, chunk;
     int n_streams;
     bool cross, bf16;
+    bool ranks; /* several: inputs of another one too */
 } rq_forward_shape;
 /* Bytes of device memory, without activations of all samples: buffers of a chunk, which are there all the time, and what a pass has beside them at most, the
  * matrices of a stage and Gram matrices. What a matrix needs (rq_device_work.memory) comes after a pass. */

@@ -71,6 +71,10 @@ static rq_status cpu_rows_write(void *f, rq_rows *r, int64_t row0, int64_t n_row
     return rq_spill_write(&r->file, row0, n_rows, from);
 }
 
+static rq_status cpu_share(void *f, float *x, int64_t count, int root) {
+    return rq_ranks_bcast(((const rq_forward_job *)f)->ranks, x, count * (int64_t)sizeof *x, root);
+}
+
 static rq_status cpu_pass(void *f) {
     (void)f;
     return RQ_OK;
@@ -188,6 +192,7 @@ const rq_forward_ops rq_forward_cpu = {
     .rows_free = cpu_rows_free,
     .rows_read = cpu_rows_read,
     .rows_write = cpu_rows_write,
+    .share = cpu_share,
     .pass_begin = cpu_pass,
     .pass_end = cpu_pass,
     .rmsnorm = cpu_rmsnorm,

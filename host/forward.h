@@ -25,9 +25,10 @@ typedef struct rq_forward_job {
     const char *dir;               /* for temporary files */
     int64_t n_tok, chunk, seq_len; /* tokens of all samples, of a chunk at most, of a sample */
     int n_streams;
-    bool bf16;           /* numbers that are multiplied are rounded to bfloat16 (CUDA) */
-    bool cross;          /* there will be cross Gram matrices */
-    double matrix_bytes; /* of device memory that quantizing the largest matrix takes (rq_device_plan) */
+    bool bf16;             /* numbers that are multiplied are rounded to bfloat16 (CUDA) */
+    bool cross;            /* there will be cross Gram matrices */
+    const rq_ranks *ranks; /* NULL: one */
+    double matrix_bytes;   /* of device memory that quantizing the largest matrix takes (rq_device_plan) */
 } rq_forward_job;
 
 typedef struct rq_rows rq_rows;
@@ -50,6 +51,8 @@ typedef struct rq_forward_ops {
     void (*rows_free)(void *f, rq_rows *r);
     rq_status (*rows_read)(void *f, rq_rows *r, int64_t row0, int64_t n_rows, float *to);
     rq_status (*rows_write)(void *f, rq_rows *r, int64_t row0, int64_t n_rows, const float *from);
+    /* The numbers of rank root to all. */
+    rq_status (*share)(void *f, float *x, int64_t count, int root);
     /* Before the first and after the last chunk of a pass: between them matrices and gains keep their values. */
     rq_status (*pass_begin)(void *f);
     rq_status (*pass_end)(void *f);

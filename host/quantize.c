@@ -149,6 +149,7 @@ double rq_plan_flops(const rq_matrix_plan *p) {
 
 /* Work on the matrices of all blocks by the rank that has most of it, sets being dealt out as quantize_sets does. */
 static double busiest_flops(const rq_quantizer *z, int n_ranks) {
+    const bool on_cpu = !z->job->device || strcmp(z->job->device, "cpu") == 0;
     double total = 0;
     for (int64_t layer = 0; layer < z->model->cfg.n_layer; ++layer) {
         for (int st = 0; st < RQ_N_STAGES; ++st) {
@@ -161,6 +162,10 @@ static double busiest_flops(const rq_quantizer *z, int n_ranks) {
                     if (p[m].quantized && p[m].lead == lead) set += rq_plan_flops(&p[m]);
                 }
                 if (set == 0) continue;
+                if (on_cpu && !rq_round_is_book(p[lead].opt.round)) { /* ranks share its rows */
+                    total += set / n_ranks;
+                    continue;
+                }
                 if (n_sets++ % n_ranks == 0) { /* a round ends when its longest set does */
                     total += round;
                     round = 0;
@@ -229,7 +234,7 @@ static rq_status estimate_on_devices(const rq_quantizer *z, const rq_device_list
     rq_status status = RQ_OK;
     rq_rates rates = {0};
     RQ_TRY(rq_rates_of(&rates, list, z->job->rates));
-    RQ_TRY(rq_quantize_cost(&r->cost, z, &rates, list->n));
+    RQ_TRY(rq_quantize_cost(&r->cost, z, &rates, list));
     memcpy(r->cost.device, list->name, sizeof r->cost.device);
     r->cost.device_room = list->memory;
     r->cost.host_bytes = (double)r->ram_bytes * list->n;
@@ -422,10 +427,6 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
     if (job->device) RQ_TRY(rq_device_check(job->device));
     if (job->bf16 && (!job->device || strcmp(job->device, "cpu") == 0))
         RQ_FAIL(RQ_ERR_ARG, "--activations bf16 is for --device cuda: the CPU multiplies in fp32");
-    if (job->device && strcmp(job->device, "cpu") != 0 && rq_n_ranks(job->ranks) > 1) {
-        RQ_FAIL(RQ_ERR_UNSUPPORTED, "--device %s with %d ranks: several ranks quantize on the CPU", job->device,
-                rq_n_ranks(job->ranks));
-    }
     if (!job->dry_run && rq_rank(job->ranks) == 0) RQ_TRY(check_out(job));
     RQ_TRY(job->devices ? rq_model_shapes(&z.model, job->model_path) : rq_model_open(&z.model, job->model_path));
     own = z.model->rotation;
@@ -455,7 +456,7 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
                 (double)report->ram_bytes / 1048576, (double)job->max_ram_bytes / 1048576);
     }
     if (job->dry_run) goto done;
-    if (job->device) RQ_TRY(rq_device_open(&z.device, job->device));
+    if (job->device) RQ_TRY(rq_device_open_rank(&z.device, job->device, job->ranks));
     if (asprintf(&z.work_dir, "%s.partial", job->out_path) < 0) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
     RQ_TRY(open_work_dir(&z));
     if (job->bpw > 0) RQ_TRY(rq_plan_allocate(&z));

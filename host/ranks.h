@@ -10,6 +10,7 @@
 
 typedef struct rq_ranks {
     int rank, n_ranks;
+    int local; /* of the ranks on this machine, which one */
     void *user;
     /* data of `root` to all. */
     rq_status (*bcast)(void *user, void *data, int64_t n_bytes, int root);

@@ -2,6 +2,9 @@
 # Checks of the sources and of what was built, as tests. A check that exits with 77 was skipped, and its output says why.
 option(RQ_LINT "Also test: clang-format, clang-tidy, cppcheck" OFF)
 option(RQ_TEST_PIP "Also test: pip install ./python, which fetches what it needs and builds the library again" OFF)
+option(RQ_TEST_PEERS "Also test: other tools open what `requite convert` writes (tests/test_peers_load.py says which must be installed)" OFF)
+set(RQ_PEER_PYTHON "" CACHE STRING "RQ_TEST_PEERS: the Python that has them; empty: the one of the other tests")
+set(RQ_PEER_FOLDERS "" CACHE STRING "RQ_TEST_PEERS: unpacked releases of tools that are not installed")
 option(RQ_TEST_TORCH "Also test: pip install ./python beside PyTorch and transformers, which fetches gigabytes" OFF)
 find_package(Python3 3.9 REQUIRED COMPONENTS Interpreter)
 
@@ -60,6 +63,15 @@ if(NOT RQ_FUZZ)
   add_test(NAME test_convert COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/test_convert.py $<TARGET_FILE:requite>
            ${CMAKE_CURRENT_SOURCE_DIR})
   set_tests_properties(test_convert PROPERTIES TIMEOUT 600 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+endif()
+if(RQ_TEST_PEERS AND NOT RQ_FUZZ)
+  if(NOT RQ_PEER_PYTHON)
+    set(RQ_PEER_PYTHON Python3::Interpreter)
+  endif()
+  add_test(NAME test_peers_load COMMAND ${RQ_PEER_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_peers_load.py $<TARGET_FILE:requite>
+           ${CMAKE_CURRENT_SOURCE_DIR} ${RQ_PEER_FOLDERS})
+  set_tests_properties(test_peers_load PROPERTIES TIMEOUT 1800 SKIP_RETURN_CODE 77 LABELS heavy PROCESSORS 2
+                       ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
 endif()
 # What quantizing on given devices is planned to take.
 if(NOT RQ_FUZZ)

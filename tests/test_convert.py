@@ -356,9 +356,26 @@ def test_mixed_settings():
     assert "one size for all" in convert(groups, "awq", code=4)[1].stderr
 
 
+def test_fold():
+    """A rotation that goes into embedding and head: the same model, without anything to turn at run time."""
+    own = quantized("rotated", "--rotate", "residual", "--bits", 4, "--group", 32)
+    want = ppl(own)[0]
+    for how, most in (("f32", 1e-5), ("f16", 0.02)):
+        out = path("folded-" + how)
+        run("convert", own, out, "--to", "gptq_v2", "--fold", how)
+        tensors, _ = load(out)
+        assert config(out)["tie_word_embeddings"] is False and set(numbers(tensors["model.norm.weight"])) == {1.0}
+        assert tensors["lm_head.weight"][:2] == tensors["model.embed_tokens.weight"][:2] == (how.upper(), [320, 64])
+        assert abs(ppl(out)[0] / want - 1) < most, (how, ppl(out)[0], want)
+        two = path("to-folded-" + how)
+        run("quantize", MODEL, two, "--calib", ids(), "--to", "gptq_v2", "--fold", how, "--bits", 4, "--group", 32)
+        assert load(two) == load(out)
+    assert "f16 or f32" in run("convert", own, path("x"), "--to", "gptq", "--fold", "f8", code=2).stderr
+    assert "--fold is for --to" in run("quantize", MODEL, path("x"), "--calib", ids(), "--fold", "f16", code=2).stderr
+
+
 def test_refusals():
-    out = path("rotated")
-    run("quantize", MODEL, out, "--calib", ids(), "--rotate", "residual", "--bits", 4, "--group", 32)
+    out = quantized("rotated", "--rotate", "residual", "--bits", 4, "--group", 32)
     assert "rotated (" in convert(out, "gptq", code=4)[1].stderr
     assert "packed as ssvq" in convert(quantized("ssvq", "--round", "ssvq", "--codes", 16), "awq", code=4)[1].stderr
     odd = quantized("odd", "--bits", 4, "--group", 40)

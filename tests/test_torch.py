@@ -445,6 +445,11 @@ def test_module():
     refused("weight_scale has dtype torch.float32", nn.QuantLinear, 96, 64, file.linears[matrix], {**state, "weight_scale": state["weight_scale"].float()})
     refused("weight_odd is not part", nn.QuantLinear, 96, 64, file.linears[matrix], {**state, "weight_odd": x})
     refused("no tensor x", file.tensor, "x")
+    other = next(m for n, _e, _t, m in matrices("grid2-ordered") if "down_proj" in n)
+    empty = nn.QuantLinear(other.in_features, other.out_features, other.entry, act_order=True)
+    empty.load_state_dict(other.state_dict())
+    assert torch.equal(empty.dequantize(), other.dequantize())
+    refused("weight_g_idx: groups are of 32", empty.load_state_dict, {**other.state_dict(), "weight_g_idx": torch.zeros(other.in_features, dtype=torch.int32)})
     refused("was not written by `requite quantize`", requite.Checkpoint, os.path.join(TESTS, "golden", "llama", "tied"))
     assert "format=grid" in repr(made) and "bits=3" in repr(made)
     del owner, user
@@ -548,6 +553,66 @@ def test_cuda():
                     assert torch.equal(out, there(held)), f"{name} {matrix} {n_tok}: a graph's result"
                 for a, b in zip(ops.quantize_rows(x.cuda(), None, 0), ops.quantize_rows(x.float(), None, 0)): assert torch.equal(a.cpu(), b)
             assert torch.equal(there.cpu()(x.float()), module(x.float()))
+
+
+def aligned(t, by=256):
+    """A copy that begins at a multiple of `by` bytes, as memory of a device does."""
+    room = torch.empty(t.numel() * t.element_size() + by, dtype=torch.uint8)
+    begin = -room.data_ptr() % by
+    return room[begin:begin + t.numel() * t.element_size()].copy_(t.flatten().view(torch.uint8)).view(t.dtype).reshape(t.shape)
+
+
+def test_simulated():
+    """The CUDA operators on the simulator of tests/gpusim, where this build has it: their numbers, and what they refuse."""
+    path = os.path.join(os.path.dirname(os.path.abspath(requite.library_path())), "requite_torch_sim.so")
+    if not os.path.isfile(path):
+        print("test_torch: skips the simulator: this build has no requite_torch_sim.so")
+        return
+    os.environ["GPUSIM_EAGER"] = "1"  # work is done when it is queued
+    torch.ops.load_library(path)
+    for name in sorted(set(MODELS) - set(NO_TILES)):
+        for matrix, entry, _tensors, m in list(matrices(name))[:7:2]:
+            tiles, layout = m.kind.tiles(m)
+            tiles, layout, dense, perm = aligned(tiles), layout.tolist(), m.dequantize(), m._buffers.get("run_perm")
+            w4a8 = entry["format"] == "w4a8"
+            for n_tok, dtype in ((1, torch.float16), (7, torch.bfloat16), (16, torch.float16), *([(40, torch.float16)] if w4a8 else [])):
+                x, bias = torch.randn(n_tok, m.in_features).to(dtype), torch.randn(m.out_features).to(dtype)
+                books = m.book_owner._buffers.get("weight_book")
+                if dtype == torch.bfloat16 and entry["format"] == "ssvq" and books.dtype == torch.float16:
+                    refused("bfloat16", ops.linear_tiles, aligned(x), tiles, perm, bias, layout)
+                    continue
+                y = ops.linear_tiles(aligned(x), tiles, perm, bias, layout)
+                m.bias = None
+                want = (m(x.float()) if w4a8 else x.float() @ dense.T) + bias.float()
+                # Sums are fp32 or of integers; a result is rounded to its type once, and w4a8's inputs are the same int8 as on the CPU.
+                step = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11
+                bound = step * want.abs() + (0 if w4a8 and not entry["hadamard"] else 2e-3 if w4a8 else step * (x.float().abs() @ dense.abs().T)) + 1e-5
+                assert y.dtype == dtype and ((y.float() - want).abs() <= bound).all(), f"{name} {matrix} {n_tok}: {(y.float() - want).abs().max()}"
+            if w4a8: continue
+            whole = ops.unpack_tiles(tiles, layout, False).float()
+            if perm is not None: whole = torch.empty_like(whole).index_copy_(1, perm.long(), whole)
+            assert torch.equal(whole, dense.half().float()), f"{name} {matrix}: dense"
+    x, res, factor = (torch.randn(s).half() for s in ((6, 96), (6, 96), (96,)))
+    for a, b in zip(ops.sim_quantize_rows(x, factor.float(), 32), ops.quantize_rows(x.float(), factor.float(), 32)): assert torch.equal(a, b)
+    rows = ops.sim_quantize_rmsnorm(x, res, factor, 1e-5, None, 0)
+    flow = (x.float() + res.float()).half()
+    for a, b in zip(rows[:3], ops.quantize_rmsnorm(flow.float(), None, factor.float(), 1e-5, None, 0)): assert torch.equal(a, b)
+    assert torch.equal(rows[3], flow)
+    for a, b in zip(ops.sim_quantize_gated(x, res, None, 96), ops.quantize_gated(x.float(), res.float(), None, 96)): assert torch.equal(a, b)
+    _name, e, _t, m = next(t for t in matrices("w4a8-row") if "down_proj" in t[0])
+    tiles, layout = m.kind.tiles(m)
+    tiles, layout = aligned(tiles), layout.tolist()
+    q = [aligned(t) for t in ops.quantize_rows(torch.randn(20, m.in_features), None, 0)]
+    want = ops.gemm_w4a8(*q, *m.kind._args(m)[:5], None, e["group"])
+    assert torch.equal(ops.gemm_tiles(*q, tiles, None, layout, False), want.half()) and torch.equal(ops.gemm_tiles(*q, tiles, None, layout, True), want.bfloat16())
+    good = aligned(torch.randn(2, m.in_features).half())
+    refused("tiles has shape", ops.linear_tiles, good, tiles[:-256], None, None, layout)
+    refused("layout has 3 numbers", ops.linear_tiles, good, tiles, None, None, layout[:3])
+    refused("that is no matrix", ops.linear_tiles, good, tiles, None, None, [9, *layout[1:]])
+    refused("perm is for a grid", ops.linear_tiles, good, tiles, torch.zeros(m.in_features, dtype=torch.int32), None, layout)
+    refused("bias has dtype float32, not float16", ops.linear_tiles, good, tiles, None, torch.zeros(m.out_features), layout)
+    refused("x has dtype float32: float16 or bfloat16", ops.linear_tiles, good.float(), tiles, None, None, layout)
+    refused("q has shape [20]", ops.gemm_tiles, q[0][:, 0].contiguous(), *q[1:], tiles, None, layout, False)
 
 
 def transformers_or_none():

@@ -2,7 +2,11 @@
 // torch.ops.requite.* on CUDA devices: the kernels of cuda/, on PyTorch's current stream. What an operator needs beyond its result (workspace,
 // scratch, int8 rows) is a tensor of PyTorch's allocator, and nothing is waited for or read back, so that a captured graph can hold it; like
 // everything that loads a library at first use, run it once before a capture. A result is float16 or bfloat16, as x is.
+//
+// With REQUITE_SIM the same code takes tensors of the CPU to the simulator of tests/gpusim, for tests.
+#ifndef REQUITE_SIM
 #define REQUITE_CUDA
+#endif
 #include "layout.h"
 #include "rq_cuda.h"
 #include "rq_packed.h"
@@ -20,6 +24,14 @@ void run(rq_status status) {
     if (status != RQ_OK) throw std::runtime_error(rq_cuda_last_error());
 }
 
+#ifdef REQUITE_SIM
+struct Device {
+    rq_cuda_stream stream = nullptr;
+
+    explicit Device(const Tensor &) {}
+    ~Device() { hide_all(); }
+};
+#else
 // The device of x for the length of a call, and the stream that PyTorch queues on.
 struct Device {
     torch::stable::accelerator::DeviceGuard guard;
@@ -31,6 +43,11 @@ struct Device {
         stream = static_cast<rq_cuda_stream>(now);
     }
 };
+#endif
+
+Tensor new_here(const Tensor &on, const Shape &shape, ScalarType type) {
+    return visible(torch::stable::new_empty(on, shape, type));
+}
 
 // Rows of float16 or bfloat16.
 struct HalfRows {
@@ -75,9 +92,19 @@ template <typename T> const T *on_device(const MaybeTensor &t, const char *name,
     return data;
 }
 
-Tensor bytes_like(const Tensor &x, size_t n) {
-    return torch::stable::new_empty(x, Shape{static_cast<int64_t>(n)}, ScalarType::Byte);
-}
+// Memory that begins at a multiple of 256 bytes, which allocators give but do not promise.
+struct Bytes {
+    Tensor memory;
+    void *data = nullptr;
+
+    Bytes(const Tensor &on, size_t n, bool zero) {
+        const Shape shape{static_cast<int64_t>(n ? n + RQ_TILE_ALIGN : 0)};
+        memory = zero ? visible(torch::stable::new_zeros(on, shape, ScalarType::Byte))
+                      : new_here(on, shape, ScalarType::Byte);
+        const uintptr_t at = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
+        if (n) data = reinterpret_cast<void *>((at + RQ_TILE_ALIGN - 1) / RQ_TILE_ALIGN * RQ_TILE_ALIGN);
+    }
+};
 
 rq_cuda_gemv_desc desc_of(const rq_tile_layout &t, int64_t n_tok, rq_act act) {
     rq_cuda_gemv_desc d = rq_cuda_gemv_desc_default();
@@ -95,13 +122,11 @@ void multiply(const Tensor &on, const Device &device, const rq_cuda_gemv_desc &w
     rq_cuda_linear_plan plan;
     d.weights = weights;
     run(rq_cuda_linear_make_plan(&plan, &d));
-    const Tensor workspace =
-        torch::stable::new_zeros(on, Shape{static_cast<int64_t>(plan.workspace_bytes)}, ScalarType::Byte);
-    const Tensor scratch = bytes_like(on, plan.scratch_bytes);
+    const Bytes workspace(on, plan.workspace_bytes, true), scratch(on, plan.scratch_bytes, false);
     rq_cuda_linear_args a{};
     a.gemv = args;
-    if (plan.workspace_bytes) a.gemv.workspace = workspace.mutable_data_ptr();
-    if (plan.scratch_bytes) a.scratch = scratch.mutable_data_ptr();
+    a.gemv.workspace = workspace.data;
+    a.scratch = scratch.data;
     run(rq_cuda_linear_run(&plan, &d, &a, device.stream));
 }
 
@@ -111,10 +136,8 @@ struct Int8Rows {
     Tensor q, scale, sum;
 
     Int8Rows(const Tensor &on, int64_t n_tok, int64_t n, int64_t align)
-        : pitch((n + align - 1) / align * align),
-          q(torch::stable::new_empty(on, Shape{n_tok, pitch}, ScalarType::Char)),
-          scale(torch::stable::new_empty(on, Shape{n_tok}, ScalarType::Float)),
-          sum(torch::stable::new_empty(on, Shape{n_tok}, ScalarType::Int)) {}
+        : pitch((n + align - 1) / align * align), q(new_here(on, Shape{n_tok, pitch}, ScalarType::Char)),
+          scale(new_here(on, Shape{n_tok}, ScalarType::Float)), sum(new_here(on, Shape{n_tok}, ScalarType::Int)) {}
 };
 
 // What becomes int8, on its way: the order of a Hadamard matrix, made here, and factors.
@@ -146,7 +169,7 @@ Tensor linear_tiles(const Tensor &x, const Tensor &tiles, const MaybeTensor &per
     a.weights = weights;
     a.x = rows.data;
     d.bias = a.bias != nullptr;
-    Tensor y = empty_like_rows(x, rows.shape, t.n_out, rows.type);
+    Tensor y = visible(empty_like_rows(x, rows.shape, t.n_out, rows.type));
     a.y = y.mutable_data_ptr();
     if (rows.n_tok == 0) return y;
     if (t.kind != RQ_TILE_W4A8) {
@@ -185,7 +208,7 @@ Tensor gemm_tiles(const Tensor &q, const Tensor &q_scale, const Tensor &q_sum, c
     rq_cuda_gemv_desc d = desc_of(t, n_tok, as_y.act);
     d.x_s8 = 1, d.bias = a.bias != nullptr;
     const Device device(q);
-    Tensor y = torch::stable::new_empty(q, Shape{n_tok, t.n_out}, type);
+    Tensor y = new_here(q, Shape{n_tok, t.n_out}, type);
     a.y = y.mutable_data_ptr();
     if (n_tok > 0) multiply(q, device, d, a);
     return y;
@@ -195,8 +218,7 @@ Tensor unpack_tiles(const Tensor &tiles, std::vector<int64_t> layout, bool bfloa
     const rq_tile_layout t = layout_of(layout);
     const uint8_t *weights = on_device<uint8_t>(tiles, "tiles", tiles, {t.bytes});
     const Device device(tiles);
-    Tensor w =
-        torch::stable::new_empty(tiles, Shape{t.n_out, t.n_in}, bfloat16 ? ScalarType::BFloat16 : ScalarType::Half);
+    Tensor w = new_here(tiles, Shape{t.n_out, t.n_in}, bfloat16 ? ScalarType::BFloat16 : ScalarType::Half);
     const rq_cuda_gemv_desc d = desc_of(t, 1, bfloat16 ? RQ_ACT_BF16 : RQ_ACT_F16);
     run(rq_cuda_unpack_run(&d, w.mutable_data_ptr(), t.n_in, weights, device.stream));
     return w;
@@ -222,7 +244,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_rmsnorm(const Tensor &x, con
     if (hadamard) refuse("hadamard is ", hadamard, ": on ", device_name, " RMSNorm goes without a Hadamard matrix");
     const Device device(x);
     const Int8Rows out(x, rows.n_tok, rows.n, 1);
-    Tensor stream = torch::stable::new_empty(x, residual ? rows.shape : Shape{0}, rows.type);
+    Tensor stream = new_here(x, residual ? rows.shape : Shape{0}, rows.type);
     rq_cuda_rmsnorm_args to{};
     to.q = output_of<int8_t>(out.q), to.scale = output_of<float>(out.scale), to.sum = output_of<int32_t>(out.sum);
     to.x = rows.data, to.residual = like_rows(residual, "residual", rows, x, rows.shape);
@@ -251,12 +273,27 @@ std::tuple<Tensor, Tensor, Tensor> quantize_gated(const Tensor &gate, const Tens
 } // namespace
 } // namespace requite
 
-STABLE_TORCH_LIBRARY_IMPL(requite, CUDA, m) {
+#ifdef REQUITE_SIM
+#define REQUITE_KEY CPU
+STABLE_TORCH_LIBRARY_FRAGMENT(requite, m) { // the CPU has its own of these
+    m.def("sim_quantize_rows(Tensor x, Tensor? factor, int hadamard) -> (Tensor q, Tensor scale, Tensor sum)");
+    m.def(
+        "sim_quantize_rmsnorm(Tensor x, Tensor? residual, Tensor? weight, float eps, Tensor? factor, int hadamard) -> "
+        "(Tensor q, Tensor scale, Tensor sum, Tensor stream)");
+    m.def("sim_quantize_gated(Tensor gate, Tensor up, Tensor? factor, int hadamard) -> (Tensor q, Tensor scale, Tensor "
+          "sum)");
+}
+#define REQUITE_NAME(name) "sim_" name
+#else
+#define REQUITE_KEY        CUDA
+#define REQUITE_NAME(name) name
+#endif
+STABLE_TORCH_LIBRARY_IMPL(requite, REQUITE_KEY, m) {
     using namespace requite;
     m.impl("linear_tiles", TORCH_BOX(&linear_tiles));
     m.impl("gemm_tiles", TORCH_BOX(&gemm_tiles));
     m.impl("unpack_tiles", TORCH_BOX(&unpack_tiles));
-    m.impl("quantize_rows", TORCH_BOX(&quantize_rows));
-    m.impl("quantize_rmsnorm", TORCH_BOX(&quantize_rmsnorm));
-    m.impl("quantize_gated", TORCH_BOX(&quantize_gated));
+    m.impl(REQUITE_NAME("quantize_rows"), TORCH_BOX(&quantize_rows));
+    m.impl(REQUITE_NAME("quantize_rmsnorm"), TORCH_BOX(&quantize_rmsnorm));
+    m.impl(REQUITE_NAME("quantize_gated"), TORCH_BOX(&quantize_gated));
 }

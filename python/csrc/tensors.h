@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "rq_packed.h"
+#include "visible.h"
 
 namespace requite {
 
@@ -85,6 +86,7 @@ inline void check_memory(const Tensor &t, const char *name) {
     if ((t.storage_offset() + t.numel()) * static_cast<int64_t>(t.element_size()) > bytes && t.numel() > 0)
         refuse(name, " of shape ", shape_text(t.sizes()), " has no memory for that: its storage, of ", bytes,
                " bytes, was freed or shrunk");
+    visible(t);
 }
 
 template <typename T> const T *data_of(const Tensor &t, const char *name, const Shape &shape) {

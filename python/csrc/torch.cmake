@@ -63,12 +63,14 @@ function(rq_torch_extension target)
   if(RQ_WERROR)
     target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:-Werror>")
   endif()
-  install(TARGETS ${target} LIBRARY DESTINATION . COMPONENT python EXCLUDE_FROM_ALL)
 endfunction()
 rq_torch_extension(requite_torch)
+install(TARGETS requite_torch LIBRARY DESTINATION . COMPONENT python EXCLUDE_FROM_ALL)
 # Both are in the process before this is loaded, and found there by name: PyTorch by its import, librequite.so.0 by python/requite.
 target_link_libraries(requite_torch PRIVATE requite_shared ${rq_torch_folder}/lib/libtorch_cpu.so)
 
+# PyTorch puts a CUDA run time of its own into the process, where names are looked up first: ours are bound to ours.
+set(rq_torch_own_cuda LINKER:-Bsymbolic LINKER:--exclude-libs,ALL)
 # The kernels are of the CUDA tests' making (RQ_CUDA, which this turns on); CUDA's run time is linked in, so that PyTorch's may be another.
 function(rq_torch_add_cuda)
   if(NOT EXISTS ${rq_torch_folder}/lib/libtorch_cuda.so)
@@ -76,7 +78,21 @@ function(rq_torch_add_cuda)
   endif()
   add_library(requite_torch_cuda MODULE python/csrc/ops_cuda.cpp)
   rq_torch_extension(requite_torch_cuda)
+  target_link_options(requite_torch_cuda PRIVATE ${rq_torch_own_cuda})
+  set_target_properties(requite_torch_cuda PROPERTIES CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX) # the one below; no device code is linked
   target_link_libraries(requite_torch_cuda PRIVATE requite_shared requite_cuda CUDA::cudart_static ${rq_torch_folder}/lib/libtorch_cpu.so
                         ${rq_torch_folder}/lib/libtorch_cuda.so)
+  install(TARGETS requite_torch_cuda LIBRARY DESTINATION . COMPONENT python EXCLUDE_FROM_ALL)
   add_dependencies(python_package requite_torch_cuda)
+endfunction()
+
+# The same for tests: the kernels in the simulator, on tensors of the CPU (tests/test_torch.py).
+function(rq_torch_add_sim)
+  add_library(requite_torch_sim MODULE python/csrc/ops_cuda.cpp)
+  rq_torch_extension(requite_torch_sim)
+  target_link_options(requite_torch_sim PRIVATE ${rq_torch_own_cuda})
+  set_target_properties(requite_torch_sim PROPERTIES CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX)
+  target_compile_definitions(requite_torch_sim PRIVATE REQUITE_SIM)
+  target_link_libraries(requite_torch_sim PRIVATE requite_shared requite_cuda_sim gpusim
+                        ${rq_torch_folder}/lib/libtorch_cpu.so)
 endfunction()

@@ -28,7 +28,8 @@ class Checkpoint:
             if not 2 <= n <= min(size - 8, 100_000_000): raise ValueError(f"{self.path} is no safetensors file: a header of {n} bytes")
             header = json.loads(f.read(n))
         meta = header.pop("__metadata__", {})
-        if "requite" not in meta: raise ValueError(f"{self.path} was not written by `requite quantize`: no metadata \"requite\"")
+        if "requite" not in meta: raise ValueError(f"{self.path} was not written by `requite quantize`: no metadata \"requite\". "
+                                                "`requite convert --to requite` makes such a folder of another tool's")
         said = json.loads(meta["requite"])
         if said.get("version") != 1: raise ValueError(f"{self.path}: metadata \"requite\" is of version {said.get('version')}; this package reads 1")
         self.names, self.linears, self.rotation = header, said["linears"], said.get("rotation")
@@ -129,7 +130,8 @@ def load(folder, dtype=torch.float32):
     file = Checkpoint(folder)
     config = transformers.AutoConfig.from_pretrained(os.fspath(folder))
     if hasattr(config, "quantization_config"): del config.quantization_config  # it is for loaders of other formats
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.device("meta"):  # no memory for dense weights that nobody needs
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     linears = file.all_linears()
     if file.rotation is not None:
         rotation, inner = Rotation(file.rotation), model.model
@@ -144,7 +146,7 @@ def load(folder, dtype=torch.float32):
         else:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module)
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing, unexpected = model.load_state_dict({name: t.to(dtype) for name, t in state.items()}, strict=False, assign=True)
     packed = tuple(name + "." for name in linears)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     missing = [n for n in missing if not n.startswith(packed) and n not in tied]
@@ -152,4 +154,7 @@ def load(folder, dtype=torch.float32):
     if missing or unexpected:
         raise ValueError(f"{file.path} does not fit the model of its config.json: missing {missing[:3]}, not known {unexpected[:3]}")
     if config.tie_word_embeddings: model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # frequencies, which no file has
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        if t.is_meta: raise ValueError(f"{file.path} leaves {name} of the model open")
     return model.to(dtype).eval()

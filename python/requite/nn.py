@@ -42,7 +42,8 @@ class QuantLinear(torch.nn.Module):
         expected = self.kind.buffers(self, scale_dtype, act_order, book_dtype)
         shape = torch.tensor([self.out_features, self.in_features])
         for name, (dtype, size) in expected.items():
-            self.register_buffer(name, shape if name == "weight_shape" else torch.zeros(size, dtype=dtype))
+            first = {"weight_shape": shape, "weight_g_idx": torch.arange(self.in_features, dtype=torch.int32) // (entry.get("group") or 1)}
+            self.register_buffer(name, first.get(name, torch.zeros(size, dtype=dtype)))
         self.register_buffer("bias", None if bias is None or bias is False else
                              torch.zeros(self.out_features) if bias is True else bias.detach().clone())
         for name in self.kind.derived: self.register_buffer("run_" + name, None, persistent=False)
@@ -163,7 +164,9 @@ class _Grid:
         if not m.entry["sym"]:
             out["zero"] = _bits.unpack(m.weight_zero_point.T.contiguous(), bits, m.out_features).T.to(torch.uint8).contiguous()
         if "weight_g_idx" in m._buffers:  # columns of a group together, in their order
-            perm = torch.sort(m.weight_g_idx, stable=True).indices
+            order, perm = torch.sort(m.weight_g_idx, stable=True)
+            if not torch.equal(order.long(), torch.arange(m.in_features, device=order.device) // m.entry["group"]):
+                raise ValueError(f"weight_g_idx: groups are of {m.entry['group']} columns each, but the last")
             out["perm"] = perm.int()
             out["words"] = _bits.pack(_bits.unpack(m.weight_packed, bits, m.in_features)[:, perm], bits)
         return out

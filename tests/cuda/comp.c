@@ -164,13 +164,22 @@ static void test_all_codes(void) {
     if (!rq_small()) test_codes(5, 24, false, "comp=gptaq,cd-sweeps=0,refit=0,group=16,block=7,update=allw");
     test_codes(3, 1, false, "comp=gptq,cd-sweeps=0,refit=0,group=0");
     test_codes(20, 96, false, "comp=gptq,cd-sweeps=0,refit=0,group=0,clip=output");
-    /* With refinement: its blocks, groups that a block cuts, the order of dynamic groups, and w4a8's on the CPU. */
+    if (!rq_small()) {
+        test_codes(20, 96, false, "comp=gptq,round=w4a8,cd-sweeps=0,refit=0,group=0,clip=output");
+        test_codes(20, 72, false, "comp=qep,cd-sweeps=0,refit=0,group=0,sym=true,clip=output,clip-steps=9");
+        test_codes(20, 150, false, "comp=rtn,round=w4a8,group=64,clip=none");
+        test_codes(11, 150, false, "comp=gptq,round=w4a8,cd-sweeps=0,refit=0,group=64,clip-weights=none");
+    }
+    test_codes(4, 56, false, "comp=gptaq,round=w4a8,group=32,clip=output,clip-steps=3,cd-sweeps=1,refit=1");
+    /* With refinement: its blocks, groups that a block cuts, the order of dynamic groups, and w4a8's. */
     test_codes(33, 129, false, "comp=rescomp,group=48,bits=3");
     if (!rq_small()) {
         test_codes(20, 96, false, "comp=gptaq,group=32,bits=2,static-groups=false,act-order=true");
         test_codes(20, 200, false, "comp=qep,group=0,bits=4,sym=true,cd-sweeps=1,refit=3");
         test_codes(20, 96, false, "comp=gptq,group=32,bits=8,scale-dtype=f32,cd-sweeps=2,refit=0");
-        test_codes(9, 64, false, "comp=gptq,round=w4a8,group=32");
+        test_codes(20, 150, false, "comp=gptq,round=w4a8,group=32");
+        test_codes(20, 136, false, "comp=rescomp,round=w4a8,group=64,refit=3,cd-sweeps=2");
+        test_codes(20, 130, false, "comp=gptaq,round=w4a8,group=0,refit=2");
     }
     EXPECT(100 * rows_other <= rows_compared);
     printf("%lld of %lld rows have other codes than on the CPU\n", (long long)rows_other, (long long)rows_compared);
@@ -183,6 +192,9 @@ static void test_plans(void) {
     test_plan(9, 130, "comp=qep,group=64,static-groups=false,act-order=true,cd-sweeps=0,refit=0");
     test_plan(9, 130, "comp=gptaq,group=0,clip=output,cd-sweeps=1,refit=0");
     test_plan(7, 64, "comp=gptq,round=w4a8,group=32,cd-sweeps=0,refit=0");
+    test_plan(7, 64, "comp=rescomp,round=w4a8,group=32,refit=2");
+    test_plan(9, 72, "comp=gptq,round=w4a8,group=0,clip=output,clip-steps=5");
+    test_plan(9, 72, "comp=gptq,round=w4a8,group=32,clip=output,clip-steps=5,cd-sweeps=0,refit=0");
     test_plan(7, 64, "comp=rtn,group=16");
 }
 

@@ -96,11 +96,16 @@ if(RQ_GPUSIM AND TARGET gpusim_cublas AND TARGET gpusim_cusolver)
     endforeach()
   endif()
   if(TARGET requite_backend_sim AND TARGET requite)
+    if(TARGET gpusim_nccl)
+      target_link_libraries(requite_backend_sim PUBLIC gpusim_nccl)
+      target_link_options(requite_backend_sim INTERFACE LINKER:--undefined=ncclCommInitRank)
+    endif()
     # The command, in the simulator.
     add_executable(sim_requite ${CMAKE_SOURCE_DIR}/host/main.c ${RQ_COMMAND_SOURCES})
     set_target_properties(sim_requite PROPERTIES OUTPUT_NAME requite RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/sim
                                                  ENABLE_EXPORTS ON CUDA_RUNTIME_LIBRARY None LINKER_LANGUAGE CXX)
     target_link_libraries(sim_requite PRIVATE requite_backend_sim)
+    rq_add_mpi(sim_requite)
     # The command as on a GPU machine: the same objects with the CUDA run time in the simulator's place, so that what does not link shows without
     # a GPU. Kernels are the simulator's PTX.
     add_executable(native_requite ${CMAKE_SOURCE_DIR}/host/main.c ${RQ_COMMAND_SOURCES} $<TARGET_OBJECTS:requite_backend_sim>)
@@ -238,6 +243,11 @@ endif()
 if(RQ_BUILD_TESTS AND TARGET sim_requite)
   add_test(NAME sim_quantize COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_quantize.py $<TARGET_FILE:sim_requite>
                                      ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied)
+  if(TARGET gpusim_nccl AND MPI_C_FOUND AND RQ_MPI)
+    add_test(NAME sim_ranks COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_ranks_cuda.py $<TARGET_FILE:sim_requite>
+                                    ${CMAKE_SOURCE_DIR}/tests ${MPIEXEC_EXECUTABLE})
+    set_tests_properties(sim_ranks PROPERTIES LABELS gpusim SKIP_RETURN_CODE 77 TIMEOUT 900 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  endif()
   add_test(NAME cuda_no_device COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_no_device.py $<TARGET_FILE:native_requite>
                                        ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied)
   set_tests_properties(cuda_no_device PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)

@@ -79,6 +79,7 @@ static void test_norm(const norm_case *c) {
         if (c->factor) a.factor = (const float *)rq_device_copy(factor, (size_t)c->n * 4);
         a.state = state_of(0, n_of_state, token), a.last_only = c->last_only;
         a.eps = 1e-5f, a.act = c->act, a.n_tok = c->n_tok, a.n = c->n, a.early_launch = time;
+        if (time) a.ahead = rq_device_copy(stream, all * 4), a.ahead_bytes = (int64_t)all * 4 - 4;
         RUN(rq_cuda_decode_norm(&a, NULL));
         rq_device_read(got_stream, a.stream, all * 4);
         if (c->q8) {
@@ -168,8 +169,9 @@ static void test_swiglu(rq_act act, int n, int n_tok, bool stacked) {
     uint16_t *both = random_act(&r, act, 2 * all, 6), *y = (uint16_t *)rq_host_alloc(all * 2);
     const uint16_t *on_device = (const uint16_t *)rq_device_copy(both, 4 * all);
     void *to = rq_device_buffer(all * 2);
-    rq_cuda_decode_swiglu_args a = {
-        to, on_device, on_device + (stacked ? (size_t)n : all), stacked ? 2 * n : n, act, n_tok, n, 0};
+    rq_cuda_decode_swiglu_args a = {};
+    a.y = to, a.gate = on_device, a.up = on_device + (stacked ? (size_t)n : all), a.pitch = stacked ? 2 * n : n;
+    a.act = act, a.n_tok = n_tok, a.n = n, a.ahead = on_device, a.ahead_bytes = 4 * (int64_t)all;
     RUN(rq_cuda_decode_swiglu(&a, NULL));
     rq_device_read(y, to, all * 2);
     record_act("swiglu", act, y, all, 64);
@@ -296,6 +298,7 @@ static void test_attention(const attention_case *c) {
         got[time] = (uint16_t *)rq_host_alloc(out * 2);
         a.out = rq_device_buffer(out * 2);
         desc.early_launch = time;
+        if (time) a.ahead = a.k_cache, a.ahead_bytes = (int64_t)cache * 2;
         RUN(rq_cuda_decode_attention_run(&plan, &desc, &a, NULL));
         rq_device_read(got[time], a.out, out * 2);
     }

@@ -254,7 +254,7 @@ static void test_model(const model_case *c) {
         rq_decoder_close(cpu), rq_decoder_close(gpu);
     }
     EXPECT(worst <= c->bound && worst > 0);
-    EXPECT(close <= same / 2);
+    EXPECT(4 * close <= 3 * same);
     printf("%-34s logits differ by %.2e of them, bound %.1e; %d tokens the same, %d too close to tell\n", c->what,
            worst, c->bound, same, close);
     free_model(m);

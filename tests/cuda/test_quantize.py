@@ -10,14 +10,15 @@ import array, json, os, random, struct, subprocess, sys, tempfile
 REQUITE, MODEL = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
 COMPS = ("rtn", "gptq", "gptaq", "rescomp", "qep")
 GRID = ["--bits", "3", "--group", "32"]
+PLAIN = ["--clip", "none", "--cd-sweeps", "0", "--refit", "0"]  # for what is tested in calibration
 RUNS = [[*GRID, "--comp", comp] for comp in COMPS] + [
     ["--round", "w4a8", "--group", "32", "--comp", comp, "--rotate", "none"] for comp in COMPS[1:]] + [
     ["--bits", "2", "--group", "16", "--comp", "gptaq", "--act-order", "--no-static-groups", "--preset", "reference"],
     ["--round", "ssvq", "--codes", "16", "--comp", "gptaq"],
     ["--round", "w4a8", "--group", "32", "--comp", "gptaq", "--rotate", "full", "--smooth", "0.5"],
-    [*GRID, "--comp", "rescomp", "--token-weights", "attention", "--skip-tokens", "3"],
-    [*GRID, "--comp", "gptq", "--token-weights", "norm"],
-    ["--bpw", "3", "--group", "32"]]
+    [*GRID, *PLAIN, "--comp", "rescomp", "--token-weights", "attention", "--skip-tokens", "3"],
+    [*GRID, *PLAIN, "--comp", "gptq", "--token-weights", "norm"],
+    ["--bpw", "3", "--group", "32", *PLAIN]]
 SOME_MEMORY, LITTLE_MEMORY = 13, 8  # MiB: enough for a chunk and not for rows of all samples; not enough
 
 
