@@ -68,14 +68,17 @@ done:
     return status;
 }
 
-/* Device memory that the matrix takes which needs most. */
+/* Device memory that the set of matrices takes which needs most: those that share codebooks are one stack of rows. */
 static double most_matrix_bytes(const rq_calib *c) {
     double most = 0;
     for (int64_t i = 0; i < c->cfg->n_layer * RQ_N_LINEARS; ++i) {
-        const rq_matrix_plan *p = &c->z->plan[i];
+        const rq_matrix_plan *p = &c->z->plan[i], *layer = p - i % RQ_N_LINEARS;
+        int64_t n_out = 0;
         rq_device_work w;
-        if (p->quantized && rq_device_plan(&w, p->n_out, p->n_in, 0, &p->opt) == RQ_OK && w.memory > most)
-            most = w.memory;
+        if (!p->quantized) continue;
+        for (int m = 0; m < RQ_N_LINEARS; ++m)
+            n_out += layer[m].quantized && layer[m].lead == p->lead ? layer[m].n_out : 0;
+        if (rq_device_plan(&w, n_out, p->n_in, 0, &p->opt) == RQ_OK && w.memory > most) most = w.memory;
     }
     return most;
 }

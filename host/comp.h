@@ -173,7 +173,9 @@ typedef struct rq_prep {
     bool diagonal_only; /* the last rung: off-diagonal dropped */
     int64_t n_dead;
     const rq_device *device; /* where it was made, and where its matrices are quantized; NULL: the CPU */
-    void *on_device;         /* the device's copies of u, t and m */
+    const struct rq_ranks
+        *share_rows; /* ranks that have each a part of the rows of a grid's matrices; NULL: all are this one's */
+    void *on_device; /* the device's copies of u, t and m */
 } rq_prep;
 
 /* What options need from calibration: H, and D. */

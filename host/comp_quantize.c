@@ -43,19 +43,22 @@ static void to_stored_order(float *dst, const float *src, int64_t n_out, const r
     }
 }
 
-static rq_status refine(rq_quant_result *r, float *zero, float *step, const float *start, int64_t n_out, int64_t group,
-                        const rq_prep *p, const rq_quant_opt *o, bool sweep_order, const char *label) {
+/* What the sweep s left of its rows, from row0 of start[n_out][n] on. Moved targets are made of all rows: the product's tiles depend on their number. */
+static rq_status refine(const rq_sweep *s, const float *start, int64_t row0, int64_t n_out, bool sweep_order,
+                        const char *label) {
     rq_status status = RQ_OK;
+    const rq_prep *p = s->prep;
+    const rq_quant_opt *o = s->opt;
     float *target = NULL, *moved = NULL;
     const float *goal = start; /* the exact target when rho moved it */
-    RQ_TRY(RQ_NEW(target, n_out * p->n));
+    RQ_TRY(RQ_NEW(target, s->n_out * p->n));
     if (o->alpha != 0 && p->m) {
         RQ_TRY(RQ_NEW(moved, n_out * p->n));
         RQ_TRY(moved_target(moved, start, n_out, p, o->alpha));
         goal = moved;
     }
-    to_stored_order(target, goal, n_out, p, sweep_order);
-    const rq_refine job = {r->codes, r->scale, zero, step, target, p->hd, n_out, p->n, group, o};
+    to_stored_order(target, goal + row0 * p->n, s->n_out, p, sweep_order);
+    const rq_refine job = {s->codes, s->scale, s->zero, s->step, target, p->hd, s->n_out, p->n, s->group, o};
     RQ_TRY(rq_device_row(p->device)->refine(rq_device_own(p->device), &job, p, label));
 done:
     free(target);
@@ -116,6 +119,26 @@ done:
     return status;
 }
 
+/* Rows of rank `rank`: whole tiles, so that every product is of the size that it has in one process. */
+enum { ROW_TILE = 96 };
+static void rows_of(const rq_ranks *ranks, int rank, int64_t n_out, int64_t *row0, int64_t *n_rows) {
+    const int64_t tiles = rq_ceil_div(n_out, ROW_TILE), n = rq_n_ranks(ranks);
+    *row0 = rq_min_i64(n_out, tiles * rank / n * ROW_TILE);
+    *n_rows = rq_min_i64(n_out, tiles * (rank + 1) / n * ROW_TILE) - *row0;
+}
+
+/* Each rank's rows of x[n_out][width] to all. */
+static rq_status gather_rows(const rq_ranks *ranks, void *x, int64_t n_out, int64_t width, size_t element) {
+    rq_status status = RQ_OK;
+    for (int k = 0; status == RQ_OK && x && k < rq_n_ranks(ranks); ++k) {
+        int64_t row0, n_rows;
+        rows_of(ranks, k, n_out, &row0, &n_rows);
+        const int64_t bytes = width * (int64_t)element;
+        if (n_rows > 0) status = ranks->bcast(ranks->user, (char *)x + row0 * bytes, n_rows * bytes, k);
+    }
+    return status;
+}
+
 static rq_status quantize_grid(rq_quant_result *r, const float *w, int64_t n_out, const rq_prep *p,
                                const rq_quant_opt *o, const char *label) {
     rq_status status = RQ_OK;
@@ -137,11 +160,32 @@ static rq_status quantize_grid(rq_quant_result *r, const float *w, int64_t n_out
     }
     bool dynamic = rq_groups_in_sweep_order(o, n);
     const bool output = o->clip == RQ_CLIP_OUTPUT;
-    rq_sweep sweep = {p, o, start, n_out, group, n_group, r->codes, r->scale, zero, step, r->q, dynamic, output};
+    int64_t row0 = 0, n_rows = n_out;
+    if (p->share_rows) rows_of(p->share_rows, p->share_rows->rank, n_out, &row0, &n_rows);
+    const int64_t k0 = row0 * n_group;
+    rq_sweep sweep = {p,
+                      o,
+                      start + row0 * n,
+                      n_rows,
+                      group,
+                      n_group,
+                      r->codes + row0 * n,
+                      r->scale + k0,
+                      zero + k0,
+                      step ? step + k0 : NULL,
+                      r->q + row0 * n,
+                      dynamic,
+                      output};
     if (output) RQ_TRY(rq_device_row(p->device)->clip(rq_device_own(p->device), &sweep, label));
     RQ_TRY(rq_device_row(p->device)->sweep(rq_device_own(p->device), &sweep, label));
     bool sweep_order = dynamic && o->act_order;
-    if (p->hd) RQ_TRY(refine(r, zero, step, start, n_out, group, p, o, sweep_order, label));
+    if (p->hd) RQ_TRY(refine(&sweep, start, row0, n_out, sweep_order, label));
+    if (p->share_rows) {
+        RQ_TRY(gather_rows(p->share_rows, r->codes, n_out, n, sizeof *r->codes));
+        RQ_TRY(gather_rows(p->share_rows, r->scale, n_out, n_group, sizeof *r->scale));
+        RQ_TRY(gather_rows(p->share_rows, zero, n_out, n_group, sizeof *zero));
+        RQ_TRY(gather_rows(p->share_rows, step, n_out, n_group, sizeof *step));
+    }
     if (sweep_order) RQ_TRY(to_natural_order(r, p, n_out, group));
 
     if (step) {

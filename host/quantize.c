@@ -149,6 +149,7 @@ double rq_plan_flops(const rq_matrix_plan *p) {
 
 /* Work on the matrices of all blocks by the rank that has most of it, sets being dealt out as quantize_sets does. */
 static double busiest_flops(const rq_quantizer *z, int n_ranks) {
+    const bool on_cpu = !z->job->device || strcmp(z->job->device, "cpu") == 0;
     double total = 0;
     for (int64_t layer = 0; layer < z->model->cfg.n_layer; ++layer) {
         for (int st = 0; st < RQ_N_STAGES; ++st) {
@@ -161,6 +162,10 @@ static double busiest_flops(const rq_quantizer *z, int n_ranks) {
                     if (p[m].quantized && p[m].lead == lead) set += rq_plan_flops(&p[m]);
                 }
                 if (set == 0) continue;
+                if (on_cpu && !rq_round_is_book(p[lead].opt.round)) { /* ranks share its rows */
+                    total += set / n_ranks;
+                    continue;
+                }
                 if (n_sets++ % n_ranks == 0) { /* a round ends when its longest set does */
                     total += round;
                     round = 0;
@@ -229,7 +234,7 @@ static rq_status estimate_on_devices(const rq_quantizer *z, const rq_device_list
     rq_status status = RQ_OK;
     rq_rates rates = {0};
     RQ_TRY(rq_rates_of(&rates, list, z->job->rates));
-    RQ_TRY(rq_quantize_cost(&r->cost, z, &rates, list->n));
+    RQ_TRY(rq_quantize_cost(&r->cost, z, &rates, list));
     memcpy(r->cost.device, list->name, sizeof r->cost.device);
     r->cost.device_room = list->memory;
     r->cost.host_bytes = (double)r->ram_bytes * list->n;

@@ -50,9 +50,15 @@ static rq_status quantize_set(rq_calib *c, int64_t layer, int lead, const rq_pre
     double seconds = (rq_seconds() - started) / n;
     for (int i = 0; i < n; ++i) {
         line[i] = text + i * LINE;
-        RQ_TRY(finish_matrix(c, layer, which[i], prep, &r[i], seconds, text + i * LINE, LINE));
+        /* Where ranks share rows each has the whole by now: one of them measures it. */
+        const int by = which[i] % rq_n_ranks(prep->share_rows);
+        if (by == rq_rank(prep->share_rows))
+            RQ_TRY(finish_matrix(c, layer, which[i], prep, &r[i], seconds, text + i * LINE, LINE));
+        else
+            memcpy(c->s[RQ_QS].w[which[i]], r[i].q, (size_t)(m[i].n_out * prep->n) * sizeof(float));
+        RQ_TRY(rq_ranks_bcast(prep->share_rows, text + i * LINE, LINE, by));
     }
-    RQ_TRY(rq_part_save(c->z, layer, lead, r, line));
+    if (rq_rank(prep->share_rows) == 0) RQ_TRY(rq_part_save(c->z, layer, lead, r, line));
 done:
     for (int i = 0; i < n; ++i) rq_quant_result_free(&r[i]);
     free(text);
@@ -96,27 +102,39 @@ done:
     return status;
 }
 
-/* The sets whose first matrices are lead[n], one a rank at a time. */
+/* Ranks share the rows of a grid's matrices on the CPU. Not of codebooks, which rows have in common; nor on GPUs, where a product's order of sums may
+ * depend on the number of rows. */
+static bool shares_rows(const rq_calib *c, const rq_quant_opt *o) {
+    return rq_n_ranks(c->ranks) > 1 && rq_device_row(c->z->device) == &rq_device_cpu && !rq_round_is_book(o->round);
+}
+
+/* The sets whose first matrices are lead[n]: those with shared rows by all ranks, the others one a rank at a time. */
 static rq_status quantize_sets(rq_calib *c, int64_t layer, const int *lead, int n) {
     rq_status status = RQ_OK;
     rq_prep prep = {0};
     const rq_quant_opt *prepared = NULL;
     const int own = rq_rank(c->ranks), n_ranks = rq_n_ranks(c->ranks);
-    for (int first = 0; first < n; first += n_ranks) {
+    for (int first = 0, round; first < n; first += round) {
         bool stop = false;
-        if (first + own < n) {
-            const rq_matrix_plan *p = rq_calib_plan(c, layer, lead[first + own]);
+        const bool shared = shares_rows(c, &rq_calib_plan(c, layer, lead[first])->opt);
+        for (round = 1; !shared && round < n_ranks && first + round < n; ++round) {
+            if (shares_rows(c, &rq_calib_plan(c, layer, lead[first + round])->opt)) break;
+        }
+        if (shared || own < round) {
+            const int mine = shared ? first : first + own;
+            const rq_matrix_plan *p = rq_calib_plan(c, layer, lead[mine]);
             if (!prepared || !same_preparation(prepared, &p->opt)) {
                 rq_prep_free(&prep);
                 RQ_TRY(rq_prepare_on(&prep, c->z->device, c->need_h ? c->h : NULL, c->need_cross ? c->cross : NULL,
                                      p->n_in, &p->opt, p->name));
                 prepared = &p->opt;
             }
-            RQ_TRY(quantize_set(c, layer, lead[first + own], &prep));
+            prep.share_rows = shared ? c->ranks : NULL;
+            RQ_TRY(quantize_set(c, layer, lead[mine], &prep));
         }
         const char *name = "";
-        for (int i = first; i < n && i < first + n_ranks; ++i) {
-            RQ_TRY(share_set(c, layer, lead[i], i - first));
+        for (int i = first; i < first + round; ++i) {
+            if (!shared) RQ_TRY(share_set(c, layer, lead[i], i - first));
             for (int m = lead[i]; m < RQ_N_LINEARS; ++m) {
                 const rq_matrix_plan *p = rq_calib_plan(c, layer, m);
                 if (!p->quantized || p->lead != lead[i]) continue;

@@ -4,7 +4,7 @@
  *   forward   what the pass of the stage applies, tokens shared by the ranks (rq_stage_flops)
  *   gram      H, and D, of the stage's input: tiles shared by the ranks; to each of them all inputs of the others (net)
  *   factor    U, and terms T and M: by every rank, once for each set of options that differ in them
- *   sweep     scales, sweep, moved targets; refine: what comes after. A matrix is one rank's
+ *   sweep     scales, sweep, moved targets; refine: what comes after. A matrix is one rank's; of a grid on CPUs ranks share its rows
  *   host      the CPU's part of the two before
  *   disk      activations that one pass writes and the next reads, shared by the ranks; the weights, read by every rank
  *
@@ -148,7 +148,8 @@ static void deal_sets(rq_cost *c, const stage_cost *s, int n) {
     }
 }
 
-static rq_status cost_of_sets(rq_cost *c, const rq_quantizer *z, const rq_rates *r, int64_t layer, int st, int n) {
+static rq_status cost_of_sets(rq_cost *c, const rq_quantizer *z, const rq_rates *r, int64_t layer, int st, int n,
+                              bool cpu) {
     rq_status status = RQ_OK;
     const rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS];
     const rq_quant_opt *prepared = NULL;
@@ -187,8 +188,13 @@ static rq_status cost_of_sets(rq_cost *c, const rq_quantizer *z, const rq_rates 
         }
         c->work[RQ_COST_SWEEP] += operations(&w.sweep);
         c->work[RQ_COST_REFINE] += operations(&w.refine);
-        s.sweep[set_of[m]] += seconds(operations(&w.sweep), r->sweep) + (double)w.sweep.launches * r->launch;
-        s.refine[set_of[m]] += seconds(operations(&w.refine), r->refine) + (double)w.refine.launches * r->launch;
+        const bool rows = cpu && !rq_round_is_book(p[m].opt.round); /* shared by the ranks */
+        const double sweep = seconds(operations(&w.sweep), r->sweep) + (double)w.sweep.launches * r->launch,
+                     refine = seconds(operations(&w.refine), r->refine) + (double)w.refine.launches * r->launch;
+        if (rows) c->seconds[RQ_COST_SWEEP] += sweep / n;
+        if (rows) c->seconds[RQ_COST_REFINE] += refine / n;
+        s.sweep[set_of[m]] += rows ? 0 : sweep;
+        s.refine[set_of[m]] += rows ? 0 : refine;
         c->bus_bytes += w.sweep.upload + w.sweep.download + w.refine.upload + w.refine.download;
         shared(c, RQ_COST_HOST, (double)p[m].n_out * (double)p[m].n_in, r->host, 1);
         if (n > 1) shared(c, RQ_COST_NET, 4.0 * (double)p[m].n_out * (double)p[m].n_in * (n - 1), r->net, n);
@@ -223,8 +229,10 @@ static double with_chunks(double matrices, const rq_quantizer *z, int streams, i
     return chunk + (pass > matrices ? pass : matrices);
 }
 
-rq_status rq_quantize_cost(rq_cost *c, const rq_quantizer *z, const rq_rates *r, int n) {
+rq_status rq_quantize_cost(rq_cost *c, const rq_quantizer *z, const rq_rates *r, const rq_device_list *on) {
     rq_status status = RQ_OK;
+    const int n = on->n;
+    const bool cpu = strcasecmp(on->name, "cpu") == 0;
     const rq_config *cfg = &z->model->cfg;
     const double tokens = (double)(z->job->samples.n_samples * z->job->samples.seq_len);
     const bool forward = rq_plan_needs_calibration(z);
@@ -242,7 +250,7 @@ rq_status rq_quantize_cost(rq_cost *c, const rq_quantizer *z, const rq_rates *r,
             shared(c, RQ_COST_FORWARD, rq_stage_flops(cfg, st, z->job->samples.seq_len) * tokens * streams, r->forward,
                    n);
         }
-        for (int st = 0; st < RQ_N_STAGES; ++st) RQ_TRY(cost_of_sets(c, z, r, layer, st, n));
+        for (int st = 0; st < RQ_N_STAGES; ++st) RQ_TRY(cost_of_sets(c, z, r, layer, st, n, cpu));
         if (forward) shared(c, RQ_COST_DISK, 4 * spilled(cfg) * tokens * streams, r->disk, n);
     }
     if (forward) c->device_bytes = with_chunks(c->device_bytes, z, streams, n);

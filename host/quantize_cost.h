@@ -26,7 +26,7 @@ typedef struct rq_rates {
 /* From the object that bench_quantize --rates wrote; with path NULL shares of a data sheet's peaks (docs/devices.md has both), which only some names have. */
 rq_status rq_rates_of(rq_rates *r, const rq_device_list *d, const char *path);
 
-/* The plan of z, on n devices with a rank each; seconds follow from the rates. */
-rq_status rq_quantize_cost(rq_cost *c, const rq_quantizer *z, const rq_rates *r, int n);
+/* The plan of z, on these devices with a rank each; seconds follow from the rates. */
+rq_status rq_quantize_cost(rq_cost *c, const rq_quantizer *z, const rq_rates *r, const rq_device_list *on);
 
 #endif

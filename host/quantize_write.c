@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "folder.h"
 #include "quantize.h"
 #include "tokenizer.h"
 
@@ -427,18 +428,11 @@ done:
 }
 
 static rq_status copy_file(const char *from_dir, const char *to_dir, const char *name) {
-    rq_status status = RQ_OK;
-    char *from = rq_path_join(from_dir, name), *to = rq_path_join(to_dir, name), *text = NULL;
-    int64_t n;
-    if (!from || !to) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
-    if (access(from, F_OK) != 0) goto done;
-    RQ_TRY(rq_read_file(from, 256 << 20, &text, &n));
-    RQ_TRY(rq_write_file(to, text, n));
-done:
+    char *from = rq_path_join(from_dir, name);
+    if (!from) return rq_fail(RQ_ERR_NOMEM, "out of memory");
+    const bool there = access(from, F_OK) == 0;
     free(from);
-    free(to);
-    free(text);
-    return status;
+    return there ? rq_folder_copy_file(from_dir, to_dir, name) : RQ_OK;
 }
 
 static rq_status write_tokenizer(const output *o, const char *dir) {

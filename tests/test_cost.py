@@ -36,8 +36,8 @@ def sweep(rows, n, block=128):
     return operations, launches
 
 
-def by_hand(n):
-    """{stage: (work, seconds)} for comp=gptq without refinement on n devices."""
+def by_hand(n, cpu=False):
+    """{stage: (work, seconds)} for comp=gptq without refinement on n devices. CPUs share the rows of a matrix."""
     work, seconds = dict.fromkeys(RATES, 0.0), dict.fromkeys(RATES, 0.0)
 
     def add(what, total, share=n):
@@ -63,7 +63,7 @@ def by_hand(n):
                 work["host"] += rows * width
                 seconds["host"] += rows * width / RATES["host"]
                 if n > 1: add("net", 4 * rows * width * (n - 1))
-            seconds["sweep"] += sum(max(each[i:i + n]) for i in range(0, len(each), n))
+            seconds["sweep"] += sum(each) / n if cpu else sum(max(each[i:i + n]) for i in range(0, len(each), n))
     weights = LAYERS * sum(w * rows for w, m in zip(WIDTHS, STAGES) for rows in m.values())
     add("disk", 2 * weights * n)
     return {k: (work[k], seconds[k]) for k in work}
@@ -76,9 +76,9 @@ def main():
             with open(path, "w", encoding="utf-8") as f: json.dump(what, f)
         base = ["--comp", "gptq", "--group", 32, "--cd-sweeps", 0, "--refit", 0, "--n-samples", WINDOWS, "--seq-len", LENGTH, "--dry-run"]
         for model in (config, folder):
-            for n in (1, 2, 5):
-                cost = json.loads(run(model, out, *base, "--devices", f"{n}xthing-2G", "--rates", rates, "--json"))["cost"]
-                want = by_hand(n)
+            for n, name in ((1, "thing"), (2, "thing"), (5, "thing"), (2, "cpu")):
+                cost = json.loads(run(model, out, *base, "--devices", f"{n}x{name}-2G", "--rates", rates, "--json"))["cost"]
+                want = by_hand(n, name == "cpu")
                 total = 0
                 for stage in cost["stages"]:
                     work, seconds = want.get({"between ranks": "net"}.get(stage["stage"], stage["stage"]))
@@ -86,7 +86,7 @@ def main():
                     assert math.isclose(stage["work"], work, rel_tol=1e-9, abs_tol=1e-9), (n, stage, work)
                     assert math.isclose(stage["seconds"], seconds, rel_tol=1e-9, abs_tol=1e-12), (n, stage, seconds)
                 assert math.isclose(cost["seconds"], total, rel_tol=1e-9) and cost["rates"] == "measured", cost
-                assert cost["n_devices"] == n and cost["device"] == "thing" and cost["device_room"] == 2 * 2 ** 30, cost
+                assert cost["n_devices"] == n and cost["device"] == name and cost["device_room"] == 2 * 2 ** 30, cost
                 assert cost["most"] == max(cost["stages"], key=lambda s: s["seconds"])["stage"], cost
         # A large model: no weights are needed, and a device that is too small is said to be.
         with open(config, "w", encoding="utf-8") as f:

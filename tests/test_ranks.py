@@ -23,15 +23,43 @@ def ids_file(name, n, length):
     return path
 
 
-def command(n, out, *args):
-    model = os.path.join(TEST_DIR, "golden", "llama", "qwen2")
+def tall_model():
+    """One block whose matrices have several tiles of 96 rows: ranks share those."""
+    d, ff, kv = 320, 640, 64
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": d, "intermediate_size": ff, "num_hidden_layers": 1,
+              "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+              "max_position_embeddings": 128, "hidden_act": "silu", "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2}
+    r = random.Random(5)
+    shapes = {"model.embed_tokens": (256, d), "model.norm": (d,), "model.layers.0.input_layernorm": (d,), "model.layers.0.post_attention_layernorm": (d,)}
+    for name, shape in (("self_attn.q_proj", (d, d)), ("self_attn.k_proj", (kv, d)), ("self_attn.v_proj", (kv, d)), ("self_attn.o_proj", (d, d)),
+                        ("mlp.gate_proj", (ff, d)), ("mlp.up_proj", (ff, d)), ("mlp.down_proj", (d, ff))):
+        shapes["model.layers.0." + name] = shape
+    header, parts, at = {}, [], 0
+    for name, shape in shapes.items():
+        n = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        parts.append(array.array("f", [r.gauss(0, 0.04) for _ in range(n)] if len(shape) > 1 else [1.0] * n).tobytes())
+        header[name + ".weight"] = {"dtype": "F32", "shape": list(shape), "data_offsets": [at, at + len(parts[-1])]}
+        at += len(parts[-1])
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    folder = os.path.join(WORK, "tall")
+    os.makedirs(folder)
+    with open(os.path.join(folder, "model.safetensors"), "wb") as f: f.write(struct.pack("<Q", len(text)) + text + b"".join(parts))
+    with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f: json.dump(config, f)
+    return folder
+
+
+MODEL = os.path.join(TEST_DIR, "golden", "llama", "qwen2")
+
+
+def command(n, out, *args, model=MODEL):
     words = [REQUITE, "quantize", model, out, "--progress", "none", *map(str, args)]
     return [MPIRUN, "-n", str(n), *words] if n else words
 
 
-def run(n, name, *args, code=0):
+def run(n, name, *args, code=0, model=MODEL):
     out = os.path.join(WORK, name)
-    p = subprocess.run(command(n, out, *args), capture_output=True, text=True, env=ENV, timeout=600)
+    p = subprocess.run(command(n, out, *args, model=model), capture_output=True, text=True, env=ENV, timeout=600)
     assert (p.returncode == 0) == (code == 0), f"{n} ranks, {args}: exit code {p.returncode}\n{p.stdout}{p.stderr}"
     return out, p
 
@@ -55,6 +83,21 @@ def same_bytes(calib):
             assert p.stdout.count("matrices by") == 1, f"{kind}: {p.stdout}"
             assert not os.path.exists(out + ".partial"), kind
     print("ok    the same bytes,", len(kinds), "kinds")
+
+
+def same_rows(calib):
+    model = tall_model()
+    kinds = {"qep": ["--bits", 3, "--group", 64], "rescomp, dynamic groups": ["--comp", "rescomp", "--bits", 4, "--group", 32, "--no-static-groups", "--act-order"],
+             "w4a8": ["--round", "w4a8", "--group", 64], "clip by output": ["--comp", "gptq", "--group", 0, "--clip", "output", "--cd-sweeps", 1]}
+    for i, (kind, options) in enumerate(kinds.items()):
+        want, _ = run(0, f"tall{i}", "--calib", calib, *options, model=model)
+        for n in (2, 3) if i else (2, 5):
+            out, _ = run(n, f"tall{i}-{n}", "--calib", calib, *options, model=model)
+            assert digest(out) == digest(want), f"{kind}: {n} ranks give other bytes"
+            with open(os.path.join(out, "quantize_log.jsonl"), encoding="utf-8") as f: lines = [json.loads(line) for line in f]
+            with open(os.path.join(want, "quantize_log.jsonl"), encoding="utf-8") as f: alone = [json.loads(line) for line in f]
+            assert [(a["name"], a["loss_sym"]) for a in lines] == [(a["name"], a["loss_sym"]) for a in alone], kind
+    print("ok    shared rows,", len(kinds), "kinds")
 
 
 def killed(calib):
@@ -115,6 +158,7 @@ def main():
         return 77
     try:
         same_bytes(ids_file("calib.safetensors", 150, 64))
+        same_rows(ids_file("tall.safetensors", 80, 64))
         killed(ids_file("long.safetensors", 1500, 64))
         wrong(ids_file("few.safetensors", 4, 64))
     finally:
