@@ -204,10 +204,22 @@ done:
     return status;
 }
 
-/* Values a token that the passes of one block read and write: x; x, ao; ao, x twice; x, f; and at its end x twice, f. */
-static double spilled(const rq_config *c) {
-    const double d = (double)c->d_model, qd = (double)(c->n_head * c->head_dim), ff = (double)c->d_ff;
-    return d + (d + qd) + (qd + 2 * d) + (d + ff) + (2 * d + ff);
+/* Values a token that the passes of one block bring from files or write there: x seven times (in a pass each, written after o, and read and written at
+ * the end), ao and f twice. What fits into `room` bytes of the device beside the rest stays there, in the order in which backend_cuda_rows.c asks. */
+static double spilled(const rq_config *c, double tokens, int streams, double room) {
+    const double width[] = {(double)c->d_model, (double)(c->n_head * c->head_dim), (double)c->d_ff};
+    const int times[] = {7, 2, 2};
+    double values = 0;
+    for (int i = 0; i < streams; ++i) {
+        for (int k = 0; k < 3; ++k) {
+            const double bytes = 4 * tokens * width[k];
+            if (bytes > room)
+                values += times[k] * width[k];
+            else
+                room -= bytes;
+        }
+    }
+    return values;
 }
 
 /* Device memory, when that of matrices is given: a pass needs other things, and beside both are the buffers of a chunk. */
@@ -251,9 +263,14 @@ rq_status rq_quantize_cost(rq_cost *c, const rq_quantizer *z, const rq_rates *r,
                    n);
         }
         for (int st = 0; st < RQ_N_STAGES; ++st) RQ_TRY(cost_of_sets(c, z, r, layer, st, n, cpu));
-        if (forward) shared(c, RQ_COST_DISK, 4 * spilled(cfg) * tokens * streams, r->disk, n);
     }
-    if (forward) c->device_bytes = with_chunks(c->device_bytes, z, streams, n);
+    if (forward) {
+        c->device_bytes = with_chunks(c->device_bytes, z, streams, n);
+        const double room = cpu ? 0 : on->memory * 15 / 16 - c->device_bytes; /* a sixteenth is left free */
+        const double bytes = 4 * spilled(cfg, tokens, streams, room) * tokens * (double)cfg->n_layer;
+        shared(c, RQ_COST_DISK, bytes, r->disk, n);
+        c->bus_bytes += cpu ? 0 : bytes;
+    }
     shared(c, RQ_COST_DISK, 2 * weights * n, r->disk, n); /* in 16 bits, by every rank */
     for (int i = 0; i < RQ_COST_STAGES; ++i) {
         if (!isfinite(c->seconds[i]))

@@ -25,6 +25,10 @@ def run(*args, code=0):
     return r.stdout if code == 0 else r.stderr
 
 
+def cost_of(text):
+    return json.loads(text)["cost"]
+
+
 def sweep(rows, n, block=128):
     """Of GPTQ in blocks: within one, each column into those after it; then a product into all that is right of it. And launches."""
     operations, launches, at = 0, 2, 0  # order of columns; scales of all groups
@@ -36,8 +40,8 @@ def sweep(rows, n, block=128):
     return operations, launches
 
 
-def by_hand(n, cpu=False):
-    """{stage: (work, seconds)} for comp=gptq without refinement on n devices. CPUs share the rows of a matrix."""
+def by_hand(n, cpu=False, spilled=0):
+    """{stage: (work, seconds)} for comp=gptq without refinement on n devices. CPUs share the rows of a matrix. spilled: values a token of a block."""
     work, seconds = dict.fromkeys(RATES, 0.0), dict.fromkeys(RATES, 0.0)
 
     def add(what, total, share=n):
@@ -47,7 +51,7 @@ def by_hand(n, cpu=False):
     for layer in range(LAYERS):
         passes = [0, 2 * D * (Q + 2 * K) + 2 * Q * LENGTH, 2 * Q * D, 4 * D * FF, 2 * D * FF if layer + 1 < LAYERS else 0]
         add("forward", TOKENS * sum(passes))
-        add("disk", 4 * TOKENS * (D + (D + Q) + (Q + 2 * D) + (D + FF) + (2 * D + FF)))
+        add("disk", 4 * TOKENS * spilled)
         for width, matrices in zip(WIDTHS, STAGES):
             add("gram", 2 * width * width * TOKENS)
             if n > 1: add("net", 4 * width * TOKENS * (n - 1))
@@ -78,7 +82,7 @@ def main():
         for model in (config, folder):
             for n, name in ((1, "thing"), (2, "thing"), (5, "thing"), (2, "cpu")):
                 cost = json.loads(run(model, out, *base, "--devices", f"{n}x{name}-2G", "--rates", rates, "--json"))["cost"]
-                want = by_hand(n, name == "cpu")
+                want = by_hand(n, name == "cpu", D + (D + Q) + (Q + 2 * D) + (D + FF) + (2 * D + FF) if name == "cpu" else 0)
                 total = 0
                 for stage in cost["stages"]:
                     work, seconds = want.get({"between ranks": "net"}.get(stage["stage"], stage["stage"]))
@@ -88,6 +92,12 @@ def main():
                 assert math.isclose(cost["seconds"], total, rel_tol=1e-9) and cost["rates"] == "measured", cost
                 assert cost["n_devices"] == n and cost["device"] == name and cost["device_room"] == 2 * 2 ** 30, cost
                 assert cost["most"] == max(cost["stages"], key=lambda s: s["seconds"])["stage"], cost
+        # Activations that do not fit beside the rest go through files: the residual stream and attention's output do here, down's input does not.
+        bare = cost_of(run(config, out, *base, "--devices", "1xthing-2G", "--rates", rates, "--json"))
+        memory = (bare["device_bytes"] + 4 * TOKENS * (D + Q) + 99) * 16 / 15 / 2 ** 30
+        small = cost_of(run(config, out, *base, "--devices", f"1xthing-{memory:.12f}G", "--rates", rates, "--json"))
+        disk = {name: next(s["work"] for s in c["stages"] if s["stage"] == "disk") for name, c in (("bare", bare), ("small", small))}
+        assert math.isclose(disk["small"] - disk["bare"], LAYERS * 4 * TOKENS * 2 * FF), disk
         # A large model: no weights are needed, and a device that is too small is said to be.
         with open(config, "w", encoding="utf-8") as f:
             json.dump({**CONFIG, "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128, "num_key_value_heads": 8,
