@@ -11,9 +11,8 @@ import argparse, io, json
 MARKS = {"grid": "o", "ssvq": "s", "vq": "^", "w4a8": "D"}
 
 
-def name_of(r):
-    books = r.get("books")
-    return r["format"] + (f" {books}" if r["format"] == "vq" and books else "")
+def mark_of(name):
+    return next((mark for format, mark in MARKS.items() if name.startswith(format)), "x")
 
 
 def bandwidth(r):
@@ -26,10 +25,10 @@ def panel(axis, records, title):
     limit = sum(bandwidth(r) for r in records) / len(records)
     bits = [low * 0.9 * (high * 1.1 / (low * 0.9)) ** (i / 60) for i in range(61)]
     axis.plot(bits, [8 * limit / b for b in bits], color="black", linewidth=0.8, label=f"reading alone, {limit:.0f} GB/s")
-    for name in dict.fromkeys(name_of(r) for r in records):
-        points = sorted((r for r in records if name_of(r) == name), key=lambda r: r["bpw"])
+    for name in dict.fromkeys(r["format"] for r in records):
+        points = sorted((r for r in records if r["format"] == name), key=lambda r: r["bpw"])
         rate = [r["n_out"] * r["n_in"] / (r["t_cold_med_us"] * 1e3) for r in points]
-        axis.plot([r["bpw"] for r in points], rate, MARKS.get(points[0]["format"], "x") + "-", markersize=5, linewidth=0.6, label=name)
+        axis.plot([r["bpw"] for r in points], rate, mark_of(name) + "-", markersize=5, linewidth=0.6, label=name)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     for a in (axis.xaxis, axis.yaxis):
@@ -55,7 +54,7 @@ def main():
     for path in args.records:
         for r in json.load(open(path)):
             if r["n_tok"] == args.tokens and bandwidth(r):
-                title = f"{r['layer']} {r['n_out']} x {r['n_in']}, {r.get('gpu') or r['cpu']}, {r['threads']} threads"
+                title = f"{r['n_out']} x {r['n_in']}, {r.get('gpu') or r['cpu']}, {r['threads']} threads"
                 panels.setdefault(title, []).append(r)
     if not panels:
         p.error(f"no record of {args.tokens} tokens")
