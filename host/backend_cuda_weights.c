@@ -91,7 +91,7 @@ static rq_status plan_stack(cuda_stack *s, const char **why) {
             *why = "they are of several formats";
             return RQ_ERR_UNSUPPORTED;
         }
-        /* Any address for now: the plan of a step wants to know that there is one. */
+        /* Until it is uploaded the address is the host's: the plan of a step looks only at whether there is one. */
         if (l->bias) m->bias = l->bias;
     }
     if (!packed) return RQ_OK;

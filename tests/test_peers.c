@@ -74,10 +74,12 @@ static void check_packed(const char *file, const rq_store *s, const rq_packed *p
 /* In our own layout it decodes to the same. */
 static void check_own(const char *file, const rq_store *s, const rq_packed *p) {
     rq_packed_file f;
-    char *entry, path[] = "/tmp/requite-peers-XXXXXX";
+    const char *tmp = getenv("TMPDIR");
+    char *entry, path[300];
     rq_store *own;
     rq_packed back;
     json_t *meta = json_object(), *linears = json_object();
+    snprintf(path, sizeof path, "%.200s/requite-peers-XXXXXX", tmp ? tmp : "/tmp");
     const int fd = mkstemp(path);
     assert_true(fd >= 0);
     assert_ok(rq_packed_file_of(&f, &entry, "W", p));
