@@ -137,15 +137,7 @@ done:
 
 /* ---- the other tensors ---- */
 
-static rq_status add_stored(conversion *c, const rq_tensor *t) {
-    rq_out_tensor out = {.name = t->name,
-                         .dtype = t->dtype,
-                         .rank = t->rank,
-                         .fill = rq_fill_from_memory,
-                         .arg = (void *)(uintptr_t)t->data};
-    memcpy(out.shape, t->shape, sizeof out.shape);
-    return add_tensor(c, out);
-}
+static rq_status add_stored(conversion *c, const rq_tensor *t) { return add_tensor(c, rq_out_stored(t)); }
 
 /* Matrices are passed on as linear layers unless they are the embedding. */
 static rq_status add_others(conversion *c) {

@@ -127,6 +127,8 @@ typedef struct rq_out_tensor {
 rq_status rq_safetensors_write(const char *path, const rq_out_tensor *tensors, int64_t n_tensors,
                                const char *const *metadata_pairs, int64_t n_pairs); /* key, value, key, value, ... */
 rq_status rq_fill_from_memory(void *arg, void *dst, int64_t n_bytes);               /* arg: the bytes */
+rq_out_tensor
+rq_out_stored(const rq_tensor *t); /* a tensor of a store as it is; the store stays open until it is written */
 
 /* A small file whole, NUL-terminated (length excludes it); max_bytes guards against absurd sizes. */
 rq_status rq_read_file(const char *path, int64_t max_bytes, char **text, int64_t *n_bytes);

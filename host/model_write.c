@@ -101,6 +101,16 @@ rq_status rq_fill_from_memory(void *arg, void *dst, int64_t n_bytes) {
     return RQ_OK;
 }
 
+rq_out_tensor rq_out_stored(const rq_tensor *t) {
+    rq_out_tensor out = {.name = t->name,
+                         .dtype = t->dtype,
+                         .rank = t->rank,
+                         .fill = rq_fill_from_memory,
+                         .arg = (void *)(uintptr_t)t->data};
+    memcpy(out.shape, t->shape, sizeof out.shape);
+    return out;
+}
+
 typedef struct placed { /* an output tensor and where it goes */
     const rq_out_tensor *t;
     int64_t n_bytes, begin;

@@ -151,15 +151,7 @@ static rq_status add_tensor(output *o, rq_out_tensor t) {
     return RQ_OK;
 }
 
-static rq_status add_raw(output *o, const rq_tensor *t) {
-    rq_out_tensor out = {.name = t->name,
-                         .dtype = t->dtype,
-                         .rank = t->rank,
-                         .fill = rq_fill_from_memory,
-                         .arg = (void *)(uintptr_t)t->data};
-    memcpy(out.shape, t->shape, sizeof out.shape);
-    return add_tensor(o, out);
-}
+static rq_status add_raw(output *o, const rq_tensor *t) { return add_tensor(o, rq_out_stored(t)); }
 
 static rq_status keep(output *o, void *memory) {
     void **p = realloc(o->memory, (size_t)(o->n_memory + 1) * sizeof *p);
