@@ -142,6 +142,9 @@ def test_packed():
     refused(ValueError, "others: W.weight_scale is a part", requite.save, out, {"W": r.packed}, {"W.weight_scale": w})
     refused(TypeError, "Q has dtype complex64", requite.save, out, {"W": r.packed}, {"Q": w.astype(np.complex64)})
     refused(TypeError, "Q is a list", requite.save, out, {"W": r.packed}, {"Q": [1.]})
+    os.mkdir(saved + ".d")
+    refused(IsADirectoryError, "saved.safetensors.d", requite.save, saved + ".d", {"W": r.packed})
+    assert not os.path.exists(saved + ".d.tmp")
     with open(out, "rb") as f: assert before == f.read(), "a refused file was written over"
 
 
