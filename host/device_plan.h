@@ -13,6 +13,7 @@ enum {
     RQ_CUDA_PANEL_BF16 = 2048,       /* adding panels to the fp64 matrix, and small ones, would cost as much */
     RQ_CUDA_TILE = 2048,             /* of products with a triangle: those that are zero are left out */
     RQ_CUDA_BLOCK = 128,             /* columns of a block */
+    RQ_CUDA_STACK_ROWS = 16384,      /* of small matrices that are swept together: 512 blocks of the sweep's kernel */
     RQ_CUDA_SLOTS = 2,               /* chunks on their way to the device, and from it */
     RQ_CUDA_PIECE = 4 << 20,         /* numbers of a matrix that are rounded to bfloat16 at a time */
     RQ_CUDA_SYSTEM_BYTES = 256 << 20 /* of normal equations of the refit at a time */
@@ -50,7 +51,7 @@ void rq_device_plan_forward(double *chunk, double *pass, const rq_forward_shape 
  * after the last of them. */
 void rq_device_plan_gram_bf16(rq_work *w, int64_t n, int64_t tokens, bool cross);
 
-/* Of one n_out x n_in matrix. RQ_ERR_UNSUPPORTED for what the device does not have. */
+/* Of one n_out x n_in matrix, or of several with one input and so many rows together, swept as one stack. RQ_ERR_UNSUPPORTED for what the device does not have. */
 rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *o);
 
 #endif

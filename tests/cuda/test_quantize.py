@@ -4,7 +4,11 @@
 MODEL is a two-layer Llama of small width. `matrix`: every compensator with every rounder that has a device form, in their default settings but for sizes. `rest`:
 other settings; little device memory, where activations go through files, which gives the same bytes; bfloat16; what is refused. Without a word: both.
 
-DOCSTRING_BOUND"""
+A GPU adds in another order than the CPU, so numbers differ in their last bits. Codes differ only where that carries a weight, or an input in 8 bits, over an
+edge, and then all that comes after it in its row, and in later stages, is another: so a setting has either the same bytes or many others. The model of
+`matrix` is small and its seed such that edges are rare, and the bound there is: at most 3 of the 20 settings have any other byte (here two of w4a8, whose steps and bases are
+whole numbers, so that two are often nearly as good); in all others losses and perplexity are the same to 1e-4. Where a byte is another, and in `rest`: at
+most one in a hundred in the first block, losses within 3 %, perplexity within 10 % (ids are random, and on MODEL it is some hundred thousand)."""
 import array, json, os, random, struct, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -69,6 +73,22 @@ def without_room(usual, folder, args):
     return (not same) + ("through files" not in says) + ("2016 tokens" not in refused or "8.0 MiB are free" not in refused)
 
 
+def stacked(folder, args):
+    """q, k and v, gate and up go through one sweep. Matrices whose options differ in what a grid does not ask for are swept one by one: to the same bytes,
+    with more launches."""
+    apart = ["--override", "q_proj|gate_proj:kmeans-seed=1", "--override", "k_proj:kmeans-seed=2", "--override", "v_proj|up_proj:kmeans-seed=3"]
+    made, launches = [], []
+    for name, more in (("together", []), ("apart", apart)):
+        out, counts = os.path.join(folder, name), os.path.join(folder, name + ".jsonl")
+        quantize(out, [*args, *more], "cuda", GPUSIM_JSON=counts)
+        made.append(load(os.path.join(out, "model.safetensors")))
+        with open(counts, encoding="utf-8") as f: launches.append(sum("rq_comp_block" in line for line in f))
+        with open(os.path.join(out, "quantize_log.jsonl"), encoding="utf-8") as f: names = [json.loads(line)["name"] for line in f]
+        if len(set(names)) != 14: sys.exit(f"the log has {names}")
+    print(f"blocks of columns: {launches[0]} launches, one matrix at a time {launches[1]}")
+    return (made[0] != made[1]) + (launches[1] * 4 != launches[0] * 7)
+
+
 def in_bf16(usual, folder, args):
     """Close to what fp32 gives, and no such thing on the CPU."""
     out = [os.path.join(folder, name) for name in ("bf16", "refused")]
@@ -95,20 +115,23 @@ def compare(model, folder, name, args):
         differ = sum(a != b for a, b in zip(data, cuda[name][1]))
         if ".layers.0." in name: codes, other = codes + len(data), other + differ
         else: later += differ
-    failed = (codes == 0) + (100 * other > codes) + (abs(loss["cuda"] - loss["cpu"]) > 0.03 * loss["cpu"])
-    failed += abs(ppl["cuda"] - ppl["cpu"]) > (0.1 if other + later else 1e-3) * ppl["cpu"]
-    return f"{' '.join(args[:-2])}: {other} of {codes} bytes differ in the first block, {later} later; losses {loss}, perplexity {ppl}", failed
+    same = other + later == 0
+    failed = (codes == 0) + (100 * other > codes) + (abs(loss["cuda"] - loss["cpu"]) > (1e-4 if same else 0.03) * loss["cpu"])
+    failed += abs(ppl["cuda"] - ppl["cpu"]) > (1e-4 if same else 0.1) * ppl["cpu"]
+    line = f"{' '.join(args[:-2])}: {other} of {codes} bytes differ in the first block, {later} later; losses {loss}, perplexity {ppl}"
+    return line, failed, same
 
 
-def compare_all(model, folder, what, settings, ids):
-    """Two at a time."""
+def compare_all(model, folder, what, settings, ids, edges):
+    """Two at a time; at most `edges` of them have other codes."""
     with ThreadPoolExecutor(2) as pool:
         results = pool.map(lambda i: compare(model, folder, f"{what}{i}", [*settings[i], "--calib", ids]), range(len(settings)))
-        failed = 0
-        for line, wrong in results:
-            print("FAILED" if wrong else "ok    ", line, flush=True)
-            failed += wrong
-    return failed
+        failed = others = 0
+        for line, wrong, same in results:
+            print("FAILED" if wrong else "ok    " if same else "others", line, flush=True)
+            failed, others = failed + wrong, others + (not same)
+    print(f"{others} of {len(settings)} settings have other codes")
+    return failed + (others > edges)
 
 
 def refusals(folder, args):
@@ -126,13 +149,13 @@ def main():
         save_ids(ids, 6, 48)
         tiny = os.path.join(folder, "tiny")
         subprocess.run([sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "random_model.py"), tiny, "--tiny"], check=True)
-        if "matrix" in PARTS: failed += compare_all(tiny, folder, "matrix", MATRIX, ids)
+        if "matrix" in PARTS: failed += compare_all(tiny, folder, "matrix", MATRIX, ids, 3)
         if "rest" in PARTS:
-            failed += compare_all(MODEL, folder, "other", OTHERS, ids)
+            failed += compare_all(MODEL, folder, "other", OTHERS, ids, len(OTHERS))
             args = [*GRID, "--comp", "gptaq", "--calib", ids]
             usual = os.path.join(folder, "usual")
             quantize(usual, args, "cuda")
-            failed += without_room(usual, folder, args) + in_bf16(usual, folder, args) + refusals(folder, args)
+            failed += without_room(usual, folder, args) + in_bf16(usual, folder, args) + stacked(folder, args) + refusals(folder, args)
     print(f"test_quantize: {failed} failed")
     return 1 if failed else 0
 
