@@ -6,6 +6,7 @@
 // With REQUITE_SIM the same code takes tensors of the CPU to the simulator of tests/gpusim, for tests.
 #ifndef REQUITE_SIM
 #define REQUITE_CUDA
+#include <cuda_runtime_api.h>
 #endif
 #include "layout.h"
 #include "rq_cuda_hadamard.h"
@@ -342,6 +343,14 @@ Tensor rotate(const Tensor &x, const std::string &kind, int64_t seed, bool inver
 
 } // namespace
 } // namespace requite
+
+#ifndef REQUITE_SIM
+// For requite.ops.why_no_cuda(): the CUDA release that is linked in here, and the newest that this machine's driver runs (0: no driver).
+extern "C" __attribute__((visibility("default"))) void requite_torch_cuda_releases(int *linked, int *driver) {
+    *linked = CUDART_VERSION;
+    if (cudaDriverGetVersion(driver) != cudaSuccess) *driver = 0;
+}
+#endif
 
 #ifdef REQUITE_SIM
 #define REQUITE_KEY CPU

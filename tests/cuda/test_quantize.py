@@ -64,6 +64,22 @@ def without_room(usual, folder, args):
     return (not same) + ("through files" not in says) + ("2016 tokens" not in refused or "8.0 MiB are free" not in refused)
 
 
+def stacked(folder, args):
+    """q, k and v, gate and up go through one sweep. Matrices whose options differ in what a grid does not ask for are swept one by one: to the same bytes,
+    with more launches."""
+    apart = ["--override", "q_proj|gate_proj:kmeans-seed=1", "--override", "k_proj:kmeans-seed=2", "--override", "v_proj|up_proj:kmeans-seed=3"]
+    made, launches = [], []
+    for name, more in (("together", []), ("apart", apart)):
+        out, counts = os.path.join(folder, name), os.path.join(folder, name + ".jsonl")
+        quantize(out, [*args, *more], "cuda", GPUSIM_JSON=counts)
+        made.append(load(os.path.join(out, "model.safetensors")))
+        with open(counts, encoding="utf-8") as f: launches.append(sum("rq_comp_block" in line for line in f))
+        with open(os.path.join(out, "quantize_log.jsonl"), encoding="utf-8") as f: names = [json.loads(line)["name"] for line in f]
+        if len(set(names)) != 14: sys.exit(f"the log has {names}")
+    print(f"blocks of columns: {launches[0]} launches, one matrix at a time {launches[1]}")
+    return (made[0] != made[1]) + (launches[1] * 4 != launches[0] * 7)
+
+
 def in_bf16(usual, folder, args):
     """Close to what fp32 gives, and no such thing on the CPU."""
     out = [os.path.join(folder, name) for name in ("bf16", "refused")]
@@ -99,7 +115,7 @@ def main():
             failed += codes == 0 or 100 * other > codes or abs(loss["cuda"] - loss["cpu"]) > 0.03 * loss["cpu"]
             failed += abs(ppl["cuda"] - ppl["cpu"]) > (0.1 if other + later else 1e-3) * ppl["cpu"]
         usual = (os.path.join(folder, f"{COMPS.index('gptaq')}cuda"), folder, [*RUNS[COMPS.index("gptaq")], "--calib", ids])
-        failed += without_room(*usual) + in_bf16(*usual)
+        failed += without_room(*usual) + in_bf16(*usual) + stacked(folder, usual[2])
         says = quantize(os.path.join(folder, "none"), [*GRID, "--calib", ids], "cuda:8", code=1)
         failed += "cuda:8" not in says
         for name in ("RQ_CUBLAS", "RQ_CUSOLVER"):
