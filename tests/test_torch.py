@@ -603,6 +603,8 @@ def test_cuda():
     refused("linear_tiles|CPU", ops.linear_tiles, torch.zeros(1, m.in_features).half(), tiles, None, None, layout)
     reason = requite.ops.why_no_cuda()
     if reason is not None:
+        moving = copy.deepcopy(m)
+        with FakeTensorMode(): refused("the layer cannot go to cuda:0: |" + reason, moving.to, "cuda")
         print(f"test_torch: skips a GPU's numbers: {reason}")
         return
     for name in sorted(set(MODELS) - set(NO_TILES)):
@@ -748,11 +750,12 @@ def with_driver(base, library):
         print("test_torch: skips CUDA releases: there is no C compiler")
         return
     source, path = os.path.join(WORK.name, "releases.c"), os.path.join(os.path.dirname(library), "requite_torch_cuda.so")
-    for linked, driver, says in ((13000, 12080, "is built with CUDA 13, and this machine's NVIDIA driver runs CUDA 12.8|CPU work without"),
-                                 (12040, 0, "this machine has no NVIDIA driver"), (12080, 12020, "None"), (12080, 13000, "None")):
+    for linked, driver, device, says in ((13000, 12080, True, "is built with CUDA 13, and this machine's NVIDIA driver runs CUDA 12.8|CPU work without"),
+                                         (12040, 0, False, "this machine has no NVIDIA driver"), (12080, 12020, True, "None"), (12080, 13000, True, "None"),
+                                         (12080, 13000, False, "PyTorch finds no CUDA device")):
         with open(source, "w", encoding="utf-8") as f: f.write(f"void requite_torch_cuda_releases(int *l, int *d) {{ *l = {linked}; *d = {driver}; }}\n")
         subprocess.run([compiler, "-shared", "-fPIC", "-o", path, source], check=True)
-        p = python(base + "import torch; torch.version.cuda = '13'; torch.cuda.is_available = lambda: True; requite.ops; print(requite.ops.why_no_cuda())",
+        p = python(base + f"import torch; torch.version.cuda = '13'; torch.cuda.is_available = lambda: {device}; print(requite.ops.why_no_cuda())",
                    RQ_LIBRARY=library)
         for word in says.split("|"): assert word in p.stdout, p.stdout + p.stderr
 
