@@ -290,13 +290,13 @@ HalfRows rows_to_turn(const Tensor &x, rq_rows_type *type) {
 }
 
 Tensor hadamard(const Tensor &x, int64_t order, bool transposed) {
+    const Device device(x);
     rq_hadamard h[2];
     rq_cuda_hadamard_args a{};
     const HalfRows rows = rows_to_turn(x, &a.type);
     if (order < 1 || order > rows.n || rows.n % order)
         refuse("order is ", order, ", which does not divide rows of ", rows.n);
     check(rq_hadamard_make(h, order));
-    const Device device(x);
     Tensor y = new_here(x, rows.shape, rows.type);
     a.y = y.mutable_data_ptr(), a.x = rows.data, a.n_tok = rows.n_tok, a.n = rows.n, a.hadamard = &h[transposed];
     if (rows.n_tok > 0) run(rq_cuda_hadamard_rows(&a, device.stream));
@@ -321,6 +321,7 @@ Tensor orthogonal(const Tensor &x, int64_t n, int64_t seed) {
 }
 
 Tensor rotate(const Tensor &x, const std::string &kind, int64_t seed, bool inverse) {
+    const Device device(x);
     rq_hadamard h[2];
     rq_cuda_rotate_args a{};
     const HalfRows rows = rows_to_turn(x, &a.type);
@@ -333,7 +334,6 @@ Tensor rotate(const Tensor &x, const std::string &kind, int64_t seed, bool inver
     if (kind != "hadamard" && kind != "plain")
         refuse("unknown kind of rotation \"", kind, "\"; there are hadamard, orthogonal and plain");
     check(rq_hadamard_make(h, rows.n));
-    const Device device(x);
     Tensor y = new_here(x, rows.shape, rows.type);
     a.y = y.mutable_data_ptr(), a.x = rows.data, a.n_tok = rows.n_tok, a.n = rows.n, a.hadamard = h;
     a.seed = static_cast<uint64_t>(seed), a.plain = kind == "plain", a.inverse = inverse;
