@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # What `cmake --install` lays down of the kernels in a build with RQ_CUDA: librequite_cuda.a, its headers, requite_cuda.pc and the component
 # cuda of the CMake package (requite::cuda). The rest is host/install.cmake's. tests/check_install.py links C programs with it.
-set(RQ_CUDA_HEADERS host/fmt_tile.h host/rq_repack.h cuda/rq_cuda.h) # tests/check_includes.py has them too
+set(RQ_CUDA_HEADERS host/fmt_tile.h host/rq_repack.h cuda/rq_cuda.h cuda/rq_cuda_hadamard.h) # tests/check_includes.py has them too
 list(TRANSFORM RQ_CUDA_HEADERS PREPEND ${CMAKE_SOURCE_DIR}/)
 install(FILES ${RQ_CUDA_HEADERS} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(TARGETS requite_cuda EXPORT requite-cuda

@@ -125,6 +125,7 @@ rq_status rq_layer_quantize(rq_layer **out, const float *w, const double *h, con
     if (info && info->struct_size != sizeof *info)
         return rq_fail(RQ_ERR_ARG, "quantizing a layer: info->struct_size is not set");
     RQ_TRY(parse_options(&o, options));
+    RQ_TRY(rq_quant_check(&o, n_in)); /* before the factor of h, which takes n_in^3 */
     RQ_TRY(RQ_NEW_ZERO(l, 1));
     RQ_TRY(rq_prepare(&prep, h, d, n_in, &o, "layer"));
     RQ_TRY(rq_quantize_matrix(&l->r, w, n_out, &prep, &o, "layer"));

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may include whom: no cycles, and cuda/ with the leaf headers can be lifted whole into another engine.
 
-  leaf headers (rq_base.h, ops.h, fmt_*.h)   the C library and each other
+  leaf headers (rq_base.h, ops.h, random.h, fmt_*.h)   the C library and each other
   public headers (PUBLIC below)              installed headers only
   host/                                      host/; only backend_cuda*.c and kernels.c also cuda/rq_cuda*.h
   the library (host/ but main.c, cmd_*)      not cmd.h
@@ -17,12 +17,12 @@ C_LIBRARY = set("""assert.h complex.h ctype.h errno.h fenv.h float.h inttypes.h 
 stdalign.h stdarg.h stdatomic.h stdbool.h stddef.h stdint.h stdio.h stdlib.h stdnoreturn.h string.h tgmath.h threads.h time.h
 uchar.h wchar.h wctype.h""".split())
 PUBLIC = {"rq.h", "rq_base.h", "rq_packed.h", "fmt_act.h", "fmt_grid.h", "fmt_ssvq.h", "fmt_vq.h", "fmt_w4a8.h",  # host/install.cmake
-          "fmt_tile.h", "rq_repack.h", "rq_cuda.h"}  # cuda/install.cmake
+          "fmt_tile.h", "rq_repack.h", "rq_cuda.h", "rq_cuda_hadamard.h"}  # cuda/install.cmake
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(?:"([^"]+)"|<([^>]+)>)', re.M)
 
 
 def is_leaf(name):
-    return name in ("rq_base.h", "ops.h") or (name.startswith("fmt_") and name.endswith(".h"))
+    return name in ("rq_base.h", "ops.h", "random.h") or (name.startswith("fmt_") and name.endswith(".h"))
 
 
 def main():

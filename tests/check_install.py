@@ -24,7 +24,7 @@ int main(void) {
 }
 """
 KERNELS = r"""
-#include <rq_cuda.h>
+#include <rq_cuda_hadamard.h>
 #include <rq_repack.h>
 #include <stdio.h>
 int main(int argc, char **argv) {

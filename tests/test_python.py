@@ -142,6 +142,9 @@ def test_packed():
     refused(ValueError, "others: W.weight_scale is a part", requite.save, out, {"W": r.packed}, {"W.weight_scale": w})
     refused(TypeError, "Q has dtype complex64", requite.save, out, {"W": r.packed}, {"Q": w.astype(np.complex64)})
     refused(TypeError, "Q is a list", requite.save, out, {"W": r.packed}, {"Q": [1.]})
+    os.mkdir(saved + ".d")
+    refused(IsADirectoryError, "saved.safetensors.d", requite.save, saved + ".d", {"W": r.packed})
+    assert not os.path.exists(saved + ".d.tmp")
     with open(out, "rb") as f: assert before == f.read(), "a refused file was written over"
 
 
@@ -182,6 +185,14 @@ class Dlpack:
     def __dlpack__(self, **kw): return self.array.__dlpack__(**kw)
 
     def __dlpack_device__(self): return self.device
+
+
+class Unreadable:
+    """And one of a type that NumPy has not."""
+
+    def __dlpack__(self, **_kw): raise BufferError("bfloat16")
+
+    def __dlpack_device__(self): return (1, 0)
 
 
 class Interface:
@@ -240,6 +251,10 @@ def test_refused_arrays():
     refused(ValueError, "h is not symmetric: h[3, 5]", call, h=spoilt(h, h[5, 3] + np.sqrt(h[3, 3] * h[5, 5])))
     refused(ValueError, "h[7, 7] is -1", call, h=spoilt(h, -1, (7, 7)))
     refused(ValueError, "w is on DLPack device (2, 0)", call, w=Dlpack(w, (2, 0)))
+    refused(TypeError, "h: its DLPack data cannot be read: bfloat16", call, h=Unreadable())
+    refused(TypeError, "w has dtype int64", call, w=Dlpack(w.astype(np.int64)))
+    refused(ValueError, "d has shape (63, 63), not (64, 64)", call, d=Dlpack(d[1:, 1:]))
+    refused(ValueError, "w[3, 5] is nan", call, w=Dlpack(spoilt(w, np.nan)))
     big_w, big_h, big_d = problem(4, 600)  # h is looked at in blocks of rows
     refused(ValueError, "h is not symmetric: h[550, 590]", call, w=big_w, d=big_d, h=spoilt(big_h, 1e9, (590, 550)))
 
@@ -400,6 +415,17 @@ def test_torch():
     brief = torch.from_numpy(w).bfloat16()
     a, b = requite.quantize_linear(brief, h, d, group=32).q, requite.quantize_linear(brief.float(), h, d, group=32).q
     assert torch.equal(a, b)
+    assert requite.quantize_linear(Dlpack(torch.from_numpy(w)), h, d, group=32).q.tobytes() == want.q.tobytes()
+    strided = torch.zeros(2 * w.shape[0], w.shape[1], dtype=torch.float64)[::2].copy_(torch.from_numpy(w))
+    assert torch.equal(requite.quantize_linear(strided, h, d, group=32).q, r.q)
+    freed = torch.from_numpy(h).clone()
+    freed.untyped_storage().resize_(8)
+    refused(ValueError, "h has no memory for its shape (64, 64)", requite.quantize_linear, w, freed, d, group=32)
+    refused(ValueError, "x has no memory for its shape (64, 64)", requite.Gram(64).add, freed)
+    refused(ValueError, "w is on meta", requite.quantize_linear, torch.from_numpy(w).to("meta"), h, d, group=32)
+    refused(TypeError, "w has layout torch.sparse_coo: a dense tensor is wanted", requite.quantize_linear, torch.from_numpy(w).to_sparse(), h, d, group=32)
+    refused(TypeError, "w: this tensor cannot be read as an array", requite.quantize_linear, torch.ones(4, 64, dtype=torch.complex64).conj().imag, h, d, group=32)
+    refused(TypeError, "d has dtype int8", requite.quantize_linear, w, h, torch.zeros(64, 64, dtype=torch.int8), group=32)
     torch.manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     fp = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))

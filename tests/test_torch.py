@@ -592,6 +592,10 @@ def test_cuda():
             assert ops.unpack_tiles(w, layout, dtype == torch.bfloat16).dtype == dtype
             y = ops.gemm_tiles(like((5, m.in_features), torch.int8), like((5,), torch.float32), like((5,), torch.int32), w, None, layout, True)
             assert y.shape == (5, m.out_features) and y.dtype == torch.bfloat16
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            for y in (ops.hadamard(like((2, 96), dtype), 32, False), ops.rotate(like((2, 96), dtype), "hadamard", 7, True)):
+                assert y.shape == (2, 96) and y.dtype == dtype and y.device.type == "cuda"
+        refused("x has dtype float64", ops.hadamard, like((2, 96), torch.float64), 32, False)
         refused("x has dtype float32: float16 or bfloat16", ops.linear_tiles, like((2, m.in_features), torch.float32), w, None, None, layout)
         refused("tiles is on cpu", ops.linear_tiles, like((2, m.in_features), torch.half), like(tiles.shape, torch.uint8, "cpu"), None, None, layout)
         refused("x has rows of 7", ops.linear_tiles, like((2, 7), torch.half), w, None, None, layout)
@@ -599,6 +603,8 @@ def test_cuda():
     refused("linear_tiles|CPU", ops.linear_tiles, torch.zeros(1, m.in_features).half(), tiles, None, None, layout)
     reason = requite.ops.why_no_cuda()
     if reason is not None:
+        moving = copy.deepcopy(m)
+        with FakeTensorMode(): refused("the layer cannot go to cuda:0: |" + reason, moving.to, "cuda")
         print(f"test_torch: skips a GPU's numbers: {reason}")
         return
     for name in sorted(set(MODELS) - set(NO_TILES)):
@@ -618,6 +624,10 @@ def test_cuda():
                     assert torch.equal(out, there(held)), f"{name} {matrix} {n_tok}: a graph's result"
                 for a, b in zip(ops.quantize_rows(x.cuda(), None, 0), ops.quantize_rows(x.float(), None, 0)): assert torch.equal(a.cpu(), b)
             assert torch.equal(there.cpu()(x.float()), module(x.float()))
+    x = torch.randn(4, 1536)
+    for flag in (False, True):
+        assert torch.equal(ops.hadamard(x.cuda(), 1536, flag).cpu(), ops.hadamard(x, 1536, flag))
+        for kind in ("hadamard", "plain"): assert torch.equal(ops.rotate(x.cuda(), kind, 7, flag).cpu(), ops.rotate(x, kind, 7, flag))
 
 
 def aligned(t, by=256):
@@ -664,6 +674,21 @@ def test_simulated():
     for a, b in zip(rows[:3], ops.quantize_rmsnorm(flow.float(), None, factor.float(), 1e-5, None, 0)): assert torch.equal(a, b)
     assert torch.equal(rows[3], flow)
     for a, b in zip(ops.sim_quantize_gated(x, res, None, 96), ops.quantize_gated(x.float(), res.float(), None, 96)): assert torch.equal(a, b)
+    for order, n in ((32, 96), (12, 96), (96, 96), (2048, 2048)):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            rows = torch.randn(2, 3, n).to(dtype)
+            for flag in (False, True):
+                assert torch.equal(ops.sim_hadamard(rows, order, flag), ops.hadamard(rows.float(), order, flag).to(dtype)), f"hadamard {order} {dtype}"
+                for kind, seed in (("hadamard", 7), ("plain", 0), ("orthogonal", 3)):
+                    if kind == "orthogonal" and n > 96: continue
+                    got, want = ops.sim_rotate(rows, kind, seed, flag), ops.rotate(rows.float(), kind, seed, flag).to(dtype)
+                    if kind != "orthogonal": assert torch.equal(got, want), f"{kind} {n} {dtype}"
+                    assert got.dtype == dtype and torch.allclose(got.float(), want.float(), rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-2), f"{kind} {n} {dtype}"
+    assert ops.sim_hadamard(torch.zeros(0, 96), 32, False).shape == (0, 96)
+    refused("order is 36, which does not divide rows of 96", ops.sim_hadamard, rows[..., :96].contiguous(), 36, False)
+    refused("x has dtype float64", ops.sim_hadamard, torch.zeros(1, 96).double(), 32, False)
+    refused("no Hadamard matrix of order 92|order 92", ops.sim_rotate, torch.zeros(1, 92), "hadamard", 1, False)
+    refused("unknown kind of rotation", ops.sim_rotate, torch.zeros(1, 96), "odd", 1, False)
     _name, e, _t, m = next(t for t in matrices("w4a8-row") if "down_proj" in t[0])
     tiles, layout = m.kind.tiles(m)
     tiles, layout = aligned(tiles), layout.tolist()
@@ -725,11 +750,12 @@ def with_driver(base, library):
         print("test_torch: skips CUDA releases: there is no C compiler")
         return
     source, path = os.path.join(WORK.name, "releases.c"), os.path.join(os.path.dirname(library), "requite_torch_cuda.so")
-    for linked, driver, says in ((13000, 12080, "is built with CUDA 13, and this machine's NVIDIA driver runs CUDA 12.8|CPU work without"),
-                                 (12040, 0, "this machine has no NVIDIA driver"), (12080, 12020, "None"), (12080, 13000, "None")):
+    for linked, driver, device, says in ((13000, 12080, True, "is built with CUDA 13, and this machine's NVIDIA driver runs CUDA 12.8|CPU work without"),
+                                         (12040, 0, False, "this machine has no NVIDIA driver"), (12080, 12020, True, "None"), (12080, 13000, True, "None"),
+                                         (12080, 13000, False, "PyTorch finds no CUDA device")):
         with open(source, "w", encoding="utf-8") as f: f.write(f"void requite_torch_cuda_releases(int *l, int *d) {{ *l = {linked}; *d = {driver}; }}\n")
         subprocess.run([compiler, "-shared", "-fPIC", "-o", path, source], check=True)
-        p = python(base + "import torch; torch.version.cuda = '13'; torch.cuda.is_available = lambda: True; requite.ops; print(requite.ops.why_no_cuda())",
+        p = python(base + f"import torch; torch.version.cuda = '13'; torch.cuda.is_available = lambda: {device}; print(requite.ops.why_no_cuda())",
                    RQ_LIBRARY=library)
         for word in says.split("|"): assert word in p.stdout, p.stdout + p.stderr
 

@@ -71,9 +71,13 @@ def write(path, tensors: dict, linears: dict) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     path = os.fspath(path)
-    with open(path + ".tmp", "wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text)
-        for name in order: f.write(np.ascontiguousarray(tensors[name]).tobytes())
-        f.flush()
-        os.fsync(f.fileno())
-    os.rename(path + ".tmp", path)
+    try:
+        with open(path + ".tmp", "wb") as f:
+            f.write(struct.pack("<Q", len(text)) + text)
+            for name in order: f.write(np.ascontiguousarray(tensors[name]).tobytes())
+            f.flush()
+            os.fsync(f.fileno())
+        os.rename(path + ".tmp", path)
+    except OSError:
+        if os.path.exists(path + ".tmp"): os.unlink(path + ".tmp")
+        raise

@@ -137,7 +137,7 @@ def quantize_linear(w, h, d=None, *, comp: Optional[str] = None, bits: Optional[
 def save(path, matrices: dict, others: Optional[dict] = None) -> None:
     """Write {name: Packed} to a safetensors file that requite.Checkpoint reads, matrix `name` as NAME.weight_packed and so on.
 
-    others  {name: array}, written as they are: biases as NAME.bias, embeddings, norms
+    others  {name: array}, written as they are (bfloat16 as float32): biases as NAME.bias, embeddings, norms
     An older file at `path` is replaced.
     """
     tensors = {}

@@ -193,15 +193,21 @@ def _(gate, up, factor, hadamard):
     return _int8_rows(gate)
 
 
+def _check_turned(x):
+    """On a CUDA device rows of float32 too."""
+    if x.device.type != "cuda" or x.dtype != torch.float32: _check(x, "x")
+    _refuse(x.dim() < 1, f"x has shape {list(x.shape)}: rows [..., n] are wanted")
+
+
 @_fake("hadamard")
 def _(x, order, transposed):
-    _check(x, "x")
+    _check_turned(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @_fake("rotate")
 def _(x, kind, seed, inverse):
-    _check(x, "x")
+    _check_turned(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
