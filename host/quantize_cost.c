@@ -201,8 +201,17 @@ done:
     return status;
 }
 
-/* Values a token that the passes of one block bring from files or write there: x seven times (in a pass each, written after o, and read and written at
- * the end), ao and f twice. What fits into `room` bytes of the device beside the rest stays there, in the order in which backend_cuda_rows.c asks. */
+/* Samples of a chunk, as calib_blocks.c cuts them. */
+static int64_t chunk_samples(int64_t seq_len) { return rq_max_i64(1, 2048 / rq_max_i64(1, seq_len)); }
+
+/* Tokens of the rank that has most: chunks go round. */
+static double share_of(const rq_samples *s, int n) {
+    const int64_t chunk = chunk_samples(s->seq_len), chunks = rq_ceil_div(rq_ceil_div(s->n_samples, chunk), n);
+    return (double)(rq_min_i64(s->n_samples, chunks * chunk) * s->seq_len);
+}
+
+/* Values a token that the passes of one block bring from files or write there, a rank having `tokens`: x seven times (in a pass each, written after o, and
+ * read and written at the end), ao and f twice. What fits into `room` bytes of the device beside the rest stays there, in the order in which backend_cuda_rows.c asks. */
 static double spilled(const rq_config *c, double tokens, int streams, double room) {
     const double width[] = {(double)c->d_model, (double)(c->n_head * c->head_dim), (double)c->d_ff};
     const int times[] = {7, 2, 2};
@@ -228,7 +237,7 @@ static double with_chunks(double matrices, const rq_quantizer *z, int streams, i
                                     .qd = c->n_head * c->head_dim,
                                     .kd = c->n_kv_head * c->head_dim,
                                     .n_head = c->n_head,
-                                    .chunk = rq_max_i64(1, 2048 / seq) * seq,
+                                    .chunk = chunk_samples(seq) * seq,
                                     .n_streams = streams,
                                     .cross = streams > 1,
                                     .bf16 = z->job->bf16,
@@ -264,7 +273,8 @@ rq_status rq_quantize_cost(rq_cost *c, const rq_quantizer *z, const rq_rates *r,
     if (forward) {
         c->device_bytes = with_chunks(c->device_bytes, z, streams, n);
         const double room = cpu ? 0 : on->memory * 15 / 16 - c->device_bytes; /* a sixteenth is left free */
-        const double bytes = 4 * spilled(cfg, tokens, streams, room) * tokens * (double)cfg->n_layer;
+        const double bytes =
+            4 * spilled(cfg, share_of(&z->job->samples, n), streams, room) * tokens * (double)cfg->n_layer;
         shared(c, RQ_COST_DISK, bytes, r->disk, n);
         c->bus_bytes += cpu ? 0 : bytes;
     }

@@ -115,6 +115,14 @@ def main():
         small = cost_of(run(config, out, *base, "--devices", f"1xthing-{memory:.12f}G", "--rates", rates, "--json"))
         disk = {name: next(s["work"] for s in c["stages"] if s["stage"] == "disk") for name, c in (("bare", bare), ("small", small))}
         assert math.isclose(disk["small"] - disk["bare"], LAYERS * 4 * TOKENS * 2 * FF), disk
+        # A rank keeps its own share: a third of three chunks of 40 windows fits where it is alone with them, and a token less does not.
+        more = [a if a != WINDOWS else 120 for a in base]
+        for n, room, fits in ((3, 2000, True), (3, 1999, False), (1, 2000, False)):
+            args = (config, out, *more, "--rates", rates, "--json", "--devices")
+            bare = cost_of(run(*args, f"{n}xthing-2G"))
+            memory = (bare["device_bytes"] + 4 * room * (D + Q + FF) + 99) * 16 / 15 / 2 ** 30
+            small = cost_of(run(*args, f"{n}xthing-{memory:.12f}G"))
+            assert (small["stages"] == bare["stages"]) == fits, (n, room, bare, small)
         # A large model: no weights are needed, and a device that is too small is said to be.
         with open(config, "w", encoding="utf-8") as f:
             json.dump({**CONFIG, "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128, "num_key_value_heads": 8,
