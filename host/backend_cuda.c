@@ -214,7 +214,7 @@ static rq_status open_device(void **own, int index) {
     int count = 0, major = 0;
     cudaError_t e = cudaGetDeviceCount(&count);
     *own = NULL;
-    if (e != cudaSuccess) RQ_FAIL(RQ_ERR_DEVICE, "no CUDA device: %s", cudaGetErrorString(e));
+    if (e != cudaSuccess) RQ_FAIL(RQ_ERR_DEVICE, "no CUDA device: %s", cuda_why_none(e));
     if (index < 0 && count > 0) index = (-1 - index) % count;
     if (index < 0 || index >= count)
         RQ_FAIL(RQ_ERR_DEVICE, "cuda:%d: this machine has %d CUDA device%s", index, count, count == 1 ? "" : "s");

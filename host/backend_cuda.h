@@ -34,6 +34,12 @@ typedef struct cuda_libs {
 /* RQ_ERR_DEVICE names the file that is missing, or what it lacks. */
 rq_status cuda_libs_load(const cuda_libs **libs);
 
+/* Why cudaGetDeviceCount found none. CUDA's own text for a machine without a driver speaks of versions alone. */
+static inline const char *cuda_why_none(cudaError_t e) {
+    return e == cudaErrorInsufficientDriver ? "there is no NVIDIA driver here, or it is older than this program's CUDA"
+                                            : cudaGetErrorString(e);
+}
+
 /* A buffer in pinned memory and the copy that reads or writes it. */
 typedef struct cuda_stage {
     void *host;
