@@ -268,8 +268,8 @@ struct bench {
     rq_device *gpu = nullptr;
     rq_device timed_gpu = {};
     bench_output *output = nullptr;
-    stage_rate rate[TIMED_STAGES], host; /* of the host: cells of H and W */
-    double launch_seconds = 0;           /* of a launch of the smallest sweep */
+    stage_rate rate[TIMED_STAGES], gram_bf16, host; /* of the host: cells of H and W */
+    double launch_seconds = 0;                      /* of a launch of the smallest sweep */
     int64_t launch_cells = 0;
     int wrong = 0;
 };
@@ -318,7 +318,9 @@ static void record(bench &b, const matrix &m, const char *stage, double seconds,
     b.output->add(r);
 }
 
-static void keep_rates(bench &b, const matrix &m, const rq_work *const *work, const seconds &best) {
+static void keep_rates(bench &b, const matrix &m, const rq_work *const *work, const rq_work &bf16,
+                       const seconds &best) {
+    if (bf16.flops > b.gram_bf16.work) b.gram_bf16 = {bf16.flops, best.gram_bf16};
     for (int i = 0; i < TIMED_STAGES; ++i) {
         const double all = work[i]->flops + work[i]->own_flops;
         if (all > b.rate[i].work) b.rate[i] = {all, best.stage[i]};
@@ -387,7 +389,7 @@ static void one_matrix(bench &b, int64_t n_out, int64_t n, int64_t tokens, const
     record(b, m, "host", best.host(), nullptr, 0, 0);
     record(b, m, "swept", best.swept(), nullptr, 0, 0);
     record(b, m, "quantized", best.prepared + best.quantized, nullptr, 0, 0);
-    keep_rates(b, m, work, best);
+    keep_rates(b, m, work, bf16, best);
 }
 
 /* One flat object: operations (products and those of our kernels) a second of each stage, bytes a second of the bus, seconds of a launch. */
@@ -399,6 +401,7 @@ static void write_rates(const bench &b) {
         .integer("memory", (long long)b.device.prop.totalGlobalMem);
     for (int i = 0; i < TIMED_STAGES; ++i)
         if (b.rate[i].seconds > 0) r.number(timed_names[i], b.rate[i].work / b.rate[i].seconds);
+    if (b.gram_bf16.seconds > 0) r.number("gram_bf16", b.gram_bf16.work / b.gram_bf16.seconds);
     if (b.host.seconds > 0) r.number("host", b.host.work / b.host.seconds);
     r.number("fp32", b.ceiling.fp32)
         .number("bf16", b.ceiling.bf16)

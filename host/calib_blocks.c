@@ -433,7 +433,7 @@ rq_status rq_calibrate_stages(rq_quantizer *z, rq_gather what, rq_stage_fn fn, v
         }
         for (int st = 0; st < RQ_N_STAGES; ++st) {
             RQ_TRY(rq_calib_run_stage(&c, st, text));
-            RQ_TRY(fn(arg, layer, st, &(rq_gathered){c.need_h ? c.h : NULL, c.most}, c.s[RQ_FP].w));
+            RQ_TRY(fn(arg, layer, st, &(rq_gathered){c.need_h ? c.h : NULL, c.most, c.row, c.run}, c.s[RQ_FP].w));
         }
         if (layer + 1 < c.cfg->n_layer) RQ_TRY(rq_calib_finish_block(&c, text));
     }
