@@ -54,7 +54,6 @@ typedef struct cuda_device {
     float *a[2], *b[2], *panel;
     cudaEvent_t filled[2], used[2];
     int64_t chunk;
-    bool told_lines;          /* that vectors down the outputs are the CPU's */
     struct cuda_ranks *ranks; /* backend_cuda_ranks.c; NULL: one rank */
     rq_work done;             /* since the device was opened; bytes of device memory are not counted */
 } cuda_device;
@@ -146,5 +145,7 @@ void cuda_book_forget(void *own, rq_book_task *t);
 /* backend_cuda_book_refine.c */
 rq_status cuda_book_pass(void *own, const rq_book_refine *r, rq_book_pass pass);
 rq_status cuda_book_ask(void *own, rq_book_system *s, rq_book_ask ask, double *out, const double *v, double *loss);
+/* backend_cuda_lines.c */
+rq_status cuda_book_columns(void *own, rq_book_columns *c, double *loss, bool terms);
 
 #endif
