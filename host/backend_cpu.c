@@ -1,131 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Dense algebra on the CPU: OpenBLAS, loaded with dlopen so that (a) nothing but its run-time package is needed, and (b) we
- * can ask for its AVX-512 kernels: releases older than the CPU fall back to their AVX2 ones, at half the speed.
- *
- * OpenBLAS is told to use one thread. Every operation is cut into tiles of the result whose borders depend on the sizes
- * alone; a tile is one single-threaded call, and rq_parallel_for shares the tiles out. So a sum is formed in the same order
- * whatever the number of threads, and calls from inside a parallel body work (they run the same tiles in sequence). */
-#include <dlfcn.h>
+/* Dense algebra on the CPU, by OpenBLAS (backend_openblas.c) with one thread. Every operation is cut into tiles of the result
+ * whose borders depend on the sizes alone; a tile is one single-threaded call, and rq_parallel_for shares the tiles out. So a
+ * sum is formed in the same order whatever the number of threads, and calls from inside a parallel body work (they run the same
+ * tiles in sequence). */
 #include <math.h>
-#include <pthread.h>
 #include <stdatomic.h>
 
-#include "backend.h"
-
-/* ---- the library ------------------------------------------------------------------------------------------------------ */
-
-/* Our own declarations of the CBLAS and LAPACK symbols used, so that building needs no header of theirs. */
-enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112, LOWER = 122, NON_UNIT = 131, LEFT = 141, RIGHT = 142 };
-typedef int blas_int;
-
-static struct {
-    void (*sgemm)(int order, int ta, int tb, blas_int m, blas_int n, blas_int k, float alpha, const float *a,
-                  blas_int lda, const float *b, blas_int ldb, float beta, float *c, blas_int ldc);
-    void (*dgemm)(int order, int ta, int tb, blas_int m, blas_int n, blas_int k, double alpha, const double *a,
-                  blas_int lda, const double *b, blas_int ldb, double beta, double *c, blas_int ldc);
-    void (*ssyrk)(int order, int uplo, int trans, blas_int n, blas_int k, float alpha, const float *a, blas_int lda,
-                  float beta, float *c, blas_int ldc);
-    void (*dtrsm)(int order, int side, int uplo, int trans, int diag, blas_int m, blas_int n, double alpha,
-                  const double *a, blas_int lda, double *b, blas_int ldb);
-    void (*dpotrf)(const char *uplo, const blas_int *n, double *a, const blas_int *lda, blas_int *info, size_t len);
-    void (*set_num_threads)(int n);
-    char *(*get_corename)(void);
-} blas;
-
-static pthread_once_t load_once = PTHREAD_ONCE_INIT;
-static char load_error[512]; /* empty when loaded */
-static char backend_name[64] = "OpenBLAS (not loaded)";
-
-/* The file: RQ_OPENBLAS names another. */
-static const char *library_name(void) {
-    const char *given = getenv("RQ_OPENBLAS");
-    return given && *given ? given : "libopenblas.so.0";
-}
-
-/* ISO C has no conversion from void * to a function pointer; POSIX promises that the bits are the same. The library that comes with Python's SciPy
- * has the same functions with a prefix. */
-static bool find_symbol(void *lib, const char *name, void *slot, size_t slot_bytes) {
-    char prefixed[64];
-    void *address = dlsym(lib, name);
-    snprintf(prefixed, sizeof prefixed, "scipy_%s", name);
-    if (!address) address = dlsym(lib, prefixed);
-    if (!address) {
-        snprintf(load_error, sizeof load_error,
-                 "%s has no %s: install a full build of OpenBLAS (Debian and Ubuntu: package libopenblas0)",
-                 library_name(), name);
-        return false;
-    }
-    memcpy(slot, &address, slot_bytes);
-    return true;
-}
-#define FIND(lib, name, member) find_symbol((lib), (name), &blas.member, sizeof blas.member)
-
-static bool cpu_has_avx512(void) {
-#if defined(__x86_64__)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-#else
-    return false;
-#endif
-}
-
-/* Set name to value (NULL: unset) and give back a copy of what it was (NULL: not set). */
-static char *swap_env(const char *name, const char *value) {
-    const char *now = getenv(name);
-    char *before = now ? strdup(now) : NULL;
-    if (value) {
-        setenv(name, value, 1);
-    } else {
-        unsetenv(name);
-    }
-    return before;
-}
-
-/* OpenBLAS reads both variables in its load-time constructor only, so they are put back afterwards. OPENBLAS_CORETYPE is
- * often set for a whole site to the lowest common core; ours is chosen by the CPU, and RQ_OPENBLAS_CORETYPE chooses another
- * ("env" leaves OPENBLAS_CORETYPE alone). */
-static void *open_library(void) {
-    const char *wanted = getenv("RQ_OPENBLAS_CORETYPE");
-    if (!wanted) wanted = cpu_has_avx512() ? "SkylakeX" : "env";
-    bool choose = strcmp(wanted, "env") != 0;
-    char *core = choose ? swap_env("OPENBLAS_CORETYPE", wanted) : NULL;
-    char *threads = swap_env("OPENBLAS_NUM_THREADS", "1"); /* no idle pool of its own */
-    void *lib = dlopen(library_name(), RTLD_NOW | RTLD_LOCAL);
-    if (choose) free(swap_env("OPENBLAS_CORETYPE", core));
-    free(swap_env("OPENBLAS_NUM_THREADS", threads));
-    free(core);
-    free(threads);
-    return lib;
-}
-
-static void load_library(void) {
-    void *lib = open_library();
-    if (!lib) {
-        snprintf(load_error, sizeof load_error,
-                 "OpenBLAS is needed and could not be loaded (%s): install it (Debian and Ubuntu: package "
-                 "libopenblas0), or name the file in RQ_OPENBLAS",
-                 dlerror());
-        return;
-    }
-    if (!FIND(lib, "cblas_sgemm", sgemm) || !FIND(lib, "cblas_dgemm", dgemm) || !FIND(lib, "cblas_ssyrk", ssyrk) ||
-        !FIND(lib, "cblas_dtrsm", dtrsm) || !FIND(lib, "dpotrf_", dpotrf) ||
-        !FIND(lib, "openblas_set_num_threads", set_num_threads) || !FIND(lib, "openblas_get_corename", get_corename)) {
-        return;
-    }
-    blas.set_num_threads(1);
-    snprintf(backend_name, sizeof backend_name, "OpenBLAS %s", blas.get_corename());
-}
-
-rq_status rq_backend_init(void) {
-    pthread_once(&load_once, load_library);
-    if (load_error[0]) return rq_fail(RQ_ERR_DEVICE, "%s", load_error);
-    return RQ_OK;
-}
-
-const char *rq_backend_name(void) {
-    pthread_once(&load_once, load_library);
-    return backend_name;
-}
+#include "backend_openblas.h"
 
 /* ---- tiles ------------------------------------------------------------------------------------------------------------ */
 
@@ -161,14 +42,14 @@ typedef struct gemm_job {
 
 static void sgemm_call(rq_trans ta, rq_trans tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
                        int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
-    blas.sgemm(ROW_MAJOR, ta == RQ_T ? TRANS : NO_TRANS, tb == RQ_T ? TRANS : NO_TRANS, (blas_int)m, (blas_int)n,
-               (blas_int)k, alpha, a, (blas_int)lda, b, (blas_int)ldb, beta, c, (blas_int)ldc);
+    rq_blas.sgemm(ROW_MAJOR, ta == RQ_T ? TRANS : NO_TRANS, tb == RQ_T ? TRANS : NO_TRANS, (blas_int)m, (blas_int)n,
+                  (blas_int)k, alpha, a, (blas_int)lda, b, (blas_int)ldb, beta, c, (blas_int)ldc);
 }
 
 static void dgemm_call(rq_trans ta, rq_trans tb, int64_t m, int64_t n, int64_t k, double alpha, const double *a,
                        int64_t lda, const double *b, int64_t ldb, double beta, double *c, int64_t ldc) {
-    blas.dgemm(ROW_MAJOR, ta == RQ_T ? TRANS : NO_TRANS, tb == RQ_T ? TRANS : NO_TRANS, (blas_int)m, (blas_int)n,
-               (blas_int)k, alpha, a, (blas_int)lda, b, (blas_int)ldb, beta, c, (blas_int)ldc);
+    rq_blas.dgemm(ROW_MAJOR, ta == RQ_T ? TRANS : NO_TRANS, tb == RQ_T ? TRANS : NO_TRANS, (blas_int)m, (blas_int)n,
+                  (blas_int)k, alpha, a, (blas_int)lda, b, (blas_int)ldb, beta, c, (blas_int)ldc);
 }
 
 static void sgemm_body(void *arg, int64_t i) {
@@ -323,8 +204,8 @@ static void gram_body(void *arg, int64_t item) {
         int64_t k = rq_min_i64(GRAM_CHUNK, j->n_tok - k0);
         const float *a = j->a + k0 * n;
         if (row == col) {
-            blas.ssyrk(ROW_MAJOR, LOWER, TRANS, (blas_int)ldt, (blas_int)k, 1.0f, a + c0, (blas_int)n, 0.0f, t,
-                       (blas_int)ldt);
+            rq_blas.ssyrk(ROW_MAJOR, LOWER, TRANS, (blas_int)ldt, (blas_int)k, 1.0f, a + c0, (blas_int)n, 0.0f, t,
+                          (blas_int)ldt);
         } else {
             sgemm_call(RQ_T, RQ_N, r1 - r0, ldt, k, 1.0f, a + r0, n, a + c0, n, 0.0f, t, ldt);
         }
@@ -426,8 +307,8 @@ static void reverse_body(void *arg, int64_t item) { /* swaps x[e] and x[n*n-1-e]
 static void panel_body(void *arg, int64_t item) { /* C[i][k] = G[i][k] C[k][k]^-T for a block of rows below */
     const factor_job *j = arg;
     int64_t n = j->n, i0 = j->k1 + item * FACTOR_BLOCK, i1 = rq_min_i64(n, i0 + FACTOR_BLOCK);
-    blas.dtrsm(ROW_MAJOR, RIGHT, LOWER, TRANS, NON_UNIT, (blas_int)(i1 - i0), (blas_int)(j->k1 - j->k0), 1.0,
-               j->c + j->k0 * n + j->k0, (blas_int)n, j->c + i0 * n + j->k0, (blas_int)n);
+    rq_blas.dtrsm(ROW_MAJOR, RIGHT, LOWER, TRANS, NON_UNIT, (blas_int)(i1 - i0), (blas_int)(j->k1 - j->k0), 1.0,
+                  j->c + j->k0 * n + j->k0, (blas_int)n, j->c + i0 * n + j->k0, (blas_int)n);
 }
 
 static void trailing_body(void *arg, int64_t item) { /* G[i][l] -= C[i][k] C[l][k]^T for a tile of the lower triangle */
@@ -454,15 +335,15 @@ static void inverse_body(void *arg, int64_t item) {
             dgemm_call(RQ_N, RQ_N, i1 - i0, c1 - c0, i0 - first, -1.0, j->c + i0 * n + first, n, j->x + first * n + c0,
                        n, 0.0, j->x + i0 * n + c0, n);
         }
-        blas.dtrsm(ROW_MAJOR, LEFT, LOWER, NO_TRANS, NON_UNIT, (blas_int)(i1 - i0), (blas_int)(c1 - c0), 1.0,
-                   j->c + i0 * n + i0, (blas_int)n, j->x + i0 * n + c0, (blas_int)n);
+        rq_blas.dtrsm(ROW_MAJOR, LEFT, LOWER, NO_TRANS, NON_UNIT, (blas_int)(i1 - i0), (blas_int)(c1 - c0), 1.0,
+                      j->c + i0 * n + i0, (blas_int)n, j->x + i0 * n + c0, (blas_int)n);
     }
 }
 
 /* Cholesky of the block [k0, k1) on the diagonal. Returns 0, or the 1-based index (within C) where it broke down. */
 static int64_t diagonal_block(double *c, int64_t n, int64_t k0, int64_t k1) {
     blas_int m = (blas_int)(k1 - k0), ld = (blas_int)n, info = 0;
-    blas.dpotrf("U", &m, c + k0 * n + k0, &ld, &info, 1); /* row-major lower is column-major upper */
+    rq_blas.dpotrf("U", &m, c + k0 * n + k0, &ld, &info, 1); /* row-major lower is column-major upper */
     if (info != 0) return info > 0 ? k0 + info : k0 + 1;
     for (int64_t k = k0; k < k1; ++k) { /* OpenBLAS lets NaN through */
         if (!(c[k * n + k] > 0.0) || !isfinite(c[k * n + k])) return k + 1;

@@ -335,6 +335,7 @@ done:
 }
 
 const rq_device_ops rq_device_cuda = {.name = "cuda",
+                                      .stack_rows = RQ_CUDA_STACK_ROWS,
                                       .open = open_device,
                                       .join = cuda_join,
                                       .close = close_device,

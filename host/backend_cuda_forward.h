@@ -53,7 +53,6 @@ rq_status cuda_rows_flush(cuda_forward *f);
 void cuda_slots_free(cuda_forward *f);
 
 /* ---- backend_cuda_loss.c */
-rq_status cuda_loss(void *own, rq_loss *l, const float *w, const float *q, int64_t n_out, int64_t n, const double *h,
-                    const double *d);
+rq_status cuda_loss(void *own, rq_loss *l, const rq_loss_of *m, int count, int64_t n, const double *h, const double *d);
 
 #endif

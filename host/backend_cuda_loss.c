@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* rq_layer_loss on a GPU: H, then D, is on the device in fp32, and the rows of a matrix go past it LOSS_ROWS at a time. */
+/* rq_layer_loss on a GPU: H, then D, is on the device in fp32, and the rows of the matrices go past it LOSS_ROWS at a time. */
 #include "backend_cuda_forward.h"
 
 enum { LOSS_ROWS = 1024 };
@@ -36,18 +36,20 @@ done:
     return status;
 }
 
-/* Of all rows with one matrix: H gives sym and whw, D what asym has beside sym. */
-static rq_status add_losses(cuda_device *dev, const loss_tile *t, rq_loss *l, const float *w, const float *q,
-                            int64_t n_out, const double *m, bool cross) {
-    rq_status status = RQ_OK;
+static rq_status set_matrix(cuda_device *dev, const loss_tile *t, const double *m) {
     narrow_job job = {t->narrow, m, t->n};
-    double moved = 0;
     rq_parallel_for(t->n, narrow_row, &job);
-    RQ_TRY(cuda_upload(dev, t->m, t->narrow, t->n * t->n * (int64_t)sizeof *t->m, dev->compute));
-    for (int64_t r0 = 0; r0 < n_out; r0 += t->rows) {
-        const int64_t rows = rq_min_i64(t->rows, n_out - r0), bytes = rows * t->n * (int64_t)sizeof *t->w;
-        RQ_TRY(cuda_upload(dev, t->w, w + r0 * t->n, bytes, dev->compute));
-        RQ_TRY(cuda_upload(dev, t->e, q + r0 * t->n, bytes, dev->compute));
+    return cuda_upload(dev, t->m, t->narrow, t->n * t->n * (int64_t)sizeof *t->m, dev->compute);
+}
+
+/* Of all rows with the matrix on the device: H gives sym and whw, D what asym has beside sym. */
+static rq_status add_losses(cuda_device *dev, const loss_tile *t, rq_loss *l, const rq_loss_of *of, bool cross) {
+    rq_status status = RQ_OK;
+    double moved = 0;
+    for (int64_t r0 = 0; r0 < of->n_out; r0 += t->rows) {
+        const int64_t rows = rq_min_i64(t->rows, of->n_out - r0), bytes = rows * t->n * (int64_t)sizeof *t->w;
+        RQ_TRY(cuda_upload(dev, t->w, of->w + r0 * t->n, bytes, dev->compute));
+        RQ_TRY(cuda_upload(dev, t->e, of->q + r0 * t->n, bytes, dev->compute));
         KERNEL_TRY(dev, rq_cuda_subtract(t->e, t->w, t->e, rows, t->n, dev->compute));
         if (cross) {
             RQ_TRY(add_trace(dev, t, &moved, t->w, t->e, rows));
@@ -61,20 +63,25 @@ done:
     return status;
 }
 
-rq_status cuda_loss(void *own, rq_loss *l, const float *w, const float *q, int64_t n_out, int64_t n, const double *h,
+rq_status cuda_loss(void *own, rq_loss *l, const rq_loss_of *m, int count, int64_t n, const double *h,
                     const double *d) {
     rq_status status = RQ_OK;
     cuda_device *dev = ((cuda_forward *)own)->dev;
-    loss_tile t = {.n = n, .rows = rq_min_i64(LOSS_ROWS, n_out)};
-    *l = (rq_loss){0};
+    loss_tile t = {.n = n};
+    for (int i = 0; i < count; ++i) {
+        l[i] = (rq_loss){0};
+        t.rows = rq_max_i64(t.rows, rq_min_i64(LOSS_ROWS, m[i].n_out));
+    }
     CUDA_TRY(cudaSetDevice(dev->index), "a loss");
     RQ_TRY(RQ_NEW(t.narrow, n * n));
     RQ_TRY(CUDA_NEW(dev, t.m, n * n, "a loss"));
     float **tile[] = {&t.w, &t.e, &t.product};
     for (size_t i = 0; i < sizeof tile / sizeof *tile; ++i) RQ_TRY(CUDA_NEW(dev, *tile[i], t.rows * n, "a loss"));
     RQ_TRY(CUDA_NEW(dev, t.sum, t.rows, "a loss"));
-    RQ_TRY(add_losses(dev, &t, l, w, q, n_out, h, false));
-    if (d) RQ_TRY(add_losses(dev, &t, l, w, q, n_out, d, true));
+    RQ_TRY(set_matrix(dev, &t, h));
+    for (int i = 0; i < count; ++i) RQ_TRY(add_losses(dev, &t, &l[i], &m[i], false));
+    if (d) RQ_TRY(set_matrix(dev, &t, d));
+    for (int i = 0; d && i < count; ++i) RQ_TRY(add_losses(dev, &t, &l[i], &m[i], true));
 done:
     free(t.narrow);
     cuda_release(t.m);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A model on a GPU, for generation: packed matrices as tiles (repack.h), those with one input stacked where their format allows it; dense ones, the
+/* A model on a GPU, for generation: packed matrices as tiles (rq_repack.h), those with one input stacked where their format allows it; dense ones, the
  * embedding and the head as fp16; norms and angles as fp32.
  *
  * The rotation of a rotated model is folded: into the rows of the embedding, x' = x R, and into those of the head, whose product with
@@ -8,7 +8,7 @@
 
 #include "backend_cuda_decode.h"
 #include "llama_block.h"
-#include "repack.h"
+#include "rq_repack.h"
 
 enum { CHUNK_FLOATS = 1 << 22, F16_MOST = 65504 };
 
@@ -23,7 +23,7 @@ static rq_tile_kind kind_of(rq_format f) {
     }
 }
 
-/* The union's members side by side, for the functions of repack.h. */
+/* The union's members side by side, for the functions of rq_repack.h. */
 typedef union operands {
     rq_grid grid[3];
     rq_ssvq ssvq[3];

@@ -33,6 +33,7 @@ typedef struct cmd_args {
     int n_pairs;
     const char *arg[8]; /* positional */
     int n_args;
+    const cmd_spec *spec; /* what the flags were parsed by */
 } cmd_args;
 
 /* Fill args from the command line. Returns -1 to go on, or the exit code (help was printed, or usage was wrong). Handles the

@@ -41,25 +41,52 @@ static void print_flag(char letter, const char *name, const char *arg, const cha
     }
 }
 
-static void print_help(const cmd_spec *spec) {
-    printf("usage: requite %s\n\n%s\n\noptions:\n", spec->usage, spec->about);
+/* Whether an option is one of this rounder's: help texts of those that not all have begin with "ssvq, vq: " or the like. */
+static bool is_of_round(const char *help, const char *round) {
+    const size_t n = strlen(round);
+    if (strncmp(help, "ssvq", 4) != 0 && strncmp(help, "vq", 2) != 0) return true;
+    for (const char *at = help;; at += 2) { /* words with ", " between, up to the colon */
+        const size_t word = strcspn(at, ",:");
+        if (word == n && strncmp(at, round, n) == 0) return true;
+        at += word;
+        if (*at != ',') return false;
+    }
+}
+
+/* The options of the quantizer, with the defaults that go with --comp and --round. */
+static void print_quant_help(const cmd_args *a) {
+    rq_comp comp = RQ_COMP_QEP;
+    rq_round round = RQ_ROUND_GRID;
+    rq_quant_opt o;
+    const char *name = cmd_value(a, "comp");
+    if (name) (void)rq_comp_by_name(name, &comp); /* of an unknown one the defaults stay */
+    if ((name = cmd_value(a, "round"))) (void)rq_round_by_name(name, &round);
+    rq_quant_default_round(&o, comp, round);
+    printf("\nquantization (the defaults in brackets go with --comp %s --round %s; --help with others shows theirs):\n",
+           rq_comp_get(comp)->name, rq_round_name(round));
+    for (int i = 0; rq_quant_key_at(i); ++i) {
+        const rq_quant_key *k = rq_quant_key_at(i);
+        char arg[64], value[64], help[256];
+        if (k->kind == 'b') {
+            snprintf(arg, sizeof arg, "%s%s", strcmp(k->key, "sym") == 0 ? "| --asym" : "| --no-",
+                     strcmp(k->key, "sym") == 0 ? "" : k->key);
+        } else {
+            snprintf(arg, sizeof arg, "%s", k->values);
+        }
+        rq_quant_get(&o, k->key, value, sizeof value);
+        if (k->kind == 'b') snprintf(value, sizeof value, "%s", strcmp(value, "true") == 0 ? "yes" : "no");
+        const bool shown = is_of_round(k->help, rq_round_name(round));
+        snprintf(help, sizeof help, shown ? "%s (%s)" : "%s", k->help, value);
+        print_flag(short_letter(k->key), k->key, arg, help);
+    }
+}
+
+static void print_help(const cmd_spec *spec, const cmd_args *a) {
+    printf("usage: requite %s\n\n%s\n%s", spec->usage, spec->about, spec->n_flags ? "\noptions:\n" : "");
     for (int i = 0; i < spec->n_flags; ++i) {
         print_flag(spec->flags[i].letter, spec->flags[i].name, spec->flags[i].arg, spec->flags[i].help);
     }
-    if (spec->quant_options) {
-        printf("\nquantization (defaults: --preset best, --comp qep; `--comp` sets its own alpha, alpha2 and rho):\n");
-        for (int i = 0; rq_quant_key_at(i); ++i) {
-            const rq_quant_key *k = rq_quant_key_at(i);
-            char arg[64];
-            if (k->kind == 'b') {
-                snprintf(arg, sizeof arg, "%s%s", strcmp(k->key, "sym") == 0 ? "| --asym" : "| --no-",
-                         strcmp(k->key, "sym") == 0 ? "" : k->key);
-            } else {
-                snprintf(arg, sizeof arg, "%s", k->values);
-            }
-            print_flag(short_letter(k->key), k->key, arg, k->help);
-        }
-    }
+    if (spec->quant_options) print_quant_help(a);
     printf("\ncommon:\n");
     for (int i = 0; i < N_COMMON; ++i) {
         print_flag(common_flags[i].letter, common_flags[i].name, common_flags[i].arg, common_flags[i].help);
@@ -123,7 +150,7 @@ static bool push_pair(cmd_args *a, const char *name, const char *value) {
 int cmd_parse(cmd_args *a, int argc, char **argv, const cmd_spec *spec) {
     static option_table t;
     memset(&t, 0, sizeof t);
-    *a = (cmd_args){0};
+    *a = (cmd_args){.spec = spec};
     build_options(&t, spec);
     optind = 1;
     for (;;) {
@@ -138,7 +165,7 @@ int cmd_parse(cmd_args *a, int argc, char **argv, const cmd_spec *spec) {
         if (!push_pair(a, t.name[i], t.fixed_value[i] ? t.fixed_value[i] : optarg)) return EXIT_USAGE;
     }
     if (cmd_has(a, "help")) {
-        print_help(spec);
+        print_help(spec, a);
         return EXIT_OK;
     }
     for (; optind < argc; ++optind) {
@@ -219,10 +246,18 @@ static const char *keep_text(char *text) {
     return NULL;
 }
 
+static bool is_flag(const char *name, const cmd_flag *flags, int n) {
+    for (int i = 0; i < n; ++i) {
+        if (strcmp(flags[i].name, name) == 0) return true;
+    }
+    return false;
+}
+
 /* Put the pairs of a config file in front of the flags, so that flags win. */
 static rq_status read_config(cmd_args *a, const char *path) {
     json_error_t where;
     json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &where);
+    if (!root && where.line < 1) return rq_fail(RQ_ERR_ARG, "--config: %s", where.text); /* it has the path */
     if (!root) return rq_fail(RQ_ERR_ARG, "--config %s: line %d: %s", path, where.line, where.text);
     rq_status status = RQ_OK;
     cmd_args flags = *a;
@@ -232,6 +267,10 @@ static rq_status read_config(cmd_args *a, const char *path) {
     a->n_pairs = 0;
     json_object_foreach(root, key, value) {
         char *text = NULL;
+        if (strcmp(key, "config") == 0 || !(is_quant_key(key) || is_flag(key, common_flags, N_COMMON) ||
+                                            is_flag(key, a->spec->flags, a->spec->n_flags))) {
+            RQ_FAIL(RQ_ERR_ARG, "--config %s: there is no option '%s' to set", path, key);
+        }
         if (json_is_string(value)) {
             text = strdup(json_string_value(value));
         } else if (json_is_boolean(value)) {

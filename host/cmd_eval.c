@@ -11,7 +11,7 @@ static const cmd_flag flags[] = {
     {"ctx", 0, "N", "tokens in a window (2048; an id file's own length)"},
     {"n-windows", 'n', "N", "use only the first N windows"},
     {"ref", 0, "MODEL0", "the original: report KL(MODEL0 || MODEL) and top-1 agreement"},
-    {"device", 0, "DEV", "cpu"},
+    {"device", 0, "DEV", "cpu, the only one"},
 };
 static const cmd_spec spec = {
     "eval MODEL --text FILE [options]",
@@ -75,8 +75,7 @@ int cmd_eval(int argc, char **argv) {
     if (!cmd_int(&a, "ctx", 2, 1 << 20, 0, &ctx) || !cmd_int(&a, "n-windows", 1, 1 << 24, 0, &n_windows))
         return EXIT_USAGE;
     if (!path) RQ_FAIL(RQ_ERR_ARG, "eval needs --text FILE");
-    if (device && strcmp(device, "cpu") != 0)
-        RQ_FAIL(RQ_ERR_ARG, "--device %s: this build evaluates on the cpu", device);
+    if (device && strcmp(device, "cpu") != 0) RQ_FAIL(RQ_ERR_ARG, "--device %s: eval runs on the cpu only", device);
     RQ_TRY(rq_backend_init());
     status = rq_model_open(&m, a.arg[0]);
     if (status == RQ_OK && ref_path) status = rq_model_open(&ref, ref_path);

@@ -20,7 +20,7 @@ static const cmd_flag flags[] = {
     {"lr-gain", 0, "X", "rate of the norm gains, relative to their size (3e-4; 0.002); 0 leaves them"},
     {"lr-book", 0, "X", "rate of the codebooks' entries, relative to their size (0.003); 0 leaves them"},
     {"seed", 0, "N", "of the choice and order of the windows (0)"},
-    {"device", 0, "DEV", "cpu"},
+    {"device", 0, "DEV", "cpu, the only one"},
 };
 static const cmd_spec spec = {
     "tune MODEL OUT --ref MODEL0 --calib FILE [options]",
@@ -118,7 +118,7 @@ int cmd_tune(int argc, char **argv) {
     if (!read_options(&opt, &a, &n_samples, &seq_len, &holdout)) return EXIT_USAGE;
     const char *ref_path = cmd_value(&a, "ref"), *calib = cmd_value(&a, "calib"), *device = cmd_value(&a, "device");
     if (!ref_path || !calib) RQ_FAIL(RQ_ERR_ARG, "tune needs --ref MODEL0 and --calib FILE");
-    if (device && strcmp(device, "cpu") != 0) RQ_FAIL(RQ_ERR_ARG, "--device %s: this build tunes on the cpu", device);
+    if (device && strcmp(device, "cpu") != 0) RQ_FAIL(RQ_ERR_ARG, "--device %s: tune runs on the cpu only", device);
     RQ_TRY(rq_backend_init());
     status = rq_model_open(&m, a.arg[0]);
     if (status == RQ_OK) status = rq_model_open(&ref, ref_path);

@@ -219,8 +219,8 @@ typedef struct rq_quant_matrix {
     int64_t n_out;
 } rq_quant_matrix;
 
-/* Quantize a set of matrices with one input and one group of options: r[n_matrices]. The grid rounds each alone; codebook
- * rounders fit one codebook for all (docs/methods.md, "Codebooks"). Names must outlive the results. Same bytes for any thread count. */
+/* Quantize a set of matrices with one input and one group of options: r[n_matrices]. Codebook rounders fit one codebook for all
+ * (docs/methods.md, "Codebooks"). Grids are each matrix's own; a device may sweep several as one stack of rows (rq_device_ops.stack_rows). Names must outlive the results. Same bytes for any thread count. */
 rq_status rq_quantize_set(rq_quant_result *r, const rq_quant_matrix *m, int n_matrices, const rq_prep *p,
                           const rq_quant_opt *o);
 

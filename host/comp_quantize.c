@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One matrix from weights to codes: move the target, sweep, refine, bring everything to natural order; and the losses. */
+/* From weights to codes, one matrix or a stack of several: move the target, sweep, refine, bring everything to natural order; and the losses. */
 #include <math.h>
 
 #include "backend.h"
@@ -139,18 +139,34 @@ static rq_status gather_rows(const rq_ranks *ranks, void *x, int64_t n_out, int6
     return status;
 }
 
-static rq_status quantize_grid(rq_quant_result *r, const float *w, int64_t n_out, const rq_prep *p,
-                               const rq_quant_opt *o, const char *label) {
+/* What a sweep leaves of its rows, in stored order: of one matrix, or of several that are swept as one stack. */
+typedef struct grid_rows {
+    uint8_t *codes;             /* [n_out][n] */
+    float *scale, *zero, *step; /* [n_out][n_group]; step: of a rounder with find_row() */
+    float *q;                   /* [n_out][n]; NULL of a stack */
+    bool sweep_order;           /* codes and groups are in sweep order */
+} grid_rows;
+
+static void grid_rows_free(grid_rows *g) {
+    free(g->codes);
+    free(g->scale);
+    free(g->zero);
+    free(g->step);
+    free(g->q);
+}
+
+/* Clip search, sweep and refinement of w[n_out][n]. With stacked rows g has no q, which only the CPU's sweep fills, and the CPU stacks none. */
+static rq_status sweep_rows(grid_rows *g, const float *w, int64_t n_out, bool stacked, const rq_prep *p,
+                            const rq_quant_opt *o, const char *label) {
     rq_status status = RQ_OK;
     const rq_comp_row *row = rq_comp_get(o->comp);
-    float *moved = NULL, *zero = NULL, *step = NULL;
+    float *moved = NULL;
     int64_t n = p->n, group = o->group ? o->group : n, n_group = rq_ceil_div(n, group);
-    RQ_TRY(check_weights(w, n_out, n, label));
-    RQ_TRY(RQ_NEW(r->codes, n_out * n));
-    RQ_TRY(RQ_NEW(r->q, n_out * n));
-    RQ_TRY(RQ_NEW(r->scale, n_out * n_group));
-    RQ_TRY(RQ_NEW(zero, n_out * n_group));
-    if (rq_round_get(o->round)->find_row) RQ_TRY(RQ_NEW(step, n_out * n_group));
+    RQ_TRY(RQ_NEW(g->codes, n_out * n));
+    RQ_TRY(RQ_NEW(g->scale, n_out * n_group));
+    RQ_TRY(RQ_NEW(g->zero, n_out * n_group));
+    if (rq_round_get(o->round)->find_row) RQ_TRY(RQ_NEW(g->step, n_out * n_group));
+    if (!stacked) RQ_TRY(RQ_NEW(g->q, n_out * n));
 
     const float *start = w;
     if (row->propagates && o->rho != 0) {
@@ -169,27 +185,47 @@ static rq_status quantize_grid(rq_quant_result *r, const float *w, int64_t n_out
                       n_rows,
                       group,
                       n_group,
-                      r->codes + row0 * n,
-                      r->scale + k0,
-                      zero + k0,
-                      step ? step + k0 : NULL,
-                      r->q + row0 * n,
+                      g->codes + row0 * n,
+                      g->scale + k0,
+                      g->zero + k0,
+                      g->step ? g->step + k0 : NULL,
+                      g->q ? g->q + row0 * n : NULL,
                       dynamic,
                       output};
     if (output) RQ_TRY(rq_device_row(p->device)->clip(rq_device_own(p->device), &sweep, label));
     RQ_TRY(rq_device_row(p->device)->sweep(rq_device_own(p->device), &sweep, label));
-    bool sweep_order = dynamic && o->act_order;
-    if (p->hd) RQ_TRY(refine(&sweep, start, row0, n_out, sweep_order, label));
+    g->sweep_order = dynamic && o->act_order;
+    if (p->hd) RQ_TRY(refine(&sweep, start, row0, n_out, g->sweep_order, label));
     if (p->share_rows) {
-        RQ_TRY(gather_rows(p->share_rows, r->codes, n_out, n, sizeof *r->codes));
-        RQ_TRY(gather_rows(p->share_rows, r->scale, n_out, n_group, sizeof *r->scale));
-        RQ_TRY(gather_rows(p->share_rows, zero, n_out, n_group, sizeof *zero));
-        RQ_TRY(gather_rows(p->share_rows, step, n_out, n_group, sizeof *step));
+        RQ_TRY(gather_rows(p->share_rows, g->codes, n_out, n, sizeof *g->codes));
+        RQ_TRY(gather_rows(p->share_rows, g->scale, n_out, n_group, sizeof *g->scale));
+        RQ_TRY(gather_rows(p->share_rows, g->zero, n_out, n_group, sizeof *g->zero));
+        RQ_TRY(gather_rows(p->share_rows, g->step, n_out, n_group, sizeof *g->step));
     }
-    if (sweep_order) RQ_TRY(to_natural_order(r, p, n_out, group));
+done:
+    free(moved);
+    return status;
+}
 
-    if (step) {
-        RQ_TRY(finish_w4a8(r, zero, step, n_out, n, group, o));
+/* The n_out rows of g from row0 on as a matrix of their own; of a sweep that was not stacked r takes the arrays. */
+static rq_status finish_grid(rq_quant_result *r, grid_rows *g, int64_t row0, int64_t n_out, bool stacked,
+                             const rq_prep *p, const rq_quant_opt *o) {
+    rq_status status = RQ_OK;
+    int64_t n = p->n, group = o->group ? o->group : n, n_group = rq_ceil_div(n, group), k0 = row0 * n_group;
+    const float *zero = g->zero + k0;
+    if (stacked) {
+        RQ_TRY(RQ_NEW(r->codes, n_out * n));
+        RQ_TRY(RQ_NEW(r->scale, n_out * n_group));
+        RQ_TRY(RQ_NEW(r->q, n_out * n));
+        memcpy(r->codes, g->codes + row0 * n, (size_t)(n_out * n) * sizeof *r->codes);
+        memcpy(r->scale, g->scale + k0, (size_t)(n_out * n_group) * sizeof *r->scale);
+    } else {
+        r->codes = g->codes, r->scale = g->scale, r->q = g->q;
+        g->codes = NULL, g->scale = g->q = NULL;
+    }
+    if (g->sweep_order) RQ_TRY(to_natural_order(r, p, n_out, group));
+    if (g->step) {
+        RQ_TRY(finish_w4a8(r, zero, g->step + k0, n_out, n, group, o));
         goto done;
     }
     if (!o->sym) {
@@ -205,10 +241,44 @@ static rq_status quantize_grid(rq_quant_result *r, const float *w, int64_t n_out
     r->format = RQ_FORMAT_GRID;
     r->grid = (rq_grid_codes){n_out, n, group, n_group, o->bits, o->scale_dtype, r->codes, r->scale, r->zero, r->g_idx};
 done:
-    free(moved);
-    free(zero);
-    free(step);
     return status;
+}
+
+/* Matrices that share everything but their rows, in one sweep. */
+static rq_status quantize_grids(rq_quant_result *r, const rq_quant_matrix *m, int n_matrices, const rq_prep *p,
+                                const rq_quant_opt *o) {
+    rq_status status = RQ_OK;
+    const bool stacked = n_matrices > 1;
+    grid_rows g = {0};
+    float *stack = NULL;
+    char label[320] = ""; /* all their names, as many as there is room for */
+    int64_t n_out = 0, row0 = 0;
+    for (int i = 0; i < n_matrices; ++i) {
+        RQ_TRY(check_weights(m[i].w, m[i].n_out, p->n, m[i].name));
+        const size_t used = strlen(label);
+        snprintf(label + used, sizeof label - used, "%s%s", i ? " + " : "", m[i].name);
+        n_out += m[i].n_out;
+    }
+    if (stacked) RQ_TRY(RQ_NEW(stack, n_out * p->n));
+    for (int i = 0; stacked && i < n_matrices; row0 += m[i++].n_out)
+        memcpy(stack + row0 * p->n, m[i].w, (size_t)(m[i].n_out * p->n) * sizeof *stack);
+    RQ_TRY(sweep_rows(&g, stacked ? stack : m->w, n_out, stacked, p, o, label));
+    row0 = 0;
+    for (int i = 0; i < n_matrices; row0 += m[i++].n_out)
+        RQ_TRY(finish_grid(&r[i], &g, row0, m[i].n_out, stacked, p, o));
+done:
+    free(stack);
+    grid_rows_free(&g);
+    return status;
+}
+
+/* How many of m[n] from the first on are swept at once: one, or on a device that stacks as many as have at most its stack_rows together. */
+static int stack_of(const rq_quant_matrix *m, int n, const rq_prep *p) {
+    const int64_t most = p->share_rows ? 0 : rq_device_row(p->device)->stack_rows;
+    int64_t rows = m->n_out;
+    int count = 1;
+    while (count < n && rows + m[count].n_out <= most) rows += m[count++].n_out;
+    return count;
 }
 
 rq_status rq_quantize_set(rq_quant_result *r, const rq_quant_matrix *m, int n_matrices, const rq_prep *p,
@@ -220,9 +290,14 @@ rq_status rq_quantize_set(rq_quant_result *r, const rq_quant_matrix *m, int n_ma
     for (int i = 0; i < n_matrices; ++i) {
         if (m[i].n_out < 1) RQ_FAIL(RQ_ERR_ARG, "%s: %lld rows", m[i].name, (long long)m[i].n_out);
     }
-    if (rq_round_is_book(o->round)) RQ_TRY(rq_quantize_books(r, m, n_matrices, p, o));
-    for (int i = 0; i < n_matrices && !rq_round_is_book(o->round); ++i)
-        RQ_TRY(quantize_grid(&r[i], m[i].w, m[i].n_out, p, o, m[i].name));
+    if (rq_round_is_book(o->round)) {
+        RQ_TRY(rq_quantize_books(r, m, n_matrices, p, o));
+        goto done;
+    }
+    for (int i = 0, count; i < n_matrices; i += count) {
+        count = stack_of(m + i, n_matrices - i, p);
+        RQ_TRY(quantize_grids(r + i, m + i, count, p, o));
+    }
 done:
     for (int i = 0; status != RQ_OK && i < n_matrices; ++i) rq_quant_result_free(&r[i]);
     return status;

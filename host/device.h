@@ -12,6 +12,8 @@
 
 typedef struct rq_device_ops {
     const char *name;
+    /* Grids of matrices that share their input and options are swept as one stack of up to so many rows. 0: each by itself. */
+    int64_t stack_rows;
     /* own: the row's state. Index of the GPU; for the CPU 0. Below 0: that of the rank -1 - index of this machine, which take turns. */
     rq_status (*open)(void **own, int index);
     /* Connects the devices of several ranks, each of which calls it; NULL: they share nothing but what ranks.h does. */

@@ -11,6 +11,7 @@ enum {
     RQ_CUDA_PANEL = 1024,            /* rows of a panel of a Gram matrix */
     RQ_CUDA_TILE = 2048,             /* of products with a triangle: those that are zero are left out */
     RQ_CUDA_BLOCK = 128,             /* columns of a block */
+    RQ_CUDA_STACK_ROWS = 16384,      /* of small matrices that are swept together: 512 blocks of the sweep's kernel */
     RQ_CUDA_SLOTS = 2,               /* chunks on their way to the device, and from it */
     RQ_CUDA_PIECE = 4 << 20,         /* numbers of a matrix that are rounded to bfloat16 at a time */
     RQ_CUDA_SYSTEM_BYTES = 256 << 20 /* of normal equations of the refit at a time */
@@ -44,7 +45,7 @@ typedef struct rq_forward_shape {
  * matrices of a stage and Gram matrices. What a matrix needs (rq_device_work.memory) comes after a pass. */
 void rq_device_plan_forward(double *chunk, double *pass, const rq_forward_shape *s);
 
-/* Of one n_out x n_in matrix. RQ_ERR_UNSUPPORTED for what the device does not have. */
+/* Of one n_out x n_in matrix, or of several with one input and so many rows together, swept as one stack. RQ_ERR_UNSUPPORTED for what the device does not have. */
 rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *o);
 
 #endif

@@ -174,10 +174,13 @@ static rq_status cpu_gram(void *f, double *h, double *d, const float *a, const f
     return rq_device_row(device)->gram_add(rq_device_own(device), h, d, a, b, n_tok, n);
 }
 
-static rq_status cpu_loss(void *f, rq_loss *l, const float *w, const float *q, int64_t n_out, int64_t n,
-                          const double *h, const double *d) {
+static rq_status cpu_loss(void *f, rq_loss *l, const rq_loss_of *m, int count, int64_t n, const double *h,
+                          const double *d) {
+    rq_status status = RQ_OK;
     (void)f;
-    return rq_layer_loss(w, q, n_out, n, h, d, &l->sym, &l->asym, &l->whw);
+    for (int i = 0; status == RQ_OK && i < count; ++i)
+        status = rq_layer_loss(m[i].w, m[i].q, m[i].n_out, n, h, d, &l[i].sym, &l[i].asym, &l[i].whw);
+    return status;
 }
 
 const rq_forward_ops rq_forward_cpu = {

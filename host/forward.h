@@ -37,6 +37,12 @@ typedef struct rq_loss {
     double sym, asym, whw;
 } rq_loss;
 
+/* Of a matrix w[n_out][n] that became q. */
+typedef struct rq_loss_of {
+    const float *w, *q;
+    int64_t n_out;
+} rq_loss_of;
+
 typedef struct rq_forward_ops {
     bool host; /* activations are in the host's memory */
     /* f: the row's state. Checks that there is memory for the whole run. */
@@ -81,9 +87,8 @@ typedef struct rq_forward_ops {
     rq_status (*column_max)(void *f, float *most, const float *rows, int64_t n_rows, int64_t width);
     /* rq_device_ops.gram_add of activations of this table. */
     rq_status (*gram)(void *f, double *h, double *d, const float *a, const float *b, int64_t n_tok, int64_t n);
-    /* rq_layer_loss, between passes. All but f are the host's. */
-    rq_status (*loss)(void *f, rq_loss *l, const float *w, const float *q, int64_t n_out, int64_t n, const double *h,
-                      const double *d);
+    /* rq_layer_loss of each of m[count], between passes. All but f are the host's. */
+    rq_status (*loss)(void *f, rq_loss *l, const rq_loss_of *m, int count, int64_t n, const double *h, const double *d);
 } rq_forward_ops;
 
 /* The row that goes with a device; NULL is the CPU. */

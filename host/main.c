@@ -10,7 +10,7 @@ typedef struct subcommand {
 
 static const subcommand subcommands[] = {
     {"quantize", cmd_quantize, "quantize a model: calibrate, compensate, round, pack, write"},
-    {"tune", cmd_tune, "train the scales and norms of a quantized model against the original"},
+    {"tune", cmd_tune, "train the scales, norms and codebooks of a quantized model against the original"},
     {"convert", cmd_convert, "a packed model in another tool's layout, or another tool's in ours"},
     {"eval", cmd_eval, "perplexity on a text; KL divergence and agreement with a reference"},
     {"generate", cmd_generate, "continue a prompt"},

@@ -173,7 +173,8 @@ rq_status rq_parse_safetensors(rq_store *s, int64_t file, const char *label) {
     }
     memcpy(&n_header, f->base, sizeof n_header);
     if (n_header > (uint64_t)RQ_MAX_HEADER_BYTES) {
-        return rq_fail(RQ_ERR_INPUT, "%s: claims a safetensors header of %llu bytes, more than %lld", label,
+        return rq_fail(RQ_ERR_INPUT,
+                       "%s: claims a safetensors header of %llu bytes, more than %lld: is it such a file?", label,
                        (unsigned long long)n_header, (long long)RQ_MAX_HEADER_BYTES);
     }
     if ((int64_t)n_header > f->n_bytes - 8) {

@@ -3,12 +3,14 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <errno.h>
 #include <pcre2.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 #include "backend.h"
 #include "device.h"
+#include "device_plan.h"
 #include "folder.h"
 #include "quantize.h"
 #include "quantize_cost.h"
@@ -49,20 +51,28 @@ static rq_status first_match(const char *const *rules, int n, bool has_settings,
 
 const int rq_stage_first[RQ_N_STAGES + 1] = {RQ_Q, RQ_O, RQ_GATE, RQ_DOWN, RQ_N_LINEARS};
 
-/* Matrices with one input and the same options share their codebooks; others are sets of their own. */
+static bool on_cpu(const rq_quantizer *z) { return !z->job->device || strcmp(z->job->device, "cpu") == 0; }
+
+/* Matrices with one input and the same options are a set where they share their codebooks; and those of a grid, where a GPU sweeps them as
+ * one stack of rows. Others are sets of their own. Nothing here depends on the number of ranks, nor do the results. */
 void rq_plan_make_sets(rq_quantizer *z) {
+    const int64_t most = on_cpu(z) ? 0 : RQ_CUDA_STACK_ROWS;
     for (int64_t layer = 0; layer < z->model->cfg.n_layer; ++layer) {
         rq_matrix_plan *p = &z->plan[layer * RQ_N_LINEARS];
+        int64_t rows[RQ_N_LINEARS] = {0}; /* of the set */
         for (int m = 0; m < RQ_N_LINEARS; ++m) p[m].n_set = 0;
         for (int st = 0; st < RQ_N_STAGES; ++st) {
             for (int m = rq_stage_first[st]; m < rq_stage_first[st + 1]; ++m) {
                 p[m].lead = m;
                 for (int k = rq_stage_first[st]; k < m && p[m].lead == m; ++k) {
-                    bool shares = p[k].quantized && p[m].quantized && rq_round_is_book(p[m].opt.round) &&
-                                  p[m].opt.share_books && rq_quant_same(&p[k].opt, &p[m].opt);
-                    if (shares && p[k].lead == k) p[m].lead = k;
+                    const bool fits =
+                        rq_round_is_book(p[m].opt.round) ? p[m].opt.share_books : rows[k] + p[m].n_out <= most;
+                    if (p[k].lead == k && p[k].quantized && p[m].quantized && fits &&
+                        rq_quant_same(&p[k].opt, &p[m].opt))
+                        p[m].lead = k;
                 }
                 ++p[p[m].lead].n_set;
+                rows[p[m].lead] += p[m].n_out;
             }
         }
     }
@@ -149,7 +159,6 @@ double rq_plan_flops(const rq_matrix_plan *p) {
 
 /* Work on the matrices of all blocks by the rank that has most of it, sets being dealt out as quantize_sets does. */
 static double busiest_flops(const rq_quantizer *z, int n_ranks) {
-    const bool on_cpu = !z->job->device || strcmp(z->job->device, "cpu") == 0;
     double total = 0;
     for (int64_t layer = 0; layer < z->model->cfg.n_layer; ++layer) {
         for (int st = 0; st < RQ_N_STAGES; ++st) {
@@ -162,7 +171,7 @@ static double busiest_flops(const rq_quantizer *z, int n_ranks) {
                     if (p[m].quantized && p[m].lead == lead) set += rq_plan_flops(&p[m]);
                 }
                 if (set == 0) continue;
-                if (on_cpu && !rq_round_is_book(p[lead].opt.round)) { /* ranks share its rows */
+                if (on_cpu(z) && !rq_round_is_book(p[lead].opt.round)) { /* ranks share its rows */
                     total += set / n_ranks;
                     continue;
                 }
@@ -182,7 +191,8 @@ static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
     const rq_config *c = &z->model->cfg;
     const rq_quantize_job *job = z->job;
     int64_t qd = c->n_head * c->head_dim, kd = c->n_kv_head * c->head_dim;
-    int64_t widest = rq_max_i64(rq_max_i64(c->d_model, c->d_ff), qd), block_weights = 0, tallest = 0;
+    int64_t widest = rq_max_i64(rq_max_i64(c->d_model, c->d_ff), qd), block_weights = 0, tallest = 0,
+            of_set[RQ_N_LINEARS] = {0};
     double tokens = (double)(job->samples.n_samples * job->samples.seq_len), bits = 0;
     bool cross = false, refine = false, output = false;
     r->n_ranks = job->dry_run && job->dry_ranks ? job->dry_ranks : rq_n_ranks(job->ranks);
@@ -190,7 +200,9 @@ static void estimate(const rq_quantizer *z, rq_quantize_report *r) {
         const rq_matrix_plan *p = &z->plan[i];
         int64_t n = p->n_out * p->n_in;
         if (i < RQ_N_LINEARS) block_weights += n;
-        tallest = rq_max_i64(tallest, rq_round_is_book(p->opt.round) ? 3 * n : n); /* a set is stacked */
+        if (i % RQ_N_LINEARS == 0) memset(of_set, 0, sizeof of_set);
+        of_set[p->lead] += n;
+        tallest = rq_max_i64(tallest, rq_round_is_book(p->opt.round) ? 3 * n : of_set[p->lead]); /* a set is stacked */
         if (!p->quantized) continue;
         ++r->n_matrices;
         r->n_weights += n;
@@ -410,6 +422,7 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
     double started = rq_seconds();
     *report = (rq_quantize_report){0};
     RQ_TRY(rq_quant_check(&job->opt, 0));
+    if (job->device) RQ_TRY(rq_device_check(job->device));
     if (job->devices) {
         if (!job->dry_run) RQ_FAIL(RQ_ERR_ARG, "--devices %s plans a run: give --dry-run too", job->devices);
         if (job->bpw > 0 || job->factors != RQ_FACTORS_NONE)
@@ -418,13 +431,13 @@ rq_status rq_quantize_model(const rq_quantize_job *job, rq_quantize_report *repo
         RQ_TRY(rq_device_list_parse(&devices, job->devices));
         planned = *job;
         planned.dry_ranks = devices.n;
+        planned.device = strcasecmp(devices.name, "cpu") == 0 ? "cpu" : "cuda"; /* sets are made as they are there */
         z.job = job = &planned;
     }
     if (job->token_weights != RQ_TOKENS_EVEN && !(job->token_min > 0 && job->token_min <= 1)) {
         RQ_FAIL(RQ_ERR_ARG, "token-min is %g: above 0 and at most 1 is wanted", job->token_min);
     }
     RQ_TRY(rq_backend_init());
-    if (job->device) RQ_TRY(rq_device_check(job->device));
     if (job->bf16 && (!job->device || strcmp(job->device, "cpu") == 0))
         RQ_FAIL(RQ_ERR_ARG, "--activations bf16 is for --device cuda: the CPU multiplies in fp32");
     if (!job->dry_run && rq_rank(job->ranks) == 0) RQ_TRY(check_out(job));

@@ -129,10 +129,10 @@ typedef struct rq_matrix_plan {
     bool pinned; /* an override chose its options */
     rq_quant_opt opt;
     int64_t n_out, n_in;
-    int lead,
-        n_set; /* matrices of a block that share codebooks form a set: the first one's index, and how many they are */
-    int hadamard;          /* format w4a8: what its input goes through when the model runs */
-    bool wants_in_scale;   /* it will have ... */
+    int lead, n_set;     /* matrices of a block that share codebooks, or on a GPU one sweep, form a set: the first one's
+                        index, and how many they are */
+    int hadamard;        /* format w4a8: what its input goes through when the model runs */
+    bool wants_in_scale; /* it will have ... */
     const float *in_scale; /* ... these [n_in] (the quantizer's `factors`) once they are known */
 } rq_matrix_plan;
 

@@ -3,19 +3,14 @@
  * into the quantized stream and into a file of the work folder. */
 #include "calib_blocks.h"
 
-/* One matrix of a set, quantized: its losses, its line of the log, its values into the q stream. */
+/* One matrix of a set, quantized, with its losses (0 without H): its line of the log, its values into the q stream. */
 static rq_status finish_matrix(rq_calib *c, int64_t layer, int which, const rq_prep *prep, const rq_quant_result *r,
-                               double seconds, char *line, size_t line_size) {
+                               const rq_loss *loss, double seconds, char *line, size_t line_size) {
     rq_status status = RQ_OK;
     rq_matrix_plan *p = rq_calib_plan(c, layer, which);
     rq_packed packed = {0};
     const float *w = c->s[RQ_FP].w[which];
-    rq_matrix_losses l = {.seconds = seconds};
-    if (c->need_h) {
-        rq_loss loss;
-        RQ_TRY(c->row->loss(c->run, &loss, w, r->q, p->n_out, p->n_in, c->h, c->need_cross ? c->cross : NULL));
-        l.sym = loss.sym, l.asym = loss.asym, l.whw = loss.whw;
-    }
+    rq_matrix_losses l = {.sym = loss->sym, .asym = loss->asym, .whw = loss->whw, .seconds = seconds};
     RQ_TRY(rq_result_pack(&packed, r));
     l.bpw = (double)rq_packed_size_bits(&packed) / (double)(p->n_out * p->n_in);
     rq_matrix_log(line, line_size, p, prep, &l, w, r->q);
@@ -25,12 +20,36 @@ done:
     return status;
 }
 
+/* The rank that measures a matrix: where ranks share rows, each has the whole of it when it is done. */
+static int measured_by(const rq_prep *prep, int which) { return which % rq_n_ranks(prep->share_rows); }
+
+/* loss[n] of m[n], quantized to r[n]: those that this rank measures. */
+static rq_status set_losses(rq_calib *c, rq_loss *loss, const int *which, const rq_quant_matrix *m,
+                            const rq_quant_result *r, int n, const rq_prep *prep) {
+    rq_status status = RQ_OK;
+    rq_loss_of of[RQ_N_LINEARS];
+    rq_loss found[RQ_N_LINEARS] = {0};
+    int count = 0;
+    for (int i = 0; i < n; ++i) {
+        if (measured_by(prep, which[i]) == rq_rank(prep->share_rows))
+            of[count++] = (rq_loss_of){m[i].w, r[i].q, m[i].n_out};
+    }
+    if (count == 0 || !c->need_h) goto done;
+    RQ_TRY(c->row->loss(c->run, found, of, count, prep->n, c->h, c->need_cross ? c->cross : NULL));
+    for (int i = n; i-- > 0;) {
+        if (measured_by(prep, which[i]) == rq_rank(prep->share_rows)) loss[i] = found[--count];
+    }
+done:
+    return status;
+}
+
 /* The set whose first matrix is `lead`. Its log lines share its seconds equally. */
 static rq_status quantize_set(rq_calib *c, int64_t layer, int lead, const rq_prep *prep) {
     enum { LINE = 4096 };
     rq_status status = RQ_OK;
     rq_quant_matrix m[RQ_N_LINEARS];
     rq_quant_result r[RQ_N_LINEARS] = {0};
+    rq_loss loss[RQ_N_LINEARS] = {0};
     int which[RQ_N_LINEARS], n = 0;
     char *text = NULL;
     const char *line[RQ_N_LINEARS];
@@ -48,12 +67,12 @@ static rq_status quantize_set(rq_calib *c, int64_t layer, int lead, const rq_pre
         r[i].w4a8.in_scale = rq_calib_plan(c, layer, which[i])->in_scale;
     }
     double seconds = (rq_seconds() - started) / n;
+    RQ_TRY(set_losses(c, loss, which, m, r, n, prep));
     for (int i = 0; i < n; ++i) {
         line[i] = text + i * LINE;
-        /* Where ranks share rows each has the whole by now: one of them measures it. */
-        const int by = which[i] % rq_n_ranks(prep->share_rows);
+        const int by = measured_by(prep, which[i]);
         if (by == rq_rank(prep->share_rows))
-            RQ_TRY(finish_matrix(c, layer, which[i], prep, &r[i], seconds, text + i * LINE, LINE));
+            RQ_TRY(finish_matrix(c, layer, which[i], prep, &r[i], &loss[i], seconds, text + i * LINE, LINE));
         else
             memcpy(c->s[RQ_QS].w[which[i]], r[i].q, (size_t)(m[i].n_out * prep->n) * sizeof(float));
         RQ_TRY(rq_ranks_bcast(prep->share_rows, text + i * LINE, LINE, by));

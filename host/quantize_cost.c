@@ -4,7 +4,7 @@
  *   forward   what the pass of the stage applies, tokens shared by the ranks (rq_stage_flops)
  *   gram      H, and D, of the stage's input: tiles shared by the ranks; to each of them all inputs of the others (net)
  *   factor    U, and terms T and M: by every rank, once for each set of options that differ in them
- *   sweep     scales, sweep, moved targets; refine: what comes after. A matrix is one rank's; of a grid on CPUs ranks share its rows
+ *   sweep     scales, sweep, moved targets; refine: what comes after. A set is one rank's; of a grid on CPUs ranks share a matrix's rows
  *   host      the CPU's part of the two before
  *   disk      activations that one pass writes and the next reads, shared by the ranks; the weights, read by every rank
  *
@@ -148,6 +148,7 @@ static void deal_sets(rq_cost *c, const stage_cost *s, int n) {
     }
 }
 
+/* A set is a stack of rows, whatever matrices they are of. */
 static rq_status cost_of_sets(rq_cost *c, const rq_quantizer *z, const rq_rates *r, int64_t layer, int st, int n,
                               bool cpu) {
     rq_status status = RQ_OK;
@@ -155,12 +156,14 @@ static rq_status cost_of_sets(rq_cost *c, const rq_quantizer *z, const rq_rates 
     const rq_quant_opt *prepared = NULL;
     const double tokens = (double)(z->job->samples.n_samples * z->job->samples.seq_len);
     stage_cost s = {.n_sets = 0};
-    int set_of[RQ_N_LINEARS];
     bool gram = false;
-    for (int m = rq_stage_first[st]; m < rq_stage_first[st + 1]; ++m) {
+    for (int lead = rq_stage_first[st]; lead < rq_stage_first[st + 1]; ++lead) {
         rq_device_work w;
-        if (!p[m].quantized) continue;
-        RQ_TRY(rq_device_plan(&w, p[m].n_out, p[m].n_in, (int64_t)tokens, &p[m].opt));
+        int64_t n_out = 0, n_in = p[lead].n_in;
+        if (!p[lead].quantized || p[lead].lead != lead) continue;
+        for (int m = lead; m < rq_stage_first[st + 1]; ++m)
+            n_out += p[m].quantized && p[m].lead == lead ? p[m].n_out : 0;
+        RQ_TRY(rq_device_plan(&w, n_out, n_in, (int64_t)tokens, &p[lead].opt));
         c->device_bytes = w.memory > c->device_bytes ? w.memory : c->device_bytes;
         if (!gram && w.gram.launches) {
             shared(c, RQ_COST_GRAM, operations(&w.gram), r->gram, n);
@@ -170,34 +173,28 @@ static rq_status cost_of_sets(rq_cost *c, const rq_quantizer *z, const rq_rates 
             gram = true;
         }
         c->bus_bytes += w.forward.upload * n; /* by every rank */
-        if (!prepared || !rq_quant_same(prepared, &p[m].opt)) {
+        if (!prepared || !rq_quant_same(prepared, &p[lead].opt)) {
             const int ranks = n; /* each prepares for itself */
             c->work[RQ_COST_FACTOR] += operations(&w.factor) * ranks;
             c->work[RQ_COST_TERMS] += operations(&w.terms) * ranks;
             c->seconds[RQ_COST_FACTOR] += seconds(operations(&w.factor), r->factor);
             c->seconds[RQ_COST_TERMS] += seconds(operations(&w.terms), r->terms);
             c->bus_bytes += (w.factor.upload + w.factor.download + w.terms.upload + w.terms.download) * ranks;
-            shared(c, RQ_COST_HOST, (double)p[m].n_in * (double)p[m].n_in * ranks, r->host, ranks);
-            prepared = &p[m].opt;
-        }
-        if (p[m].lead == m) {
-            set_of[m] = s.n_sets++;
-            s.sweep[set_of[m]] = s.refine[set_of[m]] = 0;
-        } else {
-            set_of[m] = set_of[p[m].lead];
+            shared(c, RQ_COST_HOST, (double)n_in * (double)n_in * ranks, r->host, ranks);
+            prepared = &p[lead].opt;
         }
         c->work[RQ_COST_SWEEP] += operations(&w.sweep);
         c->work[RQ_COST_REFINE] += operations(&w.refine);
-        const bool rows = cpu && !rq_round_is_book(p[m].opt.round); /* shared by the ranks */
+        const bool rows = cpu && !rq_round_is_book(p[lead].opt.round); /* shared by the ranks */
         const double sweep = seconds(operations(&w.sweep), r->sweep) + (double)w.sweep.launches * r->launch,
                      refine = seconds(operations(&w.refine), r->refine) + (double)w.refine.launches * r->launch;
         if (rows) c->seconds[RQ_COST_SWEEP] += sweep / n;
         if (rows) c->seconds[RQ_COST_REFINE] += refine / n;
-        s.sweep[set_of[m]] += rows ? 0 : sweep;
-        s.refine[set_of[m]] += rows ? 0 : refine;
+        s.sweep[s.n_sets] = rows ? 0 : sweep;
+        s.refine[s.n_sets++] = rows ? 0 : refine;
         c->bus_bytes += w.sweep.upload + w.sweep.download + w.refine.upload + w.refine.download;
-        shared(c, RQ_COST_HOST, (double)p[m].n_out * (double)p[m].n_in, r->host, 1);
-        if (n > 1) shared(c, RQ_COST_NET, 4.0 * (double)p[m].n_out * (double)p[m].n_in * (n - 1), r->net, n);
+        shared(c, RQ_COST_HOST, (double)n_out * (double)n_in, r->host, 1);
+        if (n > 1) shared(c, RQ_COST_NET, 4.0 * (double)n_out * (double)n_in * (n - 1), r->net, n);
     }
     deal_sets(c, &s, n);
 done:

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Grid codes to the tiles of the CUDA GEMV kernels and back (fmt_tile.h has the layout). */
-#include "repack.h"
+#include "rq_repack.h"
 
 /* Where the bits of each code of a tile are: 32-bit word of the tile, and shift in it. 3-bit codes are in two places. */
 typedef struct place {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* SSVQ weights as tiles (fmt_tile.h), and back. One function knows where a bit is, and both ways go through it. */
-#include "repack.h"
+#include "rq_repack.h"
 
 enum { STEP_COLS = 32, LANE_COLS = 8, PAIRS = 4, LANES = 32, MOST_BITS = 12 };
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* VQ weights as tiles (fmt_tile.h), and back. One function knows where a code is, and both ways go through it. */
-#include "repack.h"
+#include "rq_repack.h"
 
 enum { STEP_COLS = 32, LANE_COLS = 8, LANES = 32 };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* W4A8 weights as tiles (fmt_tile.h), and back. One function knows where a code is, another where the levels of a group are, and both
  * ways go through them. */
-#include "repack.h"
+#include "rq_repack.h"
 
 enum { STEP_COLS = 32, HALF_STEP = 16, LANES = 32, OFFSET = 128, SYMMETRIC = 8 };
 

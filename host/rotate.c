@@ -182,22 +182,16 @@ static void core_product(double *y, const double *z, const double *m, int64_t k,
     }
 }
 
-/* One row, in place in z; y is scratch of the same size, and the pointer that holds the result is returned. */
+/* One row, in place in z; y is scratch of the same size, and the pointer that holds the result is returned. The core comes last both ways, as in
+ * cuda/hadamard_rows.cu. */
 static double *rotate_row(const rq_rotation *r, double *z, double *y, bool inverse) {
-    int64_t n = r->n;
-    if (!inverse) {
-        for (int64_t i = 0; i < n; ++i) z[i] *= r->sign[i];
-        fast_transform(z, n, r->two_p);
-        if (r->k == 1) return z;
-        core_product(y, z, r->core_t, r->k, r->two_p);
-        return y;
-    }
+    for (int64_t i = 0; i < r->n && !inverse; ++i) z[i] *= r->sign[i];
+    fast_transform(z, r->n, r->two_p);
     if (r->k > 1) {
-        core_product(y, z, r->core, r->k, r->two_p);
+        core_product(y, z, inverse ? r->core : r->core_t, r->k, r->two_p);
         z = y;
     }
-    fast_transform(z, n, r->two_p);
-    for (int64_t i = 0; i < n; ++i) z[i] *= r->sign[i];
+    for (int64_t i = 0; i < r->n && inverse; ++i) z[i] *= r->sign[i];
     return z;
 }
 

@@ -67,8 +67,8 @@ RQ_API int64_t rq_layer_groups(int64_t n_in, const char *options);
  *               settings; NULL is all defaults
  * info    [out] or NULL
  *
- * With round=ssvq or round=vq weights become codes of a codebook instead (docs/methods.md): only q is given, and codes, scale, zero and
- * g_idx must be NULL (RQ_ERR_UNSUPPORTED).
+ * With another rounder (round=ssvq, vq or w4a8, docs/methods.md) only q is given here, and codes, scale, zero and g_idx must be NULL
+ * (RQ_ERR_UNSUPPORTED): rq_layer_quantize has their tensors.
  *
  * Any output but q may be NULL. Work: O(n_out n_in^2) flops + 2/3 n_in^3 for the factor. Extra memory: about 5 n_in^2 floats.
  * Same inputs give the same bytes for any thread count. Returns RQ_OK; RQ_ERR_ARG (sizes, NULL, options); RQ_ERR_INPUT (NaN in w);
@@ -78,6 +78,30 @@ RQ_API int64_t rq_layer_groups(int64_t n_in, const char *options);
 RQ_API RQ_MUST_USE rq_status rq_quantize_layer(float *q, uint8_t *codes, float *scale, uint8_t *zero, int32_t *g_idx,
                                                const float *w, const double *h, const double *d, int64_t n_out,
                                                int64_t n_in, const char *options, rq_layer_info *info);
+
+/* A quantized layer whatever its rounder: what its codes stand for, and its tensors as a file holds them (docs/formats.md). */
+typedef struct rq_layer rq_layer;
+
+typedef struct rq_layer_tensor {
+    size_t struct_size; /* set to sizeof(rq_layer_tensor) before the call */
+    /* "q"; of the grid also "codes", "scale", "zero", "g_idx", as above; and the file's, without the matrix's name:
+     * "weight_packed", ... */
+    const char *name;
+    const char *dtype; /* of safetensors: "F32", "F16", "I64", "I32", "I8" or "U8" */
+    int rank;
+    int64_t shape[3];
+    const void *data; /* rows, nothing between them; valid until rq_layer_free */
+} rq_layer_tensor;
+
+/* Quantize one linear layer with any rounder: arguments as above, the same bytes. *out is the caller's, to be freed; NULL on failure. */
+RQ_API RQ_MUST_USE rq_status rq_layer_quantize(rq_layer **out, const float *w, const double *h, const double *d,
+                                               int64_t n_out, int64_t n_in, const char *options, rq_layer_info *info);
+RQ_API void rq_layer_free(rq_layer *l); /* NULL is fine */
+/* The matrix's entry of a file's metadata, a JSON object: {"format":"grid","bits":3,...}. Valid until rq_layer_free. */
+RQ_API const char *rq_layer_entry(const rq_layer *l);
+/* Tensors that there are, and tensor i of them: RQ_ERR_ARG beyond. */
+RQ_API int rq_layer_count(const rq_layer *l);
+RQ_API RQ_MUST_USE rq_status rq_layer_at(const rq_layer *l, int i, rq_layer_tensor *t);
 
 /* ---- models ------------------------------------------------------------------------------------------------------------- */
 

@@ -29,7 +29,7 @@ set_source_files_properties(${RQ_LOOP_SOURCES} PROPERTIES COMPILE_OPTIONS "${RQ_
 # The quantizer of one matrix, from Gram matrices to codes: for programs that need no other library (RQ_KERNELS_ONLY). Without packed formats
 # and models. bin/comp_alone is linked of these files alone in every build.
 set(RQ_QUANTIZER_FILES
-    "/host/(comp_[a-z_]*|round_[a-z0-9_]*|kmeans[a-z0-9_]*|device[a-z_]*|backend_cpu|kernels|gem[mv]_[a-z0-9_]*|act_[a-z0-9_]*|rotate_hadamard|status|threads)[.]c")
+    "/host/(comp_[a-z_]*|round_[a-z0-9_]*|kmeans[a-z0-9_]*|device[a-z_]*|backend_cpu|backend_openblas|kernels|gem[mv]_[a-z0-9_]*|act_[a-z0-9_]*|rotate_hadamard|status|threads)[.]c")
 set(RQ_NOT_QUANTIZER_FILES "/host/(comp_pack|act_steps)[.]c")
 set(RQ_BACKEND_MODEL_FILES "/backend_cuda_(forward|rows|loss|decode|weights)[a-z_]*[.]c") # of backend_cuda*.c, those that need models
 function(rq_add_quantizer target)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the check_*.py scripts share: the files of the repository, and how findings are reported."""
+"""What the check_*.py scripts share: the files of the repository, how findings are reported, and examples of pages."""
 import os
 import subprocess
 import sys
@@ -31,6 +31,28 @@ def tracked_files():
 def read(path):
     with open(os.path.join(ROOT, path), encoding="utf-8") as f:
         return f.read()
+
+
+def example(page, after=""):
+    """The first block of Python on a page after the words `after`, and what the page says it prints."""
+    parts = read(page).split(after, 1)[1].split("```") if after else read(page).split("```")
+    (kind, code), (text, printed) = (part.split("\n", 1) for part in (parts[1], parts[3]))
+    if (kind, text) != ("python", "text"): raise ValueError(f"{page}: ```python and ```text are wanted, not {kind} and {text}")
+    return code, printed
+
+
+def printed_as(got, said):
+    """Whether two outputs are the same: their words, and numbers up to 2 % or one unit in the last place. Another CPU's BLAS
+    rounds otherwise, which can move a code."""
+    a, b = (text.replace(",", " ").split() for text in (got, said))
+
+    def close(x, y):
+        try:
+            return abs(float(x) - float(y)) <= max(0.02 * abs(float(y)), 1.01 * 10.0 ** -len(y.partition(".")[2]) if y.replace(".", "").isdigit() else 0)
+        except ValueError:
+            return False
+
+    return len(a) == len(b) and all(x == y or close(x, y) for x, y in zip(a, b))
 
 
 def is_text(path):

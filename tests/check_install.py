@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """check_install.py BUILD CC: install into a fresh folder, then build and run a small program against what is there: through
-find_package and through pkg-config, shared and static; and with a C++ compiler where there is one."""
+find_package and through pkg-config, shared and static; and with a C++ compiler where there is one. In a build with RQ_CUDA a C program
+that launches a kernel too, which need not run: there may be no GPU."""
 import os
 import shutil
 import subprocess
@@ -20,6 +21,27 @@ int main(void) {
     if (rq_grid_linear(&y, &none, &y, &y, 1) != RQ_ERR_ARG) return 1;
     printf("%s %s\n", rq_version(), rq_status_text(RQ_OK));
     return rq_get_threads() == 1 ? 0 : 1;
+}
+"""
+KERNELS = r"""
+#include <rq_cuda_hadamard.h>
+#include <rq_repack.h>
+#include <stdio.h>
+int main(int argc, char **argv) {
+    rq_cuda_gemv_desc d = rq_cuda_gemv_desc_default();
+    d.kind = RQ_TILE_GRID;
+    d.n_out = d.n_in = d.group = 256;
+    d.n_tok = 1;
+    d.bits = 2;
+    const char *why = "supported";
+    rq_cuda_gemv_plan plan;
+    rq_tile_layout layout;
+    if (rq_repack_grid_plan(&layout, NULL, 0, &why) == RQ_OK) return 1; /* no matrices: refused */
+    rq_status status = rq_cuda_gemv_supports(&d, &why);
+    if (status == RQ_OK) status = rq_cuda_gemv_make_plan(&plan, &d);
+    if (status == RQ_OK && argc > 1) status = rq_cuda_gemv_run(&plan, &d, &(rq_cuda_gemv_args){.y = argv}, NULL);
+    printf("%s\n", status == RQ_OK || status == RQ_ERR_DEVICE || status == RQ_ERR_UNSUPPORTED ? "called" : why);
+    return 0;
 }
 """
 CMAKE = """
@@ -103,7 +125,26 @@ def main():
             words = [os.path.join(libdir, "librequite.a") if w == "-lrequite" else w for w in flags.split()]
             if run("pkg-config --static", [cc, source, "-o", program, *words]) is not None:
                 run("pkg-config --static", [program], expect)
-    finish("check_install", findings, f"requite {version} installs; programs build against it by CMake and pkg-config")
+
+        kernels = os.path.exists(os.path.join(libdir, "librequite_cuda.a"))
+        if kernels:
+            folder = os.path.join(top, "cmake_cuda")
+            os.mkdir(folder)
+            source = os.path.join(folder, "user.c")
+            with open(source, "w", encoding="utf-8") as f: f.write(KERNELS)
+            with open(os.path.join(folder, "CMakeLists.txt"), "w", encoding="utf-8") as f:
+                f.write(CMAKE.format(version=version.rsplit(".", 1)[0], components=" COMPONENTS cuda", target="cuda"))
+            out = os.path.join(folder, "build")
+            for args in (["cmake", "-S", folder, "-B", out, f"-DCMAKE_PREFIX_PATH={prefix}", f"-DCMAKE_C_COMPILER={cc}"],
+                         ["cmake", "--build", out]):
+                if run("find_package, cuda", args) is None: break
+            else:
+                run("find_package, cuda", [os.path.join(out, "user")], "called")
+            flags = run("pkg-config", ["pkg-config", "--cflags", "--libs", "requite_cuda"])
+            program = os.path.join(top, "user_cuda")
+            if flags is not None and run("pkg-config, cuda", [cc, source, "-o", program, *flags.split()]) is not None:
+                run("pkg-config, cuda", [program], "called")
+    finish("check_install", findings, f"requite {version}{' with its kernels' if kernels else ''} installs; programs build against it by CMake and pkg-config")
 
 
 main()

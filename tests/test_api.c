@@ -70,6 +70,92 @@ static void codebooks_give_q(void **state) {
     assert_non_null(strstr(rq_last_error(), "only q"));
 }
 
+static const rq_layer_tensor *find(rq_layer_tensor t[20], const rq_layer *l, const char *name) {
+    int n = rq_layer_count(l);
+    assert_true(n <= 20);
+    for (int i = 0; i < n; ++i) {
+        t[i] = (rq_layer_tensor){.struct_size = sizeof t[i]};
+        assert_int_equal(rq_layer_at(l, i, &t[i]), RQ_OK);
+        if (strcmp(t[i].name, name) == 0) return &t[i];
+    }
+    return NULL;
+}
+
+/* Every rounder's tensors: q is rq_quantize_layer's, the grid's arrays are too, and the file's are there by name, dtype and shape. */
+static void layers_have_tensors(void **state) {
+    (void)state;
+    static float w[M * N], q[M * N], scale[M * N];
+    static double h[N * N], d[N * N];
+    static uint8_t codes[M * N], zero[M * N];
+    static int32_t g_idx[N];
+    static const struct {
+        const char *options, *entry, *absent;
+        struct {
+            const char *name, *dtype;
+            int64_t shape[3];
+        } has[3];
+    } c[] = {
+        {"group=20,bits=2,comp=gptq",
+         "{\"format\":\"grid\",\"bits\":2,\"group\":20,\"sym\":false}",
+         "weight_g_idx",
+         {{"weight_packed", "I32", {M, 3}}, {"weight_scale", "F16", {M, 3}}, {"weight_zero_point", "I32", {1, 3}}}},
+        {"group=0,bits=3,sym=true,scale-dtype=f32",
+         "{\"format\":\"grid\",\"bits\":3,\"group\":48,\"sym\":true}",
+         "weight_zero_point",
+         {{"weight_packed", "I32", {M, 5}}, {"weight_scale", "F32", {M, 1}}, {"weight_shape", "I64", {2}}}},
+        {"round=ssvq,vec-len=4,codes=20,outliers=2,outlier-min=0",
+         "{\"format\":\"ssvq\",\"vec_len\":4,\"code_bits\":5,",
+         "codes",
+         {{"weight_codes", "I32", {M, 2}}, {"weight_book", "U8", {1, 20, 4}}, {"weight_outlier", "I8", {M, 2}}}},
+        {"round=vq,vec-len=4,codes=16,codes2=16,vec-axis=out,comp=gptq",
+         "{\"format\":\"vq\",\"vec_len\":4,\"vec_axis\":\"out\",",
+         "weight_signs",
+         {{"weight_codes2", "I32", {2, 6}}, {"weight_book2", "F16", {1, 16, 4}}, {"weight_shape", "I64", {2}}}},
+        {"round=w4a8,group=32",
+         "{\"format\":\"w4a8\",\"group\":32,",
+         "zero",
+         {{"weight_packed", "I32", {M, 6}}, {"weight_step", "U8", {M, 2}}, {"weight_scale", "F32", {M}}}}};
+    make_problem(w, h, d);
+    for (size_t k = 0; k < sizeof c / sizeof *c; ++k) {
+        rq_layer_info info = {.struct_size = sizeof info}, same = info;
+        rq_layer *l = NULL;
+        rq_layer_tensor t[20];
+        bool grid = k < 2;
+        assert_int_equal(rq_layer_quantize(&l, w, h, d, M, N, c[k].options, &info), RQ_OK);
+        assert_int_equal(rq_quantize_layer(q, grid ? codes : NULL, grid ? scale : NULL, grid ? zero : NULL,
+                                           grid ? g_idx : NULL, w, h, d, M, N, c[k].options, &same),
+                         RQ_OK);
+        assert_true(info.bpw == same.bpw && info.loss_asym == same.loss_asym && info.n_dead == same.n_dead);
+        assert_ptr_equal(strstr(rq_layer_entry(l), c[k].entry), rq_layer_entry(l));
+        assert_null(find(t, l, c[k].absent));
+        assert_memory_equal(find(t, l, "q")->data, q, sizeof q);
+        if (grid) {
+            size_t n_group = (size_t)(M * rq_layer_groups(N, c[k].options));
+            assert_memory_equal(find(t, l, "codes")->data, codes, sizeof codes);
+            assert_memory_equal(find(t, l, "scale")->data, scale, n_group * sizeof *scale);
+            assert_memory_equal(find(t, l, "zero")->data, zero, n_group);
+            assert_memory_equal(find(t, l, "g_idx")->data, g_idx, sizeof g_idx);
+        }
+        for (int i = 0; i < 3; ++i) {
+            const rq_layer_tensor *has = find(t, l, c[k].has[i].name);
+            assert_non_null(has);
+            assert_string_equal(has->dtype, c[k].has[i].dtype);
+            assert_memory_equal(has->shape, c[k].has[i].shape, sizeof has->shape);
+            assert_true(has->data && has->rank == (has->shape[2] ? 3 : has->shape[1] ? 2 : 1));
+        }
+        assert_int_equal(rq_layer_at(l, rq_layer_count(l), t), RQ_ERR_ARG);
+        assert_int_equal(rq_layer_at(l, -1, t), RQ_ERR_ARG);
+        t->struct_size = 1;
+        assert_int_equal(rq_layer_at(l, 0, t), RQ_ERR_ARG);
+        rq_layer_free(l);
+    }
+    rq_layer *l = (rq_layer *)w;
+    assert_int_equal(rq_layer_quantize(&l, w, h, NULL, M, N, "comp=gptaq,group=16", NULL), RQ_ERR_ARG);
+    assert_null(l);
+    assert_int_equal(rq_layer_quantize(NULL, w, h, d, M, N, NULL, NULL), RQ_ERR_ARG);
+    rq_layer_free(NULL);
+}
+
 /* The preset is what its options say one by one. */
 static void preset_vptq_is_its_options(void **state) {
     (void)state;
@@ -125,9 +211,9 @@ static void a_model_gives_logits(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(codes_give_back_q),          cmocka_unit_test(codebooks_give_q),
-        cmocka_unit_test(preset_vptq_is_its_options), cmocka_unit_test(mistakes_are_named),
-        cmocka_unit_test(a_model_gives_logits),
+        cmocka_unit_test(codes_give_back_q),   cmocka_unit_test(codebooks_give_q),
+        cmocka_unit_test(layers_have_tensors), cmocka_unit_test(preset_vptq_is_its_options),
+        cmocka_unit_test(mistakes_are_named),  cmocka_unit_test(a_model_gives_logits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

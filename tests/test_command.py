@@ -123,6 +123,9 @@ def test_help():
     run("nothing", code=2)
     run("quantize", code=2)
     run("quantize", "a", "b", "--no-such-flag", code=2)
+    for round, line in (("grid", "2, 3, 4 or 8 (3)"), ("ssvq", "entries of a codebook (256)"), ("w4a8", "rounder (round.def) (w4a8)")):
+        assert line in run("quantize", "--round", round, "--help").stdout
+    assert "(0)" not in [line for line in run("quantize", "--help").stdout.split("\n") if "--codes " in line][0]
 
 
 def test_layer_reproduces_the_references():
@@ -368,6 +371,9 @@ def test_config_override_skip():
         # A rule must match something to be applied, so aim it at every matrix.
         bad = [b.replace("q:", ".:") for b in bad]
         sentence(quantize(tiny(), path("bad"), "--calib", calib, *bad, code=2))
+    for keys, word in (({"bitss": 4}, "bitss"), ({"bits": 4, "config": "x"}, "config"), ([4], "object"), ({"bits": [4]}, "bits")):
+        with open(path("keys.json"), "w") as f: json.dump(keys, f)
+        assert word in sentence(quantize(tiny(), path("bad"), "--calib", calib, "--config", path("keys.json"), code=2))
     assert not os.path.exists(path("bad")) and not os.path.exists(path("bad.partial"))
 
 

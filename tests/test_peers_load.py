@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Other tools open what `requite convert` writes: transformers with compressed-tensors and with gptqmodel load whole folders, and the
-unpacking of autoawq, vptq and aqlm decodes single matrices. Their weights must be ours, to the bit where they decode in fp32.
+unpacking of autoawq, vptq and aqlm decodes single matrices. Their weights must be ours, to the bit where they decode in fp32. The containers too:
+the packages safetensors and gguf read what we write, and write what we read.
 
 usage: test_peers_load.py REQUITE TEST_DIR [FOLDER...]
-FOLDER: unpacked releases (tests/make_peers.py names them) for autoawq, vptq and aqlm. What is not installed is skipped, and said; exit code 77 when
-nothing could be tried. Needs minutes: ctest runs it with RQ_TEST_PEERS (label heavy)."""
+FOLDER: unpacked releases (tests/make_peers.py names them) for autoawq, vptq and aqlm. third_party/peers.sh installs all of it. What is not there is
+skipped, and said; exit code 77 when nothing could be tried. ctest runs it with RQ_TEST_PEERS (label heavy)."""
 import json
 import os
 import random
@@ -18,7 +19,8 @@ import tempfile
 REQUITE, TEST_DIR = (os.path.abspath(p) for p in sys.argv[1:3])
 WORK = tempfile.mkdtemp(prefix="requite-peers-")
 MODEL = os.path.join(TEST_DIR, "golden", "llama", "tied")
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = os.environ["TQDM_DISABLE"] = "1"
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # gptqmodel compiles its decoding, for longer than all the rest takes
 
 try:
     import numpy as np
@@ -241,7 +243,7 @@ def test_gptqmodel():
             got = layer.dequantize_weight().T.float().detach().numpy()
             worst = float(np.abs(got - want).max() / np.abs(want).max())
             assert worst <= 2 ** -10, f"{to} {options}: {name}: {worst:.3g}"  # it decodes in fp16
-        want, got = dense_logits(weights), logits(model)
+        want, got = dense_logits(weights, torch.float16), logits(model)
         worst = float((got - want).abs().max() / want.abs().max())
         assert worst < 0.01, f"{to} {options}: {worst:.3g} of the largest logit"
         notes.append(f"{worst:.2g}")
@@ -297,6 +299,112 @@ def test_aqlm():
             codes = utils.unpack_int_data(torch.from_numpy(t[name + ".codes"].copy()), bits)
             book, scales = (torch.from_numpy(t[f"{name}.{k}"].astype(np.float32)) for k in ("codebooks", "scales"))
             assert np.array_equal(utils._dequantize_weight(codes, book, scales).numpy(), want), f"{options}: {name}"
+
+
+def test_safetensors():
+    """The package opens what `requite quantize` writes of every format, and sees the same tensors."""
+    try:
+        from safetensors import safe_open
+    except ImportError as e:
+        raise Skip(str(e)) from e
+    n = 0
+    for options in (("--bits", 3, "--group", 32, "--asym"), ("--round", "ssvq", "--codes", 32), ("--round", "vq", "--codes", 32),
+                    ("--round", "w4a8", "--group", 32)):
+        out = os.path.join(WORK, f"own{len(os.listdir(WORK))}")
+        run("quantize", MODEL, out, "--calib", ids(), *options)
+        want, meta = load(out)
+        with safe_open(os.path.join(out, "model.safetensors"), framework="pt") as f:
+            assert f.metadata() == meta and set(f.keys()) == set(want), options
+            for name, w in want.items():
+                t = f.get_tensor(name)
+                t = t.float().numpy() if t.dtype == torch.bfloat16 else t.numpy()
+                assert np.array_equal(t.view(w.dtype), w), f"{options}: {name}"
+                n += 1
+    return f"{n} tensors"
+
+
+def gguf_model(path, folder):
+    """A random Llama as GGUF, every type that we read in it, and as a folder of what the package decodes that to."""
+    import gguf
+    from safetensors.numpy import save_file
+    T, rng = gguf.GGMLQuantizationType, np.random.default_rng(11)
+    d, ff, heads, kv_heads, vocab = 256, 512, 4, 2, 256
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_embedding_length(d)
+    writer.add_feed_forward_length(ff)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_context_length(64)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    tensors = {}
+
+    def add(name, ours, kind, rows, cols, interleaved=0):
+        w = (rng.standard_normal((rows, cols)) * 0.1).astype(np.float32)
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        if kind in (T.Q4_K, T.Q6_K):  # the package does not make these: random blocks, the steps of a size that suits
+            raw = rng.integers(0, 256, (rows, cols // block, size), dtype=np.uint8)
+            steps = np.array([2e-4] * 2 if kind == T.Q4_K else [1e-4], np.float16) * rng.uniform(0.5, 1, (rows, cols // block, 1)).astype(np.float16)
+            at = 0 if kind == T.Q4_K else 208
+            raw[..., at:at + 2 * steps.shape[-1]] = steps.view(np.uint8)
+            raw = raw.reshape(rows, -1)
+        else:
+            raw = gguf.quants.quantize(w, kind)
+        writer.add_tensor(name, raw, raw_dtype=kind)
+        w = gguf.quants.dequantize(raw, kind).reshape(rows, cols)
+        if interleaved:  # the converter's order of rows in q and k
+            w = w.reshape(interleaved, -1, 2, cols).swapaxes(1, 2).reshape(rows, cols)
+        tensors[ours] = np.ascontiguousarray(w, np.float32)
+
+    def add_norm(name, ours):
+        tensors[ours] = rng.uniform(0.5, 1.5, d).astype(np.float32)
+        writer.add_tensor(name, tensors[ours])
+
+    kinds = (T.Q4_0, T.Q4_1, T.Q8_0, T.F16, T.Q4_K, T.Q6_K, T.BF16), (T.Q4_K, T.Q6_K, T.Q4_K, T.Q6_K, T.Q4_0, T.Q4_1, T.Q8_0)
+    add("token_embd.weight", "model.embed_tokens.weight", T.Q8_0, vocab, d)
+    for i, kind in enumerate(kinds):
+        at, own = f"blk.{i}.", f"model.layers.{i}."
+        add(at + "attn_q.weight", own + "self_attn.q_proj.weight", kind[0], d, d, heads)
+        add(at + "attn_k.weight", own + "self_attn.k_proj.weight", kind[1], d * kv_heads // heads, d, kv_heads)
+        add(at + "attn_v.weight", own + "self_attn.v_proj.weight", kind[2], d * kv_heads // heads, d)
+        add(at + "attn_output.weight", own + "self_attn.o_proj.weight", kind[3], d, d)
+        add(at + "ffn_gate.weight", own + "mlp.gate_proj.weight", kind[4], ff, d)
+        add(at + "ffn_up.weight", own + "mlp.up_proj.weight", kind[5], ff, d)
+        add(at + "ffn_down.weight", own + "mlp.down_proj.weight", kind[6], d, ff)
+        add_norm(at + "attn_norm.weight", own + "input_layernorm.weight")
+        add_norm(at + "ffn_norm.weight", own + "post_attention_layernorm.weight")
+    add_norm("output_norm.weight", "model.norm.weight")
+    add("output.weight", "lm_head.weight", T.Q6_K, vocab, d)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    os.mkdir(folder)
+    save_file(tensors, os.path.join(folder, "model.safetensors"))
+    with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
+        json.dump({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": d, "intermediate_size": ff,
+                   "num_hidden_layers": 2, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab,
+                   "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False}, f)
+
+
+def test_gguf():
+    """A model of the package's own making loses here what the weights that the package decodes lose; it reads the stored one as our tests do."""
+    try:
+        import gguf
+        from safetensors.numpy import load_file
+    except ImportError as e:
+        raise Skip(str(e)) from e
+    stored = os.path.join(TEST_DIR, "data", "readers")
+    want = load_file(os.path.join(stored, "blocks.safetensors"))  # test_readers_gguf has it that ours are these
+    for t in gguf.GGUFReader(os.path.join(stored, "blocks.gguf")).tensors:
+        assert np.array_equal(gguf.quants.dequantize(t.data, t.tensor_type), want.pop(t.name), equal_nan=True), t.name
+    assert not want, want
+    path, folder = os.path.join(WORK, "random.gguf"), os.path.join(WORK, "decoded")
+    gguf_model(path, folder)
+    ours, theirs = (json.loads(run("eval", model, "--text", ids(), "--ctx", 32, "--json"))["nll_mean"] for model in (path, folder))
+    assert abs(ours / theirs - 1) < 1e-6, (ours, theirs)
+    return f"{ours:.6f} and {theirs:.6f} nats a token"
 
 
 def main():

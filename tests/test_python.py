@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 
-SKIP = 77
+from check_common import SKIP, example, printed_as
+
 try:
     import numpy as np
 except ImportError:
@@ -32,7 +33,7 @@ sys.path.insert(0, PACKAGE)
 import requite  # noqa: E402  (from PACKAGE)
 
 WORK = tempfile.TemporaryDirectory(prefix="requite-python-")
-TYPES = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "U8": np.uint8}
+TYPES = {"F32": np.float32, "F64": np.float64, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I8": np.int8, "U8": np.uint8}
 
 
 def load(path):
@@ -90,7 +91,61 @@ def test_same_as_command():
                            ("bpw", r.info.bpw), ("damp_used", r.info.damp_used), ("damp_retries", r.info.damp_retries),
                            ("dead_columns", r.info.n_dead)):
             assert abs(report[key] - value) <= 1e-8 * abs(value), f"{name} {options}: {key} {value}, not {report[key]}"
-        assert (r.codes is None) == ("round" in options)
+        assert (r.codes is None) == ("round" in options) and r.packed.entry["format"] == options.get("round", "grid")
+
+
+def write_case(path, w, h, d):
+    """What `requite layer` reads."""
+    header, at, arrays = {}, 0, {"W": w, "H": h, "dXXT": d}
+    for name, a in arrays.items():
+        header[name] = {"dtype": {4: "F32", 8: "F64"}[a.itemsize], "shape": a.shape, "data_offsets": [at, at + a.nbytes]}
+        at += a.nbytes
+    text = json.dumps(header).encode()
+    with open(path, "wb") as f: f.write(struct.pack("<Q", len(text)) + text + b"".join(a.tobytes() for a in arrays.values()))
+
+
+FORMATS = (("grid", ["--group", "32"], {"group": 32}),
+           ("grid", "--comp gptq --bits 4 --group 0 --sym --scale-dtype f32".split(), {"comp": "gptq", "bits": 4, "group": 0, "sym": True, "scale_dtype": "f32"}),
+           ("grid", "--bits 2 --group 20 --act-order --no-static-groups".split(), {"bits": 2, "group": 20, "act_order": True, "static_groups": False}),
+           ("ssvq", "--round ssvq --codes 20 --vec-len 4 --outliers 2 --outlier-min 0".split(),
+            {"round": "ssvq", "codes": 20, "vec_len": 4, "outliers": 2, "outlier_min": 0}),
+           ("ssvq", "--round ssvq --codes 16 --book-dtype f16".split(), {"round": "ssvq", "codes": 16, "book_dtype": "f16"}),
+           ("vq", "--round vq --codes 32 --codes2 16 --outliers 1 --outlier-min 0".split(),
+            {"round": "vq", "codes": 32, "codes2": 16, "outliers": 1, "outlier_min": 0}),
+           ("vq", "--round vq --codes 18 --vec-axis out --vec-len 5 --comp gptaq".split(),
+            {"round": "vq", "codes": 18, "vec_axis": "out", "vec_len": 5, "comp": "gptaq"}),
+           ("vq", "--preset vptq --vec-len 4 --codes 16 --codes2 16 --book-cols 20 --book-order hdiag".split(),
+            {"preset": "vptq", "vec_len": 4, "codes": 16, "codes2": 16, "book_cols": 20, "book_order": "hdiag"}),
+           ("w4a8", "--round w4a8 --group 32".split(), {"round": "w4a8", "group": 32}),
+           ("w4a8", "--round w4a8 --group 0".split(), {"round": "w4a8", "group": 0}))
+
+
+def test_packed():
+    """The tensors of every format: what `requite layer` writes, name by name and byte by byte; and saved, the same file."""
+    w, h, d = problem(23, 60)
+    case, out, saved = (os.path.join(WORK.name, name) for name in ("case.safetensors", "packed.safetensors", "saved.safetensors"))
+    write_case(case, w, h, d)
+    for name, flags, options in FORMATS:
+        p = subprocess.run([REQUITE, "layer", case, "-o", out, *flags], capture_output=True, text=True, check=False)
+        assert p.returncode == 0, p.stderr
+        r, want = requite.quantize_linear(w, h, d, **options), load(out)
+        assert r.packed.entry["format"] == name
+        assert {"W." + n: (a.dtype, a.shape, a.tobytes()) for n, a in r.packed.tensors.items()} == {
+            n: (a.dtype, a.shape, a.tobytes()) for n, a in want.items() if n != "Q"}, options
+        requite.save(saved, {"W": r.packed}, {"Q": r.q})
+        with open(out, "rb") as f, open(saved, "rb") as g: assert f.read() == g.read(), options
+        assert os.listdir(WORK.name).count("saved.safetensors.tmp") == 0
+    p = subprocess.run([REQUITE, "inspect", saved], capture_output=True, text=True, check=False)
+    assert p.returncode == 0 and "w4a8" in p.stdout, p.stdout + p.stderr
+    with open(out, "rb") as f: before = f.read()
+    refused(TypeError, "matrices: W is a Result", requite.save, out, {"W": r})
+    refused(ValueError, "others: W.weight_scale is a part", requite.save, out, {"W": r.packed}, {"W.weight_scale": w})
+    refused(TypeError, "Q has dtype complex64", requite.save, out, {"W": r.packed}, {"Q": w.astype(np.complex64)})
+    refused(TypeError, "Q is a list", requite.save, out, {"W": r.packed}, {"Q": [1.]})
+    os.mkdir(saved + ".d")
+    refused(IsADirectoryError, "saved.safetensors.d", requite.save, saved + ".d", {"W": r.packed})
+    assert not os.path.exists(saved + ".d.tmp")
+    with open(out, "rb") as f: assert before == f.read(), "a refused file was written over"
 
 
 def test_definition():
@@ -130,6 +185,14 @@ class Dlpack:
     def __dlpack__(self, **kw): return self.array.__dlpack__(**kw)
 
     def __dlpack_device__(self): return self.device
+
+
+class Unreadable:
+    """And one of a type that NumPy has not."""
+
+    def __dlpack__(self, **_kw): raise BufferError("bfloat16")
+
+    def __dlpack_device__(self): return (1, 0)
 
 
 class Interface:
@@ -188,6 +251,10 @@ def test_refused_arrays():
     refused(ValueError, "h is not symmetric: h[3, 5]", call, h=spoilt(h, h[5, 3] + np.sqrt(h[3, 3] * h[5, 5])))
     refused(ValueError, "h[7, 7] is -1", call, h=spoilt(h, -1, (7, 7)))
     refused(ValueError, "w is on DLPack device (2, 0)", call, w=Dlpack(w, (2, 0)))
+    refused(TypeError, "h: its DLPack data cannot be read: bfloat16", call, h=Unreadable())
+    refused(TypeError, "w has dtype int64", call, w=Dlpack(w.astype(np.int64)))
+    refused(ValueError, "d has shape (63, 63), not (64, 64)", call, d=Dlpack(d[1:, 1:]))
+    refused(ValueError, "w[3, 5] is nan", call, w=Dlpack(spoilt(w, np.nan)))
     big_w, big_h, big_d = problem(4, 600)  # h is looked at in blocks of rows
     refused(ValueError, "h is not symmetric: h[550, 590]", call, w=big_w, d=big_d, h=spoilt(big_h, 1e9, (590, 550)))
 
@@ -287,21 +354,54 @@ def test_import():
     with open(other, "w", encoding="utf-8") as f: f.write("no library")
     p = python("import requite; requite.version()", RQ_LIBRARY=other)
     assert f"LibraryError: {other} cannot be loaded" in p.stderr, p.stderr
+    assert "Without it Gram and hooks work" in p.stderr, p.stderr
+    from numpy.linalg import _umath_linalg
+    p = python("import requite; requite.version()", RQ_LIBRARY=_umath_linalg.__file__)
+    assert "it is not Requite's library, or of another version" in p.stderr, p.stderr
     p = python("import requite; requite.__version__ = '9.9'; requite.version()")
     assert f"is version {version} and this package is version 9.9" in p.stderr, p.stderr
 
 
+WORKS = """
+import numpy as np, requite
+x = np.random.default_rng(1).standard_normal((256, 64))
+r = requite.quantize_linear(x[:8].astype(np.float32), requite.Gram(64).add(x).h, comp="gptq", round="ssvq", vec_len=4, codes=16)
+assert set(r.packed.tensors) >= {"weight_codes", "weight_signs", "weight_book"}
+"""
+
+
+def test_import_of_torch():
+    """With no PyTorch, one that is too old and one that cannot be loaded: what needs it says so, the rest works."""
+    for number, (source, says) in enumerate(((None, "{} PyTorch|which this Python does not have: pip install torch"),
+                                            ("__version__ = '2.4.0+cu121'", "{} PyTorch 2.10 or later for its stable ABI; this is 2.4.0+cu121"),
+                                            ("raise ImportError('libcudart.so.12: cannot open shared object file')",
+                                             "{} PyTorch|the one of this Python cannot be imported: libcudart.so.12: cannot open"),
+                                            ("raise OSError('libtorch_cuda.so: undefined symbol: x')", "{} PyTorch|libtorch_cuda.so: undefined symbol: x"))):
+        folder = os.path.join(WORK.name, f"torch{number}")
+        os.makedirs(os.path.join(folder, "torch"), exist_ok=True)
+        missing = "import sys; sys.modules['torch'] = None" if source is None else "import sys"
+        if source is not None:
+            with open(os.path.join(folder, "torch", "__init__.py"), "w", encoding="utf-8") as f: f.write(source + "\n")
+        path = os.pathsep.join(filter(None, [folder, PACKAGE, os.environ.get("PYTHONPATH")]))
+        uses = [("ops", "requite.ops and requite.nn need"), ("nn", "requite.ops and requite.nn need"), ("load", "need"), ("Checkpoint", "need")]
+        if source is None or source.startswith("raise"):
+            uses += [("hooks(None)", "requite.hooks needs"), ("ssvq", "requite.ssvq needs"), ("__path__; import requite.finetune", "requite.finetune needs")]
+        for use, who in uses:
+            p = subprocess.run([sys.executable, "-c", f"{missing}{WORKS}requite.{use}"], capture_output=True, text=True, check=False,
+                               env={**os.environ, "PYTHONPATH": path})
+            last = p.stderr.strip().split("\n")[-1]
+            assert p.returncode and last.startswith("ImportError: "), p.stderr
+            for words in says.format(who).split("|"): assert words in last, last
+            assert "without it" in last, last
+
+
 def test_readme():
     """The example of python/README.md prints what the page says."""
-    with open(os.path.join(PACKAGE, "README.md"), encoding="utf-8") as f: parts = f.read().split("```")
-    code, printed = parts[1].split("\n", 1), parts[3].split("\n", 1)
-    assert code[0] == "python" and printed[0] == "text"
-    p = python(code[1])
+    code, printed = example("python/README.md")
+    p = python(code)
     assert p.returncode == 0, p.stderr
-    got, said = p.stdout.replace(",", "").split(), printed[1].replace(",", "").split()
-    assert len(got) == len(said), p.stdout
-    for a, b in zip(got, said):  # another CPU's BLAS rounds otherwise, which can move a code
-        assert a == b or abs(float(a) - float(b)) < 0.02 * float(b), p.stdout
+    assert printed_as(p.stdout, printed), p.stdout
+    assert not printed_as(p.stdout.replace("3.149", "3.5"), printed) and not printed_as(p.stdout + " more", printed)
 
 
 def test_torch():
@@ -315,6 +415,17 @@ def test_torch():
     brief = torch.from_numpy(w).bfloat16()
     a, b = requite.quantize_linear(brief, h, d, group=32).q, requite.quantize_linear(brief.float(), h, d, group=32).q
     assert torch.equal(a, b)
+    assert requite.quantize_linear(Dlpack(torch.from_numpy(w)), h, d, group=32).q.tobytes() == want.q.tobytes()
+    strided = torch.zeros(2 * w.shape[0], w.shape[1], dtype=torch.float64)[::2].copy_(torch.from_numpy(w))
+    assert torch.equal(requite.quantize_linear(strided, h, d, group=32).q, r.q)
+    freed = torch.from_numpy(h).clone()
+    freed.untyped_storage().resize_(8)
+    refused(ValueError, "h has no memory for its shape (64, 64)", requite.quantize_linear, w, freed, d, group=32)
+    refused(ValueError, "x has no memory for its shape (64, 64)", requite.Gram(64).add, freed)
+    refused(ValueError, "w is on meta", requite.quantize_linear, torch.from_numpy(w).to("meta"), h, d, group=32)
+    refused(TypeError, "w has layout torch.sparse_coo: a dense tensor is wanted", requite.quantize_linear, torch.from_numpy(w).to_sparse(), h, d, group=32)
+    refused(TypeError, "w: this tensor cannot be read as an array", requite.quantize_linear, torch.ones(4, 64, dtype=torch.complex64).conj().imag, h, d, group=32)
+    refused(TypeError, "d has dtype int8", requite.quantize_linear, w, h, torch.zeros(64, 64, dtype=torch.int8), group=32)
     torch.manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     fp = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))

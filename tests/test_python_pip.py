@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""test_python_pip.py: `pip install ./python` into a fresh virtual environment; what it installed runs by itself.
+"""test_python_pip.py: `pip install ./python` into a fresh virtual environment; what it installed runs by itself, and so does the
+example of python/README.md, as printed there. What needs PyTorch, which this environment has not, says so.
 
 Builds the library again and fetches NumPy and scikit-build-core: part of the tests with -DRQ_TEST_PIP=ON alone, and skipped
 where there is no venv, no pip, or nothing to fetch them from."""
@@ -8,14 +9,7 @@ import subprocess
 import sys
 import tempfile
 
-from check_common import ROOT, SKIP
-
-PROBE = """
-import numpy as np, requite
-x = np.random.default_rng(1).standard_normal((256, 64))
-r = requite.quantize_linear(x[:8].astype(np.float32), requite.Gram(64).add(x).h, comp="gptq", group=32)
-print(requite.version(), requite.library_path(), r.codes.max() == 7)
-"""
+from check_common import ROOT, SKIP, example, printed_as
 
 
 def main():
@@ -36,10 +30,15 @@ def main():
         p = run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-build-isolation",
                 os.path.join(ROOT, "python"))
         assert p.returncode == 0, p.stdout + p.stderr
-        p = run(python, "-c", PROBE)
+        code, printed = example("python/README.md")
+        p = run(python, "-c", code)
         assert p.returncode == 0, p.stderr
-        version, path, full = p.stdout.split()
-        assert full == "True" and os.path.realpath(path).startswith(os.path.realpath(top) + os.sep), p.stdout
+        assert printed_as(p.stdout, printed), p.stdout
+        p = run(python, "-c", "import requite; requite.nn")
+        assert "need PyTorch 2.10 or later, which this Python does not have" in p.stderr, p.stderr
+        p = run(python, "-c", "import requite; print(requite.version(), requite.library_path())")
+        version, path = p.stdout.split()
+        assert os.path.realpath(path).startswith(os.path.realpath(top) + os.sep), p.stdout
         size = os.path.getsize(path)
         assert os.path.isfile(os.path.join(os.path.dirname(path), "LICENSE"))
         print(f"test_python_pip: requite {version} installs and runs; its library has {size / 2**20:.1f} MiB")

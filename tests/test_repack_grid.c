@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "repack.h"
+#include "rq_repack.h"
 
 typedef struct matrix { /* g points into the rest */
     rq_grid g;

@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "repack.h"
+#include "rq_repack.h"
 
 /* ---- a random matrix */
 typedef struct matrix {

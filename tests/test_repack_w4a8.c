@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "repack.h"
+#include "rq_repack.h"
 
 static uint64_t rng;
 static uint32_t random_word(void) {

@@ -10,11 +10,13 @@ import ctypes
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 
-SKIP = 77
+from check_common import SKIP, example, printed_as
+
 LIBRARY, REQUITE, TESTS = sys.argv[1], os.path.abspath(sys.argv[2]), os.path.abspath(sys.argv[3])
 PACKAGE = os.path.join(os.path.dirname(TESTS), "python")
 if LIBRARY != "installed":
@@ -226,6 +228,48 @@ def test_products():
                 assert mine[0].numpy().tobytes() == q.tobytes() and mine[1].numpy().tobytes() == scale.tobytes() and (mine[2].numpy() == total).all()
                 assert ops.gemm_w4a8(*mine, *args[:5], None, entry["group"]).numpy().tobytes() == y.tobytes()
     assert module(torch.zeros(0, n_in)).shape == (0, n_out)
+
+
+LAYERS = {  # format: options of quantize_linear
+    "grid": [{"group": 32}, {"bits": 2, "group": 20, "comp": "gptq", "act_order": True, "static_groups": False},
+             {"bits": 8, "group": 0, "sym": True, "comp": "rtn", "scale_dtype": "f32"}],
+    "ssvq": [{"codes": 32, "vec_len": 4, "outliers": 2, "outlier_min": 0}, {"codes": 20, "book_dtype": "f16"}],
+    "vq": [{"codes": 32, "codes2": 16, "outliers": 1, "outlier_min": 0}, {"codes": 18, "vec_axis": "out", "vec_len": 5, "comp": "gptaq"},
+           {"preset": "vptq", "vec_len": 4, "codes": 16, "codes2": 16, "book_cols": 20, "book_order": "hdiag"}],
+    "w4a8": [{"group": 32}, {"group": 0}, {"group": 0, "sym": True, "comp": "gptq"}],
+}
+
+
+def test_packed():
+    """quantize_linear to a layer, for every format: its tensors decoded here are q to the last bit, and so is the layer; y = x q^T + bias."""
+    r = np.random.default_rng(6)
+    n_out, n_in, saved = 23, 60, os.path.join(WORK.name, "layers.safetensors")
+    x_fp = r.standard_normal((300, n_in)) * np.exp(r.standard_normal(n_in))
+    gram = requite.Gram(n_in).add(x_fp + 0.1 * r.standard_normal(x_fp.shape), x_fp)
+    w, bias, x = r.standard_normal((n_out, n_in)).astype(f32), torch.from_numpy(r.standard_normal(n_out).astype(f32)), torch.from_numpy(r.standard_normal((3, n_in)).astype(f32))
+    done = {}
+    for fmt, options in LAYERS.items():
+        for i, o in enumerate(options):
+            given = torch.from_numpy(w) if i else w  # tensors for a tensor, arrays for an array
+            q = requite.quantize_linear(given, gram.h, gram.d, **(o if "preset" in o else {"round": fmt, **o}))
+            assert q.packed.entry["format"] == fmt and all(isinstance(t, torch.Tensor) == bool(i) for t in q.packed.tensors.values())
+            tensors, dense = {n: np.asarray(t) for n, t in q.packed.tensors.items()}, np.asarray(q.q)
+            assert DECODE[fmt](q.packed.entry, tensors, n_out, n_in).astype(f32).tobytes() == dense.tobytes(), f"{fmt} {o}"
+            m = nn.QuantLinear.from_packed(q.packed, bias)
+            assert m.dequantize().numpy().tobytes() == dense.tobytes(), f"{fmt} {o}"
+            y, want = m(x).double(), x.double() @ torch.from_numpy(dense).double().T + bias
+            inputs = x.abs() if fmt != "w4a8" else x.abs().max(1, keepdim=True)[0].expand_as(x)  # int8: half a step of 127 to the largest
+            bound = (1e-5 if fmt != "w4a8" else .51 / 127) * inputs.double() @ torch.from_numpy(dense).double().abs().T + 1e-5
+            assert ((y - want).abs() <= bound).all(), f"{fmt} {o}: {(y - want).abs().max()}"
+            done[f"{fmt}.{i}"] = (q, m)
+    requite.save(saved, {n: q.packed for n, (q, _m) in done.items()}, {n + ".bias": bias for n in done})
+    again = requite.Checkpoint(saved).all_linears()
+    assert list(again) == list(done)
+    for name, (_q, m) in done.items():
+        assert torch.equal(again[name](x), m(x)) and {k: v.dtype for k, v in again[name].state_dict().items()} == {k: v.dtype for k, v in m.state_dict().items()}
+    q = done["ssvq.0"][0].packed
+    refused("weight_shape is missing", nn.QuantLinear.from_packed, requite.Packed(q.entry, {}))
+    refused("weight_signs is missing", nn.QuantLinear.from_packed, requite.Packed(q.entry, {n: t for n, t in q.tensors.items() if n != "weight_signs"}))
 
 
 class Grid(ctypes.Structure):  # rq_grid of host/fmt_grid.h
@@ -509,6 +553,27 @@ def test_refused():
     refused("x has dtype float64", fake, x.double())
 
 
+def test_refused_by_all():
+    """Each tensor of each operator with another type, between gaps, freed, one dimension more, or on another device: the exception names it."""
+    for operator, args in calls():
+        if any(isinstance(a, torch.Tensor) and a.requires_grad for a in args): continue  # the same calls
+        names = [a.name for a in operator.default._schema.arguments]
+        for i, t in enumerate(args):
+            if not isinstance(t, torch.Tensor): continue
+            freed = t.clone()
+            freed.untyped_storage().resize_(0)
+            wrong = {"another type": t.double() if t.dtype != torch.float64 else t.float(), "freed": freed}
+            if sum(isinstance(a, torch.Tensor) for a in args) > 1: wrong["on meta"] = t.to("meta")  # alone it is a question about shapes
+            if t.numel() > 1: wrong["between gaps"] = torch.stack([t, t], -1)[..., 0]
+            if names[i] not in ("x", "gate"): wrong["one dimension more"] = t[None]
+            for what, bad in wrong.items():
+                try:
+                    operator(*args[:i], bad, *args[i + 1:])
+                except (RuntimeError, ValueError, TypeError, NotImplementedError) as e:
+                    assert names[i] in str(e), f"{operator}: {names[i]} {what}: {e}"
+                else: raise AssertionError(f"{operator}: {names[i]} {what}: nothing was raised")
+
+
 def test_cuda():
     """Shapes and refusals on fake CUDA tensors anywhere; on a GPU also the numbers, and a captured graph."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -527,6 +592,10 @@ def test_cuda():
             assert ops.unpack_tiles(w, layout, dtype == torch.bfloat16).dtype == dtype
             y = ops.gemm_tiles(like((5, m.in_features), torch.int8), like((5,), torch.float32), like((5,), torch.int32), w, None, layout, True)
             assert y.shape == (5, m.out_features) and y.dtype == torch.bfloat16
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            for y in (ops.hadamard(like((2, 96), dtype), 32, False), ops.rotate(like((2, 96), dtype), "hadamard", 7, True)):
+                assert y.shape == (2, 96) and y.dtype == dtype and y.device.type == "cuda"
+        refused("x has dtype float64", ops.hadamard, like((2, 96), torch.float64), 32, False)
         refused("x has dtype float32: float16 or bfloat16", ops.linear_tiles, like((2, m.in_features), torch.float32), w, None, None, layout)
         refused("tiles is on cpu", ops.linear_tiles, like((2, m.in_features), torch.half), like(tiles.shape, torch.uint8, "cpu"), None, None, layout)
         refused("x has rows of 7", ops.linear_tiles, like((2, 7), torch.half), w, None, None, layout)
@@ -534,6 +603,8 @@ def test_cuda():
     refused("linear_tiles|CPU", ops.linear_tiles, torch.zeros(1, m.in_features).half(), tiles, None, None, layout)
     reason = requite.ops.why_no_cuda()
     if reason is not None:
+        moving = copy.deepcopy(m)
+        with FakeTensorMode(): refused("the layer cannot go to cuda:0: |" + reason, moving.to, "cuda")
         print(f"test_torch: skips a GPU's numbers: {reason}")
         return
     for name in sorted(set(MODELS) - set(NO_TILES)):
@@ -553,6 +624,10 @@ def test_cuda():
                     assert torch.equal(out, there(held)), f"{name} {matrix} {n_tok}: a graph's result"
                 for a, b in zip(ops.quantize_rows(x.cuda(), None, 0), ops.quantize_rows(x.float(), None, 0)): assert torch.equal(a.cpu(), b)
             assert torch.equal(there.cpu()(x.float()), module(x.float()))
+    x = torch.randn(4, 1536)
+    for flag in (False, True):
+        assert torch.equal(ops.hadamard(x.cuda(), 1536, flag).cpu(), ops.hadamard(x, 1536, flag))
+        for kind in ("hadamard", "plain"): assert torch.equal(ops.rotate(x.cuda(), kind, 7, flag).cpu(), ops.rotate(x, kind, 7, flag))
 
 
 def aligned(t, by=256):
@@ -599,6 +674,21 @@ def test_simulated():
     for a, b in zip(rows[:3], ops.quantize_rmsnorm(flow.float(), None, factor.float(), 1e-5, None, 0)): assert torch.equal(a, b)
     assert torch.equal(rows[3], flow)
     for a, b in zip(ops.sim_quantize_gated(x, res, None, 96), ops.quantize_gated(x.float(), res.float(), None, 96)): assert torch.equal(a, b)
+    for order, n in ((32, 96), (12, 96), (96, 96), (2048, 2048)):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            rows = torch.randn(2, 3, n).to(dtype)
+            for flag in (False, True):
+                assert torch.equal(ops.sim_hadamard(rows, order, flag), ops.hadamard(rows.float(), order, flag).to(dtype)), f"hadamard {order} {dtype}"
+                for kind, seed in (("hadamard", 7), ("plain", 0), ("orthogonal", 3)):
+                    if kind == "orthogonal" and n > 96: continue
+                    got, want = ops.sim_rotate(rows, kind, seed, flag), ops.rotate(rows.float(), kind, seed, flag).to(dtype)
+                    if kind != "orthogonal": assert torch.equal(got, want), f"{kind} {n} {dtype}"
+                    assert got.dtype == dtype and torch.allclose(got.float(), want.float(), rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-2), f"{kind} {n} {dtype}"
+    assert ops.sim_hadamard(torch.zeros(0, 96), 32, False).shape == (0, 96)
+    refused("order is 36, which does not divide rows of 96", ops.sim_hadamard, rows[..., :96].contiguous(), 36, False)
+    refused("x has dtype float64", ops.sim_hadamard, torch.zeros(1, 96).double(), 32, False)
+    refused("no Hadamard matrix of order 92|order 92", ops.sim_rotate, torch.zeros(1, 92), "hadamard", 1, False)
+    refused("unknown kind of rotation", ops.sim_rotate, torch.zeros(1, 96), "odd", 1, False)
     _name, e, _t, m = next(t for t in matrices("w4a8-row") if "down_proj" in t[0])
     tiles, layout = m.kind.tiles(m)
     tiles, layout = aligned(tiles), layout.tolist()
@@ -647,10 +737,27 @@ def test_load():
     assert requite.load(quantized("grid3"), torch.bfloat16)(ids).logits.dtype == torch.bfloat16
 
 
-def python(code, **env):
+def python(code, cwd=None, **env):
     places = [PACKAGE] if LIBRARY != "installed" else []
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(places + [os.environ.get("PYTHONPATH", "")]), **env}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=cwd, check=False)
+
+
+def with_driver(base, library):
+    """requite_torch_cuda.so of one CUDA release and a driver of another: a library that says so stands for the kernels."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        print("test_torch: skips CUDA releases: there is no C compiler")
+        return
+    source, path = os.path.join(WORK.name, "releases.c"), os.path.join(os.path.dirname(library), "requite_torch_cuda.so")
+    for linked, driver, device, says in ((13000, 12080, True, "is built with CUDA 13, and this machine's NVIDIA driver runs CUDA 12.8|CPU work without"),
+                                         (12040, 0, False, "this machine has no NVIDIA driver"), (12080, 12020, True, "None"), (12080, 13000, True, "None"),
+                                         (12080, 13000, False, "PyTorch finds no CUDA device")):
+        with open(source, "w", encoding="utf-8") as f: f.write(f"void requite_torch_cuda_releases(int *l, int *d) {{ *l = {linked}; *d = {driver}; }}\n")
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", path, source], check=True)
+        p = python(base + f"import torch; torch.version.cuda = '13'; torch.cuda.is_available = lambda: {device}; print(requite.ops.why_no_cuda())",
+                   RQ_LIBRARY=library)
+        for word in says.split("|"): assert word in p.stdout, p.stdout + p.stderr
 
 
 def test_import():
@@ -675,18 +782,18 @@ def test_import():
         p = python(base + "import torch; torch.version.cuda = '13'; requite.ops.torch.ops.requite.linear_grid; print(requite.ops.why_no_cuda())",
                    RQ_LIBRARY=alone)
         assert "requite_torch_cuda.so cannot be loaded" in p.stdout, p.stdout + p.stderr  # and the CPU's operators are there
+        with_driver(base, alone)
     p = python("import requite; requite.nonsense")
     assert "has no attribute 'nonsense'" in p.stderr, p.stderr
 
 
-def test_readme():
-    """The example of python/README.md prints what the page says; as it is typed, with the default compiler."""
-    with open(os.path.join(PACKAGE, "README.md"), encoding="utf-8") as f: parts = f.read().split("## With PyTorch", 1)[1].split("```")
-    code, printed = parts[1].split("\n", 1), parts[3].split("\n", 1)
-    assert code[0] == "python" and printed[0] == "text"
-    p = python(code[1])
-    assert p.returncode == 0, p.stderr
-    assert p.stdout == printed[1], p.stdout
+def test_examples():
+    """The examples of python/README.md and docs/python.md print what the pages say; as they are typed, with the default compiler."""
+    for page, after in (("python/README.md", "## With PyTorch"), ("docs/python.md", "## A module that is no language model")):
+        code, printed = example(page, after)
+        p = python(code, cwd=WORK.name)
+        assert p.returncode == 0, p.stderr
+        assert printed_as(p.stdout, printed), p.stdout
 
 
 def main():

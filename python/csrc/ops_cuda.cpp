@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 // torch.ops.requite.* on CUDA devices: the kernels of cuda/, on PyTorch's current stream. What an operator needs beyond its result (workspace,
 // scratch, int8 rows) is a tensor of PyTorch's allocator, and nothing is waited for or read back, so that a captured graph can hold it; like
-// everything that loads a library at first use, run it once before a capture. A result is float16 or bfloat16, as x is.
+// everything that loads a library or makes a table at first use, run it once before a capture. A result is float16 or bfloat16, as x is.
 //
 // With REQUITE_SIM the same code takes tensors of the CPU to the simulator of tests/gpusim, for tests.
 #ifndef REQUITE_SIM
 #define REQUITE_CUDA
+#include <cuda_runtime_api.h>
 #endif
 #include "layout.h"
-#include "rq_cuda.h"
+#include "rq_cuda_hadamard.h"
 #include "rq_packed.h"
 
+#include <map>
+#include <mutex>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <tuple>
@@ -270,8 +273,84 @@ std::tuple<Tensor, Tensor, Tensor> quantize_gated(const Tensor &gate, const Tens
     return {out.q, out.scale, out.sum};
 }
 
+// ---- Hadamard matrices and rotations: rows of float32 too
+
+HalfRows rows_to_turn(const Tensor &x, rq_rows_type *type) {
+    if (x.scalar_type() != ScalarType::Float) {
+        if (x.scalar_type() != ScalarType::Half && x.scalar_type() != ScalarType::BFloat16)
+            refuse("x has dtype ", dtype_name(x.scalar_type()), ": float16, bfloat16 or float32 is wanted on ",
+                   device_name);
+        const HalfRows rows = half_rows(x, "x");
+        *type = rows.act == RQ_ACT_F16 ? RQ_ROWS_F16 : RQ_ROWS_BF16;
+        return rows;
+    }
+    const Rows rows = rows_of(x, "x");
+    *type = RQ_ROWS_F32;
+    return {rows.data, rows.n_tok, rows.n, rows.shape, ScalarType::Float, RQ_ACT_F16};
+}
+
+Tensor hadamard(const Tensor &x, int64_t order, bool transposed) {
+    const Device device(x);
+    rq_hadamard h[2];
+    rq_cuda_hadamard_args a{};
+    const HalfRows rows = rows_to_turn(x, &a.type);
+    if (order < 1 || order > rows.n || rows.n % order)
+        refuse("order is ", order, ", which does not divide rows of ", rows.n);
+    check(rq_hadamard_make(h, order));
+    Tensor y = new_here(x, rows.shape, rows.type);
+    a.y = y.mutable_data_ptr(), a.x = rows.data, a.n_tok = rows.n_tok, a.n = rows.n, a.hadamard = &h[transposed];
+    if (rows.n_tok > 0) run(rq_cuda_hadamard_rows(&a, device.stream));
+    return y;
+}
+
+// R of kind "orthogonal" as float32 on x's device, made by the CPU when it is first asked for and then kept: a captured graph may hold it, and a
+// tensor of a device is better not freed when the process ends.
+Tensor orthogonal(const Tensor &x, int64_t n, int64_t seed) {
+    static std::mutex lock;
+    static auto &kept = *new std::map<std::tuple<int32_t, int64_t, int64_t>, Tensor>;
+    const std::lock_guard<std::mutex> guard(lock);
+    const auto key = std::make_tuple(x.get_device_index(), n, seed);
+    const auto found = kept.find(key);
+    if (found != kept.end()) return found->second;
+    Tensor r = torch::stable::new_zeros(x, Shape{n, n}, ScalarType::Float, std::nullopt,
+                                        torch::stable::Device(torch::headeronly::DeviceType::CPU));
+    float *entry = output_of<float>(r);
+    for (int64_t i = 0; i < n; ++i) entry[i * n + i] = 1;
+    check(rq_rotate_rows(entry, n, n, "orthogonal", static_cast<uint64_t>(seed), false));
+    return kept.emplace(key, torch::stable::to(r, x.device())).first->second;
+}
+
+Tensor rotate(const Tensor &x, const std::string &kind, int64_t seed, bool inverse) {
+    const Device device(x);
+    rq_hadamard h[2];
+    rq_cuda_rotate_args a{};
+    const HalfRows rows = rows_to_turn(x, &a.type);
+    if (kind == "orthogonal") { // a product by PyTorch, in float32
+        const Tensor r = orthogonal(x, rows.n, seed);
+        const Tensor y = torch::stable::matmul(torch::stable::to(x, ScalarType::Float),
+                                               inverse ? torch::stable::transpose(r, 0, 1) : r);
+        return torch::stable::to(y, rows.type);
+    }
+    if (kind != "hadamard" && kind != "plain")
+        refuse("unknown kind of rotation \"", kind, "\"; there are hadamard, orthogonal and plain");
+    check(rq_hadamard_make(h, rows.n));
+    Tensor y = new_here(x, rows.shape, rows.type);
+    a.y = y.mutable_data_ptr(), a.x = rows.data, a.n_tok = rows.n_tok, a.n = rows.n, a.hadamard = h;
+    a.seed = static_cast<uint64_t>(seed), a.plain = kind == "plain", a.inverse = inverse;
+    if (rows.n_tok > 0) run(rq_cuda_rotate_rows(&a, device.stream));
+    return y;
+}
+
 } // namespace
 } // namespace requite
+
+#ifndef REQUITE_SIM
+// For requite.ops.why_no_cuda(): the CUDA release that is linked in here, and the newest that this machine's driver runs (0: no driver).
+extern "C" __attribute__((visibility("default"))) void requite_torch_cuda_releases(int *linked, int *driver) {
+    *linked = CUDART_VERSION;
+    if (cudaDriverGetVersion(driver) != cudaSuccess) *driver = 0;
+}
+#endif
 
 #ifdef REQUITE_SIM
 #define REQUITE_KEY CPU
@@ -282,6 +361,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(requite, m) { // the CPU has its own of these
         "(Tensor q, Tensor scale, Tensor sum, Tensor stream)");
     m.def("sim_quantize_gated(Tensor gate, Tensor up, Tensor? factor, int hadamard) -> (Tensor q, Tensor scale, Tensor "
           "sum)");
+    m.def("sim_hadamard(Tensor x, int order, bool transposed) -> Tensor");
+    m.def("sim_rotate(Tensor x, str kind, int seed, bool inverse) -> Tensor");
 }
 #define REQUITE_NAME(name) "sim_" name
 #else
@@ -296,4 +377,6 @@ STABLE_TORCH_LIBRARY_IMPL(requite, REQUITE_KEY, m) {
     m.impl(REQUITE_NAME("quantize_rows"), TORCH_BOX(&quantize_rows));
     m.impl(REQUITE_NAME("quantize_rmsnorm"), TORCH_BOX(&quantize_rmsnorm));
     m.impl(REQUITE_NAME("quantize_gated"), TORCH_BOX(&quantize_gated));
+    m.impl(REQUITE_NAME("hadamard"), TORCH_BOX(&hadamard));
+    m.impl(REQUITE_NAME("rotate"), TORCH_BOX(&rotate));
 }

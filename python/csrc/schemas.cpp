@@ -55,7 +55,8 @@ STABLE_TORCH_LIBRARY(requite, m) {
     m.def(
         "quantize_gated(Tensor gate, Tensor up, Tensor? factor, int hadamard) -> (Tensor q, Tensor scale, Tensor sum)");
 
-    // Each `order` consecutive values of x[..., n] times the normalized Hadamard matrix of that order.
+    // Each `order` consecutive values of x[..., n] times the normalized Hadamard matrix of that order; on CUDA devices x is float16, bfloat16 or
+    // float32, here and below.
     m.def("hadamard(Tensor x, int order, bool transposed) -> Tensor");
     // Rows of x[..., n] times the rotation of a rotated model's residual stream, or its inverse; kind and seed are the metadata's.
     m.def("rotate(Tensor x, str kind, int seed, bool inverse) -> Tensor");

@@ -4,7 +4,7 @@
 
 #include "layout.h"
 #include "matrices.h"
-#include "repack.h"
+#include "rq_repack.h"
 
 namespace requite {
 namespace {

@@ -2,13 +2,14 @@
 """Requite from Python: quantize linear layers below four bits and run what `requite quantize` wrote, over the C library.
 
 quantize_linear   one layer, from its weights and the Gram matrix of its inputs
+save              packed matrices as a safetensors file
 Gram, hooks       those Gram matrices, from your own calibration loop
 Model             logits of a model folder or .gguf file
 Error, Status     what the library refuses, with its sentence
 ops, nn, load     with PyTorch 2.10 or later: torch.ops.requite, QuantLinear, a transformers model on them
 
 Arrays are NumPy's, or anything on the CPU with DLPack or __array_interface__ (PyTorch tensors among them). PyTorch itself is
-imported by hooks(), ops, nn, checkpoint and load alone, and used where the caller's own objects are tensors.
+imported by hooks(), ops, nn, checkpoint, load and ssvq alone, and used where the caller's own objects are tensors.
 """
 try:
     import numpy as _numpy  # noqa: F401  (asked for here, so that the reason is the first thing said)
@@ -17,14 +18,14 @@ except ImportError as e:
 
 from ._library import Error, LibraryError, Status, get_threads, library_path, set_threads, version
 from .gram import Gram, hooks
-from .layer import Info, Result, quantize_linear
+from .layer import Info, Packed, Result, quantize_linear, save
 from .model import Model
 
 __version__ = "0.1.0"
-__all__ = ["Error", "Gram", "Info", "LibraryError", "Model", "Result", "Status", "get_threads", "hooks", "library_path",
-           "quantize_linear", "set_threads", "version"]
+__all__ = ["Error", "Gram", "Info", "LibraryError", "Model", "Packed", "Result", "Status", "get_threads", "hooks",
+           "library_path", "quantize_linear", "save", "set_threads", "version"]
 
-_TORCH = {"ops": "ops", "nn": "nn", "checkpoint": "checkpoint", "load": "checkpoint", "Checkpoint": "checkpoint"}
+_TORCH = {"ops": "ops", "nn": "nn", "checkpoint": "checkpoint", "load": "checkpoint", "Checkpoint": "checkpoint", "ssvq": "ssvq"}
 
 
 def __getattr__(name):

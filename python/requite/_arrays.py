@@ -22,8 +22,15 @@ def as_numpy(x, name: str) -> np.ndarray:
     if isinstance(x, np.ndarray): return x
     if is_torch(x):
         if x.device.type != "cpu": raise ValueError(f"{name} is on {x.device}: only the CPU's arrays are taken; {name}.cpu()")
+        if str(x.layout) != "torch.strided": raise TypeError(f"{name} has layout {x.layout}: a dense tensor is wanted; {name}.to_dense()")
         x = x.detach()
-        return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()  # NumPy has no bfloat16; float32 holds it exactly
+        last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride())) + x.storage_offset()
+        if x.numel() and x.untyped_storage().nbytes() < (last + 1) * x.element_size():
+            raise ValueError(f"{name} has no memory for its shape {tuple(x.shape)}: its storage was freed or shrunk")
+        try:
+            return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()  # NumPy has no bfloat16; float32 holds it exactly
+        except (TypeError, RuntimeError) as e:  # conjugated, or of a subclass without memory
+            raise TypeError(f"{name}: this tensor cannot be read as an array: {e}") from e
     if hasattr(x, "__array_interface__"): return np.asarray(x)
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
         device = x.__dlpack_device__()

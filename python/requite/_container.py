@@ -7,13 +7,10 @@ the same file.
 import json
 import os
 import shutil
-import struct
 
 import numpy as np
 
-_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32,
-          "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
-_MAX_HEADER = 100_000_000
+from ._safetensors import File
 
 
 def unpack_bits(words: np.ndarray, bits: int, count: int) -> np.ndarray:
@@ -42,43 +39,18 @@ def round_bf16(a: np.ndarray) -> np.ndarray:
     return ((u + 0x7fff + ((u >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-class Container:
-    """folder/model.safetensors, mapped.
+class Container(File):
+    """folder/model.safetensors, mapped, and beside its tensors and matrices
 
-    linears   {matrix: entry} of the packed matrices, from the metadata
     config    config.json
     rotated   whether the residual stream is
     """
 
     def __init__(self, folder):
         self.folder = os.fspath(folder)
-        self.path = os.path.join(self.folder, "model.safetensors")
         with open(os.path.join(self.folder, "config.json"), encoding="utf-8") as f: self.config = json.load(f)
-        size = os.path.getsize(self.path)
-        with open(self.path, "rb") as f:
-            head = f.read(8)
-            n = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            if not 2 <= n <= min(size - 8, _MAX_HEADER): raise ValueError(f"{self.path} is no safetensors file: a header of {n} bytes")
-            header = json.loads(f.read(n))
-        meta = header.pop("__metadata__", {})
-        if "requite" not in meta: raise ValueError(f"{self.path} was not written by `requite quantize`: it has no metadata \"requite\"")
-        said = json.loads(meta["requite"])
-        if said.get("version") != 1: raise ValueError(f"{self.path}: metadata \"requite\" is of version {said.get('version')}; this package reads 1")
-        self.tensors, self.linears, self.rotated = header, said["linears"], said.get("rotation") is not None
-        self._start = 8 + n
-        self._map = np.memmap(self.path, np.uint8, "r")
-        for name, t in header.items():
-            begin, end = t["data_offsets"]
-            wanted = int(np.prod(t["shape"], dtype=np.int64)) * np.dtype(_TYPES[t["dtype"]]).itemsize if t["dtype"] in _TYPES else -1
-            if not 0 <= begin <= end <= size - self._start or end - begin != wanted:
-                raise ValueError(f"{self.path}: {name} ({t['dtype']}, {t['shape']}) does not fit its place, bytes {begin} to {end}")
-
-    def array(self, name: str) -> np.ndarray:
-        """A tensor as it is stored (bfloat16 as uint16), read-only."""
-        if name not in self.tensors: raise ValueError(f"{self.path} has no tensor {name}")
-        t = self.tensors[name]
-        begin, end = t["data_offsets"]
-        return self._map[self._start + begin:self._start + end].view(_TYPES[t["dtype"]]).reshape(t["shape"])
+        super().__init__(os.path.join(self.folder, "model.safetensors"))
+        self.rotated = self.rotation is not None
 
     def floats(self, name: str) -> np.ndarray:
         """A tensor of floats in float32."""
@@ -117,7 +89,7 @@ class Container:
                 old = self.array(name)
                 if array.dtype != old.dtype or array.shape != old.shape:
                     raise ValueError(f"{name} is {array.dtype} {array.shape}, in {self.path} {old.dtype} {old.shape}")
-                f.seek(self._start + self.tensors[name]["data_offsets"][0])
+                f.seek(self.place(name))
                 f.write(np.ascontiguousarray(array).tobytes())
             f.flush()
             os.fsync(f.fileno())

@@ -8,7 +8,7 @@ import ctypes
 import enum
 import os
 import threading
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 
 
 class Status(enum.IntEnum):
@@ -40,6 +40,11 @@ class LayerInfo(ctypes.Structure):  # rq_layer_info
                 ("bpw", c_double), ("damp_used", c_double), ("damp_retries", c_int), ("n_dead", c_int64)]
 
 
+class LayerTensor(ctypes.Structure):  # rq_layer_tensor
+    _fields_ = [("struct_size", c_size_t), ("name", c_char_p), ("dtype", c_char_p), ("rank", c_int), ("shape", c_int64 * 3),
+                ("data", c_void_p)]
+
+
 # name: (result, arguments). A function whose result is CHECKED returns an rq_status.
 CHECKED = object()
 FUNCTIONS = {
@@ -48,10 +53,12 @@ FUNCTIONS = {
     "rq_last_error": (c_char_p, []),
     "rq_set_threads": (None, [c_int]),
     "rq_get_threads": (c_int, []),
-    "rq_layer_groups": (c_int64, [c_int64, c_char_p]),
-    "rq_quantize_layer": (CHECKED, [POINTER(c_float), POINTER(c_uint8), POINTER(c_float), POINTER(c_uint8), POINTER(c_int32),
-                                    POINTER(c_float), POINTER(c_double), POINTER(c_double), c_int64, c_int64, c_char_p,
-                                    POINTER(LayerInfo)]),
+    "rq_layer_quantize": (CHECKED, [POINTER(c_void_p), POINTER(c_float), POINTER(c_double), POINTER(c_double), c_int64, c_int64,
+                                    c_char_p, POINTER(LayerInfo)]),
+    "rq_layer_free": (None, [c_void_p]),
+    "rq_layer_entry": (c_char_p, [c_void_p]),
+    "rq_layer_count": (c_int, [c_void_p]),
+    "rq_layer_at": (CHECKED, [c_void_p, c_int, POINTER(LayerTensor)]),
     "rq_model_open": (CHECKED, [POINTER(c_void_p), c_char_p]),
     "rq_model_close": (None, [c_void_p]),
     "rq_model_n_vocab": (c_int64, [c_void_p]),
@@ -59,6 +66,7 @@ FUNCTIONS = {
     "rq_model_logits": (CHECKED, [c_void_p, POINTER(c_float), POINTER(c_int32), c_int64]),
 }
 
+_REST = "Without it Gram and hooks work, and nothing else does"
 _lock = threading.Lock()
 _loaded = None
 
@@ -81,18 +89,18 @@ def _load():
     if not os.path.isfile(path):
         named = "RQ_LIBRARY names" if os.environ.get("RQ_LIBRARY") else "RQ_LIBRARY is not set, and this package carries none at"
         raise LibraryError(f"librequite.so is not there: {named} {path}. Install the package with `pip install ./python` from "
-                           "a checkout of Requite, or set RQ_LIBRARY to a librequite.so that was built from one")
+                           f"a checkout of Requite, or set RQ_LIBRARY to a librequite.so that was built from one. {_REST}")
     try:
         lib = ctypes.CDLL(os.path.abspath(path))
     except OSError as e:  # a library that it needs is missing, or another architecture's file
         raise LibraryError(f"{path} cannot be loaded: {e}. It needs jansson, PCRE2, utf8proc and xxHash: "
-                           "third_party/install.sh installs them") from e
+                           f"third_party/install.sh installs them. {_REST}") from e
     for name, (result, arguments) in FUNCTIONS.items():
         try:
             function = getattr(lib, name)
         except AttributeError:
             raise LibraryError(f"{path} has no {name}: it is not Requite's library, or of another version than this "
-                               f"package's {__version__}") from None
+                               f"package's {__version__}. {_REST}") from None
         function.argtypes = arguments
         function.restype = c_int if result is CHECKED else result
         if result is CHECKED:
@@ -100,7 +108,7 @@ def _load():
     found = lib.rq_version().decode()
     if found != __version__:
         raise LibraryError(f"{path} is version {found} and this package is version {__version__}: both must come from the "
-                           "same checkout")
+                           f"same checkout. {_REST}")
     return lib
 
 

@@ -1,58 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `requite quantize` wrote, into PyTorch: one matrix, or a whole transformers model."""
-import json
 import os
-import struct
 
+import numpy as np
+
+from ._safetensors import File
+from .layer import Packed
 from .nn import QuantLinear
 from .ops import torch
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
-
 
 class Checkpoint:
-    """The tensors of a folder's model.safetensors, read when they are asked for, and what its metadata says of packed matrices.
+    """The tensors of a folder's model.safetensors, or of a file that requite.save wrote, read when they are asked for, and what its
+    metadata says of packed matrices.
 
     names      of all tensors
     linears    {matrix: entry}, the metadata's
     rotation   the metadata's, or None
     """
 
-    def __init__(self, folder):
-        self.path = os.path.join(os.fspath(folder), "model.safetensors")
-        with open(self.path, "rb") as f:
-            size = os.fstat(f.fileno()).st_size
-            head = f.read(8)
-            n = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            if not 2 <= n <= min(size - 8, 100_000_000): raise ValueError(f"{self.path} is no safetensors file: a header of {n} bytes")
-            header = json.loads(f.read(n))
-        meta = header.pop("__metadata__", {})
-        if "requite" not in meta: raise ValueError(f"{self.path} was not written by `requite quantize`: no metadata \"requite\". "
-                                                "`requite convert --to requite` makes such a folder of another tool's")
-        said = json.loads(meta["requite"])
-        if said.get("version") != 1: raise ValueError(f"{self.path}: metadata \"requite\" is of version {said.get('version')}; this package reads 1")
-        self.names, self.linears, self.rotation = header, said["linears"], said.get("rotation")
-        self._data = torch.from_file(self.path, shared=False, size=size, dtype=torch.uint8)[8 + n:]
+    def __init__(self, path):
+        self._file = file = File(path)
+        self.path, self.names, self.linears, self.rotation = file.path, file.tensors, file.linears, file.rotation
 
     def tensor(self, name: str):
         """A tensor of its own memory."""
-        if name not in self.names: raise KeyError(f"{self.path} has no tensor {name}")
-        entry = self.names[name]
-        if entry["dtype"] not in _DTYPES: raise ValueError(f"{self.path}: {name} has dtype {entry['dtype']}")
-        begin, end = entry["data_offsets"]
-        return self._data[begin:end].clone().view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        t = torch.from_numpy(np.array(self._file.array(name)))
+        return t.view(torch.bfloat16) if self.names[name]["dtype"] == "BF16" else t
+
+    def packed(self, name: str) -> Packed:
+        """Matrix `name` as quantize_linear returns one; without its codebook where entry["book"] names another matrix."""
+        if name not in self.linears: raise KeyError(f"{self.path}: the metadata describes no matrix {name}")
+        before = name + "."
+        return Packed(self.linears[name], {n[len(before):]: self.tensor(n) for n in self.names if n.startswith(before + "weight_")})
 
     def linear(self, name: str, bias=None, book_from=None) -> QuantLinear:
         """Matrix `name` as a module. book_from: the one that entry["book"] names, unless it is this."""
-        if name not in self.linears: raise KeyError(f"{self.path}: the metadata describes no matrix {name}")
-        entry, before = self.linears[name], name + "."
-        tensors = {n[len(before):]: self.tensor(n) for n in self.names if n.startswith(before + "weight_")}
-        n_out, n_in = tensors["weight_shape"].tolist()
-        names = {v: k for k, v in _DTYPES.items()}
-        return QuantLinear(n_in, n_out, entry, tensors, bias, book_from, act_order="weight_g_idx" in tensors,
-                           scale_dtype=names[tensors["weight_scale"].dtype] if "weight_scale" in tensors else "F16",
-                           book_dtype=names[tensors["weight_book"].dtype] if "weight_book" in tensors else "F16")
+        return QuantLinear.from_packed(self.packed(name), bias, book_from)
 
     def all_linears(self) -> dict:
         """{matrix: module}, codebooks shared as in the file."""

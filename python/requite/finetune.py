@@ -17,14 +17,16 @@ import sys
 import time
 
 import numpy as np
-import torch
 
 from . import _library
 from ._arrays import token_ids
 from ._container import round_bf16
-from ._llama import Llama
+from ._torch import torch_for
 from .model import Model
-from .ssvq import SignFreezer, stored_tensors
+
+torch = torch_for("requite.finetune")  # before what is built on it, for the sentence
+from ._llama import Llama  # noqa: E402
+from .ssvq import SignFreezer, stored_tensors  # noqa: E402
 
 INTERRUPTED = 75  # exit status of a run that can be resumed, as the command's
 

@@ -6,6 +6,7 @@ from typing import Optional
 import numpy as np
 
 from ._arrays import as_numpy, check_finite
+from ._torch import torch_for
 
 CHUNK = 4096  # rows that are widened to float64 at once
 
@@ -77,11 +78,7 @@ def hooks(model, names=None, fp=None) -> Hooks:
             original(batch); model(batch)
     g = taken.grams["layers.0.mlp.up_proj"]        # g.h and g.d for quantize_linear
     """
-    try:
-        import torch
-    except ImportError as e:
-        raise ImportError("requite.hooks needs PyTorch, which this Python does not have: pip install torch. Gram.add takes "
-                          "arrays without it") from e
+    torch = torch_for("requite.hooks", rest="Gram.add takes arrays without it")
     modules = dict(model.named_modules())
     if isinstance(names, str): raise TypeError(f"names is {names!r}: a list of names is wanted")
     names = [n for n, m in modules.items() if isinstance(m, torch.nn.Linear)] if names is None else list(names)

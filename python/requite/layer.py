@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One linear layer: rq_quantize_layer of host/rq.h."""
+"""One linear layer: rq_layer_quantize of host/rq.h."""
 import ctypes
+import json
+import os
 from dataclasses import dataclass, fields
 from typing import Any, Optional
 
 import numpy as np
 
-from ._arrays import floats, like
-from ._library import LayerInfo, fail, library
+from . import _safetensors
+from ._arrays import as_numpy, floats, like
+from ._library import LayerInfo, LayerTensor, library
 
 SYMMETRIC = 1e-3  # of sqrt(h[i][i] h[j][j]): float32 sums pass, a matrix that is no Gram matrix does not
 
@@ -25,15 +28,23 @@ class Info:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A matrix as files have it (docs/formats.md): what requite.nn.QuantLinear.from_packed and requite.save take."""
+    entry: dict    # its entry in the metadata: {"format": "grid", "bits": 3, "group": 128, "sym": False}
+    tensors: dict  # {"weight_packed": int32 [n_out, words], "weight_scale": ...}, names without the matrix's
+
+
+@dataclass(frozen=True)
 class Result:
     """A quantized layer. On the grid q[i][j] = scale[i][g] * (codes[i][j] - zero[i][g]) with g = g_idx[j]; with another
-    rounder codes, scale, zero and g_idx are None. Tensors where w was one, else NumPy arrays."""
+    rounder codes, scale, zero and g_idx are None, and packed has what there is. Tensors where w was one, else NumPy arrays."""
     q: Any      # float32 [n_out, n_in], what the codes stand for
     codes: Any  # uint8 [n_out, n_in], 0 to 2^bits - 1
     scale: Any  # float32 [n_out, n_group]
     zero: Any   # uint8 [n_out, n_group]
     g_idx: Any  # int32 [n_in], the group of each input
     info: Info
+    packed: Packed
 
 
 def _word(name: str, value) -> str:
@@ -73,6 +84,17 @@ def _pointer(array: Optional[np.ndarray], c_type):
     return None if array is None else array.ctypes.data_as(ctypes.POINTER(c_type))
 
 
+def _arrays_of(lib, layer) -> dict:
+    """{name: array} of a quantized layer, in memory of their own."""
+    out, t = {}, LayerTensor(struct_size=ctypes.sizeof(LayerTensor))
+    for i in range(lib.rq_layer_count(layer)):
+        lib.rq_layer_at(layer, i, ctypes.byref(t))
+        a = np.empty(tuple(t.shape[:t.rank]), _safetensors.TYPES[t.dtype.decode()])
+        ctypes.memmove(a.ctypes.data, t.data, a.nbytes)
+        out[t.name.decode()] = a
+    return out
+
+
 def quantize_linear(w, h, d=None, *, comp: Optional[str] = None, bits: Optional[int] = None, group: Optional[int] = None,
                     round: Optional[str] = None, **options) -> Result:
     """Quantize w column by column, the columns still open making up for the error of those already rounded.
@@ -100,17 +122,29 @@ def quantize_linear(w, h, d=None, *, comp: Optional[str] = None, bits: Optional[
     gram = None if h is None else floats(h, "h", np.float64, (n_in, n_in))
     drift = None if d is None else floats(d, "d", np.float64, (n_in, n_in))
     if gram is not None: _check_gram(gram)
-    q = np.empty((n_out, n_in), np.float32)
-    codes = scale = zero = g_idx = None
-    n_group = lib.rq_layer_groups(n_in, text)  # before anything large: it checks the options
-    if n_group < 0: fail(lib, n_group)
-    if (round or ("vq" if options.get("preset") == "vptq" else "grid")) == "grid":
-        codes, g_idx = np.empty((n_out, n_in), np.uint8), np.empty(n_in, np.int32)
-        scale, zero = np.empty((n_out, n_group), np.float32), np.empty((n_out, n_group), np.uint8)
-    info = LayerInfo(struct_size=ctypes.sizeof(LayerInfo))
-    lib.rq_quantize_layer(_pointer(q, ctypes.c_float), _pointer(codes, ctypes.c_uint8), _pointer(scale, ctypes.c_float),
-                          _pointer(zero, ctypes.c_uint8), _pointer(g_idx, ctypes.c_int32), _pointer(weights, ctypes.c_float),
-                          _pointer(gram, ctypes.c_double), _pointer(drift, ctypes.c_double), n_out, n_in, text,
-                          ctypes.byref(info))
-    return Result(*(like(a, w) for a in (q, codes, scale, zero, g_idx)),
-                  Info(**{f.name: getattr(info, f.name) for f in fields(Info)}))
+    info, layer = LayerInfo(struct_size=ctypes.sizeof(LayerInfo)), ctypes.c_void_p()
+    lib.rq_layer_quantize(ctypes.byref(layer), _pointer(weights, ctypes.c_float), _pointer(gram, ctypes.c_double),
+                          _pointer(drift, ctypes.c_double), n_out, n_in, text, ctypes.byref(info))
+    try:
+        entry, arrays = json.loads(lib.rq_layer_entry(layer)), {n: like(a, w) for n, a in _arrays_of(lib, layer).items()}
+    finally:
+        lib.rq_layer_free(layer)
+    return Result(*(arrays.get(name) for name in ("q", "codes", "scale", "zero", "g_idx")),
+                  Info(**{f.name: getattr(info, f.name) for f in fields(Info)}),
+                  Packed(entry, {n: a for n, a in arrays.items() if n.startswith("weight_")}))
+
+
+def save(path, matrices: dict, others: Optional[dict] = None) -> None:
+    """Write {name: Packed} to a safetensors file that requite.Checkpoint reads, matrix `name` as NAME.weight_packed and so on.
+
+    others  {name: array}, written as they are (bfloat16 as float32): biases as NAME.bias, embeddings, norms
+    An older file at `path` is replaced.
+    """
+    tensors = {}
+    for name, packed in matrices.items():
+        if not isinstance(packed, Packed): raise TypeError(f"matrices: {name} is a {type(packed).__name__}, not what quantize_linear(...).packed is")
+        for part, t in packed.tensors.items(): tensors[f"{name}.{part}"] = as_numpy(t, f"{name}.{part}")
+    for name, a in (others or {}).items():
+        if name in tensors: raise ValueError(f"others: {name} is a part of a packed matrix")
+        tensors[name] = as_numpy(a, name)
+    _safetensors.write(os.fspath(path), tensors, {name: packed.entry for name, packed in matrices.items()})

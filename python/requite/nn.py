@@ -125,8 +125,19 @@ class QuantLinear(torch.nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {settings}"
 
     @classmethod
+    def from_packed(cls, packed, bias=None, book_from=None) -> "QuantLinear":
+        """From quantize_linear(...).packed, of any format. bias: [n_out], an array or a tensor; book_from: as above."""
+        tensors = {name: torch.as_tensor(t) for name, t in packed.tensors.items()}
+        if "weight_shape" not in tensors: raise ValueError("packed: weight_shape is missing")
+        n_out, n_in = tensors["weight_shape"].tolist()
+        scale, book = tensors.get("weight_scale"), tensors.get("weight_book")
+        return cls(n_in, n_out, packed.entry, tensors, None if bias is None else torch.as_tensor(bias), book_from, act_order="weight_g_idx" in tensors,
+                   scale_dtype="F32" if scale is not None and scale.dtype == torch.float32 else "F16",
+                   book_dtype="U8" if book is not None and book.dtype == torch.uint8 else "F16")
+
+    @classmethod
     def from_codes(cls, codes, scale, zero, g_idx=None, *, bits: int, group: int = 0, bias=None) -> "QuantLinear":
-        """From what quantize_linear returns for the grid: codes uint8 [n_out, n_in], scale and zero [n_out, n_group], g_idx [n_in]."""
+        """From codes of a grid, one a byte: codes uint8 [n_out, n_in], scale and zero [n_out, n_group], g_idx [n_in]."""
         codes, scale, zero = (torch.as_tensor(t) for t in (codes, scale, zero))
         n_out, n_in = codes.shape
         group = group or n_in
@@ -145,8 +156,44 @@ class QuantLinear(torch.nn.Module):
         return cls(n_in, n_out, entry, tensors, bias, scale_dtype="F16" if exact else "F32", act_order=ordered)
 
 
-class _Grid:
+class _Kind:
+    """What is a format's own: buffers as in the file, what derive() makes of them, and what the operators take. All operators of a
+    format take _args first, then (bias,) `rows`, for weights alone n_in, and the values of `sizes`."""
+    derived: tuple = ()
+    n_tiled = None  # how many of _args go into tiles; None: all
+
+    def __init_subclass__(cls, name: str, sizes: tuple):
+        cls.name, cls.sizes = name, sizes
+        cls.linear_op, cls.unpack_op, cls.tiles_op = (getattr(_ops, f"{verb}_{name}") for verb in ("linear", "unpack", "tiles"))
+
+    @staticmethod
+    def derive(_m):
+        return {}
+
+    @staticmethod
+    def rows(_m):
+        return ()
+
+    @classmethod
+    def settings(cls, m):
+        return tuple(m.entry[key] for key in cls.sizes)
+
+    @classmethod
+    def linear(cls, m, x, bias):
+        return cls.linear_op(x, *cls._args(m), bias, *cls.rows(m), *cls.settings(m))
+
+    @classmethod
+    def unpack(cls, m):
+        return cls.unpack_op(*cls._args(m), *cls.rows(m), m.in_features, *cls.settings(m))
+
+    @classmethod
+    def tiles(cls, m):
+        return cls.tiles_op(*cls._args(m)[:cls.n_tiled], *cls.rows(m), m.in_features, *cls.settings(m))
+
+
+class _Grid(_Kind, name="grid", sizes=("bits", "group")):
     derived = ("words", "zero", "perm")
+    n_tiled = 3  # columns are in order there, and perm goes beside
 
     @staticmethod
     def buffers(m, scale_dtype, act_order, _book_dtype):
@@ -175,18 +222,6 @@ class _Grid:
     def _args(m):
         return (m.weight_packed if m.run_words is None else m.run_words), m.weight_scale, m.run_zero, m.run_perm
 
-    @classmethod
-    def linear(cls, m, x, bias):
-        return _ops.linear_grid(x, *cls._args(m), bias, m.entry["bits"], m.entry["group"])
-
-    @classmethod
-    def unpack(cls, m):
-        return _ops.unpack_grid(*cls._args(m), m.in_features, m.entry["bits"], m.entry["group"])
-
-    @classmethod
-    def tiles(cls, m):
-        return _ops.tiles_grid(*cls._args(m)[:3], m.in_features, m.entry["bits"], m.entry["group"])
-
 
 def _outlier_buffers(m):
     k = m.entry.get("n_outlier", 0)
@@ -205,7 +240,7 @@ def _padded(book, bits: int):
     return torch.nn.functional.pad(book, (0, 0, 0, (1 << bits) - book.shape[1]))
 
 
-class _Ssvq:
+class _Ssvq(_Kind, name="ssvq", sizes=("book_cols", "group")):
     derived = ("book",)
 
     @staticmethod
@@ -231,20 +266,8 @@ class _Ssvq:
         book = owner.weight_book if owner.run_book is None else owner.run_book
         return (m.weight_codes, m.weight_signs, book, owner._buffers.get("weight_book_scale"), m.weight_scale, *_outliers(m))
 
-    @classmethod
-    def linear(cls, m, x, bias):
-        return _ops.linear_ssvq(x, *cls._args(m), bias, m.entry["book_cols"], m.entry["group"])
 
-    @classmethod
-    def unpack(cls, m):
-        return _ops.unpack_ssvq(*cls._args(m), m.in_features, m.entry["book_cols"], m.entry["group"])
-
-    @classmethod
-    def tiles(cls, m):
-        return _ops.tiles_ssvq(*cls._args(m), m.in_features, m.entry["book_cols"], m.entry["group"])
-
-
-class _Vq:
+class _Vq(_Kind, name="vq", sizes=()):
     derived = ("book", "book2")
 
     @staticmethod
@@ -277,24 +300,16 @@ class _Vq:
         rest = (m._buffers.get("weight_" + n) for n in ("scale", "col_scale", "col_bias"))
         return (m.weight_codes, book(""), m._buffers.get("weight_codes2"), book("2"), owner._buffers.get("weight_book_of"), *rest, *_outliers(m))
 
-    @classmethod
-    def linear(cls, m, x, bias):
-        return _ops.linear_vq(x, *cls._args(m), bias, m.out_features, m.entry["book_cols"], m.entry["group"], m.entry["vec_axis"] == "out")
+    @staticmethod
+    def rows(m):
+        return (m.out_features,)
 
     @classmethod
-    def unpack(cls, m):
-        return _ops.unpack_vq(*cls._args(m), m.out_features, m.in_features, m.entry["book_cols"], m.entry["group"],
-                              m.entry["vec_axis"] == "out")
-
-    @classmethod
-    def tiles(cls, m):
-        return _ops.tiles_vq(*cls._args(m), m.out_features, m.in_features, m.entry["book_cols"], m.entry["group"],
-                             m.entry["vec_axis"] == "out")
+    def settings(cls, m):
+        return m.entry["book_cols"], m.entry["group"], m.entry["vec_axis"] == "out"
 
 
-class _W4a8:
-    derived = ()
-
+class _W4a8(_Kind, name="w4a8", sizes=("group", "hadamard")):
     @staticmethod
     def buffers(m, _scale_dtype, _act_order, _book_dtype):
         e = m.entry
@@ -308,24 +323,8 @@ class _W4a8:
         return out
 
     @staticmethod
-    def derive(_m):
-        return {}
-
-    @staticmethod
     def _args(m):
         return (m.weight_packed, m.weight_scale, *(m._buffers.get("weight_" + n) for n in ("zero", "step", "base", "in_scale")))
 
-    @classmethod
-    def linear(cls, m, x, bias):
-        return _ops.linear_w4a8(x, *cls._args(m), bias, m.entry["group"], m.entry["hadamard"])
 
-    @classmethod
-    def unpack(cls, m):
-        return _ops.unpack_w4a8(*cls._args(m), m.in_features, m.entry["group"], m.entry["hadamard"])
-
-    @classmethod
-    def tiles(cls, m):
-        return _ops.tiles_w4a8(*cls._args(m), m.in_features, m.entry["group"], m.entry["hadamard"])
-
-
-_KINDS = {"grid": _Grid, "ssvq": _Ssvq, "vq": _Vq, "w4a8": _W4a8}
+_KINDS = {kind.name: kind for kind in (_Grid, _Ssvq, _Vq, _W4a8)}

@@ -4,24 +4,18 @@
 Importing this loads requite_torch.so, which the package has where it was installed beside PyTorch 2.10 or later. Here are the
 operators' fake kernels, so that torch.compile and export see shapes without running anything, and their gradients.
 """
+import ctypes
 import os
 
 from ._library import library, library_path
+from ._torch import torch_for
 
 MINIMUM = (2, 10)
 
 
 def _import_torch():
     rest = "Quantizing and Model work without it"
-    try:
-        import torch
-    except ImportError as e:
-        raise ImportError(f"requite.ops and requite.nn need PyTorch {MINIMUM[0]}.{MINIMUM[1]} or later, which this Python does not "
-                          f"have: pip install torch. {rest}") from e
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < MINIMUM:
-        raise ImportError(f"requite.ops and requite.nn need PyTorch {MINIMUM[0]}.{MINIMUM[1]} or later for its stable ABI; this is "
-                          f"{torch.__version__}. {rest}")
+    torch = torch_for("requite.ops and requite.nn", MINIMUM, rest)
     path = os.path.join(os.path.dirname(os.path.abspath(library_path())), "requite_torch.so")
     if not os.path.isfile(path):
         raise ImportError(f"torch.ops.requite is not there: {path} was not built, as happens where PyTorch is not found when the "
@@ -49,7 +43,18 @@ def _load_cuda():
         torch.ops.load_library(path)
     except OSError as e:
         return f"{path} cannot be loaded: {e}"
-    return None
+    return _release_trouble(path)
+
+
+def _release_trouble(path: str):
+    """None, or why the CUDA run time that is linked into the kernels cannot work with this machine's driver."""
+    linked, driver = ctypes.c_int(), ctypes.c_int()
+    ctypes.CDLL(path).requite_torch_cuda_releases(ctypes.byref(linked), ctypes.byref(driver))
+    (have, _), (runs, minor) = (divmod(v.value, 1000) for v in (linked, driver))
+    if driver.value == 0: return "this machine has no NVIDIA driver"
+    if have <= runs: return None  # within a major release, and with older ones, a driver works
+    return (f"{path} is built with CUDA {have}, and this machine's NVIDIA driver runs CUDA {runs}.{minor // 10}: it takes a newer driver, or pip "
+            f"install ./python -C cmake.define.RQ_TORCH_CUDA=ON with the nvcc of CUDA {runs}. Operators on the CPU work without it")
 
 
 _no_kernels = _load_cuda()
@@ -65,16 +70,33 @@ def _refuse(condition: bool, words: str) -> None:
     if condition: raise RuntimeError(words)
 
 
-def _check(x, name: str, tensors: dict, width=None, stored=None) -> None:
-    """What fake kernels check: float rows in x, the matrix beside it. stored: name of the tensor that n_in must go with."""
+def _fake(name: str):
+    """Register a fake kernel. Before it runs the tensors must be on one device: where one is on no real device, nothing else asks."""
+    names = [a.name for a in getattr(_ops, name).default._schema.arguments]
+
+    def register(kernel):
+        def checked(*args):
+            first = None
+            for i, t in enumerate(args):
+                if not isinstance(t, torch.Tensor): continue
+                if first is None: first = i
+                _refuse(t.device != args[first].device, f"{names[i]} is on {t.device}, and {names[first]} on {args[first].device}")
+            return kernel(*args)
+
+        torch.library.register_fake(f"requite::{name}", checked)
+        return kernel
+
+    return register
+
+
+def _check(x, name: str, width=None, stored=None) -> None:
+    """Float rows in x. stored: (name, tensor) whose words a row, for x's columns, must be `width`."""
     if x.device.type == "cuda": _half(x, name)
     else: _refuse(x.dtype != torch.float32, f"{name} has dtype {str(x.dtype)[6:]}, not float32")
     _refuse(x.dim() < 1, f"{name} has shape {list(x.shape)}: rows [..., n] are wanted")
-    for other, t in tensors.items():
-        _refuse(t is not None and t.device.type != x.device.type, f"{other} is on {None if t is None else t.device}, and {name} on {x.device}")
     if stored is not None:
-        _refuse(tensors[stored].shape[-1] != width,
-                f"{stored} has {tensors[stored].shape[-1]} words a row, and {name} of {x.shape[-1]} columns goes with {width}")
+        have = stored[1].shape[-1]
+        _refuse(have != width, f"{stored[0]} has {have} words a row, and {name} of {x.shape[-1]} columns goes with {width}")
 
 
 def _rows(x, n_out):
@@ -91,55 +113,55 @@ def _log2(n) -> int:
 
 # ---- products ------------------------------------------------------------------------------------------------------------
 
-@torch.library.register_fake("requite::linear_grid")
+@_fake("linear_grid")
 def _(x, words, scale, zero, perm, bias, bits, group):
-    _check(x, "x", {"words": words, "scale": scale, "zero": zero, "perm": perm, "bias": bias}, _words(x.shape[-1], bits), "words")
+    _check(x, "x", _words(x.shape[-1], bits), ("words", words))
     return _rows(x, words.shape[0])
 
 
-@torch.library.register_fake("requite::unpack_grid")
+@_fake("unpack_grid")
 def _(words, scale, zero, perm, n_in, bits, group):
     return words.new_empty((words.shape[0], n_in), dtype=torch.float32)
 
 
-@torch.library.register_fake("requite::linear_ssvq")
+@_fake("linear_ssvq")
 def _(x, codes, signs, book, book_scale, scale, outlier, outlier_cols, outlier_scale, bias, book_cols, group):
     vec = -(-x.shape[-1] // book.shape[2])
-    _check(x, "x", {"codes": codes, "signs": signs, "book": book, "scale": scale, "bias": bias}, _words(vec, _log2(book.shape[1])), "codes")
+    _check(x, "x", _words(vec, _log2(book.shape[1])), ("codes", codes))
     return _rows(x, codes.shape[0])
 
 
-@torch.library.register_fake("requite::unpack_ssvq")
+@_fake("unpack_ssvq")
 def _(codes, signs, book, book_scale, scale, outlier, outlier_cols, outlier_scale, n_in, book_cols, group):
     return codes.new_empty((codes.shape[0], n_in), dtype=torch.float32)
 
 
-@torch.library.register_fake("requite::linear_vq")
+@_fake("linear_vq")
 def _(x, codes, book, codes2, book2, book_of, scale, col_scale, col_bias, outlier, outlier_cols, outlier_scale, bias, n_out, book_cols,
       group, vec_out):
     n_code = x.shape[-1] if vec_out else -(-x.shape[-1] // book.shape[2])
-    _check(x, "x", {"codes": codes, "book": book, "codes2": codes2, "book2": book2, "bias": bias}, _words(n_code, _log2(book.shape[1])), "codes")
+    _check(x, "x", _words(n_code, _log2(book.shape[1])), ("codes", codes))
     return _rows(x, n_out)
 
 
-@torch.library.register_fake("requite::unpack_vq")
+@_fake("unpack_vq")
 def _(codes, book, codes2, book2, book_of, scale, col_scale, col_bias, outlier, outlier_cols, outlier_scale, n_out, n_in, book_cols, group,
       vec_out):
     return codes.new_empty((n_out, n_in), dtype=torch.float32)
 
 
-@torch.library.register_fake("requite::linear_w4a8")
+@_fake("linear_w4a8")
 def _(x, words, scale, zero, step, base, in_scale, bias, group, hadamard):
-    _check(x, "x", {"words": words, "scale": scale, "in_scale": in_scale, "bias": bias}, _words(x.shape[-1], 4), "words")
+    _check(x, "x", _words(x.shape[-1], 4), ("words", words))
     return _rows(x, words.shape[0])
 
 
-@torch.library.register_fake("requite::unpack_w4a8")
+@_fake("unpack_w4a8")
 def _(words, scale, zero, step, base, in_scale, n_in, group, hadamard):
     return words.new_empty((words.shape[0], n_in), dtype=torch.float32)
 
 
-@torch.library.register_fake("requite::gemm_w4a8")
+@_fake("gemm_w4a8")
 def _(q, q_scale, q_sum, words, scale, zero, step, base, bias, group):
     _refuse(q.dtype != torch.int8, f"q has dtype {str(q.dtype)[6:]}, not int8")
     return q.new_empty((q.shape[0], words.shape[0]), dtype=torch.float32)
@@ -153,33 +175,39 @@ def _int8_rows(x):
             x.new_empty((n_tok,), dtype=torch.int32))
 
 
-@torch.library.register_fake("requite::quantize_rows")
+@_fake("quantize_rows")
 def _(x, factor, hadamard):
-    _check(x, "x", {"factor": factor})
+    _check(x, "x")
     return _int8_rows(x)
 
 
-@torch.library.register_fake("requite::quantize_rmsnorm")
+@_fake("quantize_rmsnorm")
 def _(x, residual, weight, eps, factor, hadamard):
-    _check(x, "x", {"residual": residual, "weight": weight, "factor": factor})
+    _check(x, "x")
     return (*_int8_rows(x), x.new_empty(x.shape if residual is not None else (0,)))
 
 
-@torch.library.register_fake("requite::quantize_gated")
+@_fake("quantize_gated")
 def _(gate, up, factor, hadamard):
-    _check(gate, "gate", {"up": up, "factor": factor})
+    _check(gate, "gate")
     return _int8_rows(gate)
 
 
-@torch.library.register_fake("requite::hadamard")
+def _check_turned(x):
+    """On a CUDA device rows of float32 too."""
+    if x.device.type != "cuda" or x.dtype != torch.float32: _check(x, "x")
+    _refuse(x.dim() < 1, f"x has shape {list(x.shape)}: rows [..., n] are wanted")
+
+
+@_fake("hadamard")
 def _(x, order, transposed):
-    _check(x, "x", {})
+    _check_turned(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("requite::rotate")
+@_fake("rotate")
 def _(x, kind, seed, inverse):
-    _check(x, "x", {})
+    _check_turned(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -189,22 +217,22 @@ def _fake_tiles(like):
     return (like.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8), like.new_empty((20,), dtype=torch.int64))
 
 
-@torch.library.register_fake("requite::tiles_grid")
+@_fake("tiles_grid")
 def _(words, *_rest):
     return _fake_tiles(words)
 
 
-@torch.library.register_fake("requite::tiles_ssvq")
+@_fake("tiles_ssvq")
 def _(codes, *_rest):
     return _fake_tiles(codes)
 
 
-@torch.library.register_fake("requite::tiles_vq")
+@_fake("tiles_vq")
 def _(codes, *_rest):
     return _fake_tiles(codes)
 
 
-@torch.library.register_fake("requite::tiles_w4a8")
+@_fake("tiles_w4a8")
 def _(words, *_rest):
     return _fake_tiles(words)
 
@@ -213,22 +241,20 @@ def _half(x, name):
     _refuse(x.dtype not in (torch.float16, torch.bfloat16), f"{name} has dtype {str(x.dtype)[6:]}: float16 or bfloat16 is wanted on a CUDA device")
 
 
-@torch.library.register_fake("requite::linear_tiles")
+@_fake("linear_tiles")
 def _(x, tiles, perm, bias, layout):
     _half(x, "x")
     _refuse(x.shape[-1] != layout[2], f"x has rows of {x.shape[-1]}, and the matrix {layout[2]} columns")
-    for name, t in (("tiles", tiles), ("perm", perm), ("bias", bias)):
-        _refuse(t is not None and t.device != x.device, f"{name} is on {None if t is None else t.device}, and x on {x.device}")
     return x.new_empty((*x.shape[:-1], layout[1]))
 
 
-@torch.library.register_fake("requite::gemm_tiles")
+@_fake("gemm_tiles")
 def _(q, q_scale, q_sum, tiles, bias, layout, bfloat16):
     _refuse(q.dtype != torch.int8, f"q has dtype {str(q.dtype)[6:]}, not int8")
     return q.new_empty((q.shape[0], layout[1]), dtype=torch.bfloat16 if bfloat16 else torch.float16)
 
 
-@torch.library.register_fake("requite::unpack_tiles")
+@_fake("unpack_tiles")
 def _(tiles, layout, bfloat16):
     return tiles.new_empty((layout[1], layout[2]), dtype=torch.bfloat16 if bfloat16 else torch.float16)
 

@@ -9,10 +9,12 @@ the group. Parameters are in units that make one learning rate fit all matrices:
 square of the codebook, scales as a ratio to what they were.
 """
 import numpy as np
-import torch
-from torch import nn
 
 from ._container import Container, pack_signs, unpack_bits
+from ._torch import torch_for
+
+torch = torch_for("requite.ssvq")
+nn = torch.nn
 
 SMALLEST_LATENT = 1e-3  # of a weight whose magnitude is 0: it has a sign in the file
 

@@ -185,6 +185,113 @@ static void test_all_codes(void) {
     printf("%lld of %lld rows have other codes than on the CPU\n", (long long)rows_other, (long long)rows_compared);
 }
 
+/* ---- stacks: matrices that share everything are swept as one, and come out as each would by itself */
+
+static int64_t *launches_of(void) { return &((cuda_device *)gpu->own)->done.launches; }
+
+/* Rows that differ: none here. On a GPU a product's sums may come in another order when it has more rows. */
+#ifdef RQ_TEST_SIM
+enum { OTHER_ROWS = 0 };
+#else
+enum { OTHER_ROWS = 1 };
+#endif
+
+/* a and b, of `rows` rows of so many bytes each; or neither is there. */
+static void expect_same(const void *a, const void *b, int64_t rows, size_t bytes) {
+    int64_t other = 0;
+    EXPECT_EQ(a != NULL, b != NULL);
+    for (int64_t i = 0; a && b && i < rows; ++i)
+        other += memcmp((const char *)a + (size_t)i * bytes, (const char *)b + (size_t)i * bytes, bytes) != 0;
+    EXPECT(other <= OTHER_ROWS);
+}
+
+static void expect_same_matrix(const rq_quant_result *a, const rq_quant_result *b, int64_t n_out, int64_t n) {
+    const bool w4a8 = a->format == RQ_FORMAT_W4A8;
+    const size_t groups = (size_t)(!w4a8 ? a->grid.n_group : a->w4a8.group ? rq_ceil_div(n, a->w4a8.group) : 1);
+    EXPECT_EQ(a->format, b->format);
+    EXPECT_EQ(w4a8 ? b->w4a8.n_out : b->grid.n_out, n_out);
+    expect_same(a->codes, b->codes, n_out, (size_t)n);
+    expect_same(a->q, b->q, n_out, (size_t)n * sizeof *a->q);
+    expect_same(a->g_idx, b->g_idx, n, sizeof *a->g_idx);
+    if (w4a8) {
+        expect_same(a->w4a8.scale, b->w4a8.scale, n_out, sizeof *a->w4a8.scale);
+        expect_same(a->w4a8.step, b->w4a8.step, n_out, groups);
+        expect_same(a->w4a8.base, b->w4a8.base, n_out, groups);
+        expect_same(a->w4a8.zero, b->w4a8.zero, n_out, 1);
+    } else {
+        expect_same(a->scale, b->scale, n_out, groups * sizeof *a->scale);
+        expect_same(a->zero, b->zero, n_out, groups);
+    }
+}
+
+static void test_stack(int64_t n, const char *settings) {
+    enum { MATRICES = 3 };
+    static const int64_t rows[MATRICES] = {21, 6, 9};
+    problem p = problem_new(36, n, (int)n + 30, true);
+    rq_quant_matrix m[MATRICES];
+    rq_quant_result one[MATRICES], all[MATRICES];
+    rq_quant_opt o;
+    rq_prep prep;
+    rq_device_work w;
+    rq_quant_default(&o, RQ_COMP_GPTQ);
+    CHECK_RQ(rq_quant_set_all(&o, settings));
+    CHECK_RQ(rq_prepare_on(&prep, gpu, p.h, rq_quant_wants_cross(&o) ? p.d : NULL, n, &o, settings));
+    int64_t row0 = 0, start = *launches_of();
+    for (int i = 0; i < MATRICES; row0 += rows[i++]) {
+        m[i] = (rq_quant_matrix){settings, p.w + row0 * n, rows[i]};
+        CHECK_RQ(rq_quantize_matrix(&one[i], m[i].w, rows[i], &prep, &o, settings));
+    }
+    const int64_t apart = *launches_of() - start;
+    start = *launches_of();
+    CHECK_RQ(rq_quantize_set(all, m, MATRICES, &prep, &o));
+    const int64_t together = *launches_of() - start;
+    for (int i = 0; i < MATRICES; ++i) expect_same_matrix(&one[i], &all[i], rows[i], n);
+    EXPECT_EQ(apart, MATRICES * together);
+    CHECK_RQ(rq_device_plan(&w, row0, n, 0, &o));
+    EXPECT_EQ(together, w.sweep.launches + w.refine.launches);
+    for (int i = 0; i < MATRICES; ++i) rq_quant_result_free(&one[i]), rq_quant_result_free(&all[i]);
+    rq_prep_free(&prep);
+    problem_free(&p);
+}
+
+/* A stack has an end: the third matrix is one row too many. And what is wrong with one of a set is said of that one. */
+static void test_stack_ends(void) {
+    enum { N = 4, MATRICES = 3 };
+    static const int64_t rows[MATRICES] = {RQ_CUDA_STACK_ROWS - 5, 5, 1};
+    const int64_t n_out = RQ_CUDA_STACK_ROWS + 1;
+    problem p = problem_new(n_out, N, 9, false);
+    rq_quant_matrix m[MATRICES];
+    rq_quant_result one, all[MATRICES];
+    rq_quant_opt o;
+    rq_prep prep;
+    rq_quant_default(&o, RQ_COMP_RTN);
+    CHECK_RQ(rq_quant_set_all(&o, "group=0,clip=none"));
+    CHECK_RQ(rq_prepare_on(&prep, gpu, NULL, NULL, N, &o, "test"));
+    int64_t row0 = 0, start = *launches_of();
+    for (int i = 0; i < MATRICES; row0 += rows[i++])
+        m[i] = (rq_quant_matrix){(const char *[]){"q", "k", "v"}[i], p.w + row0 * N, rows[i]};
+    CHECK_RQ(rq_quantize_set(all, m, MATRICES, &prep, &o));
+    EXPECT_EQ(*launches_of() - start, 2 * 3);
+    CHECK_RQ(rq_quantize_matrix(&one, m[2].w, 1, &prep, &o, "v"));
+    expect_same_matrix(&one, &all[2], 1, N);
+    for (int i = 0; i < MATRICES; ++i) rq_quant_result_free(&all[i]);
+    rq_quant_result_free(&one);
+    p.w[(rows[0] + 2) * N + 3] = NAN;
+    EXPECT_EQ(rq_quantize_set(all, m, MATRICES, &prep, &o), RQ_ERR_INPUT);
+    EXPECT(strstr(rq_last_error(), "k: weight [2][3]"));
+    rq_prep_free(&prep);
+    problem_free(&p);
+}
+
+static void test_stacks(void) {
+    test_stack(150, "comp=rescomp,group=32,bits=3");
+    test_stack(129, "comp=gptaq,group=32,static-groups=false,act-order=true,cd-sweeps=1,refit=0");
+    test_stack(96, "comp=qep,group=0,sym=true,clip=output,clip-steps=4,cd-sweeps=0,refit=0");
+    test_stack(96, "comp=gptq,round=w4a8,group=32,refit=1");
+    test_stack(96, "comp=rtn,round=w4a8,group=0");
+    test_stack_ends();
+}
+
 /* ---- plans */
 
 static void test_plans(void) {
@@ -231,6 +338,7 @@ int main(void) {
     if (!rq_small()) test_ladder();
     test_all_codes();
     if (!rq_small()) test_plans();
+    if (!rq_small()) test_stacks();
     test_refused();
     rq_device_close(gpu);
     return rq_done(__FILE__);

@@ -203,19 +203,24 @@ static void test_gram(both *b) {
     for (int k = 0; k < 2; ++k) free(h[k]), free(d[k]);
 }
 
-/* More rows than go past H at a time. */
+/* Two matrices, one with more rows than go past H at a time. */
 static void test_loss(both *b) {
-    problem p = problem_new(1030, 20, 60, false);
+    enum { MATRICES = 2, FIRST = 7 };
+    problem p = problem_new(FIRST + 1030, 20, 60, false);
     float *q = rq_host_alloc((size_t)(p.n_out * p.n) * sizeof *q);
     for (int64_t i = 0; i < p.n_out * p.n; ++i) q[i] = p.w[i] + 0.1f * (float)(rq_random_unit(3, (uint64_t)i) - 0.5);
+    const rq_loss_of of[MATRICES] = {{p.w, q, FIRST}, {p.w + FIRST * p.n, q + FIRST * p.n, p.n_out - FIRST}};
     for (int cross = 0; cross < 2; ++cross) {
-        rq_loss l[2];
+        rq_loss l[2][MATRICES];
         for (int k = 0; k < 2; ++k)
-            CHECK_RQ(b->row[k]->loss(b->run[k], &l[k], p.w, q, p.n_out, p.n, p.h, cross ? p.d : NULL));
-        EXPECT_NEAR(l[1].sym, l[0].sym, 1e-6 * l[0].sym);
-        EXPECT_NEAR(l[1].asym, l[0].asym, 1e-6 * l[0].sym);
-        EXPECT_NEAR(l[1].whw, l[0].whw, 1e-6 * l[0].whw);
-        EXPECT((l[1].asym == l[1].sym) == !cross);
+            CHECK_RQ(b->row[k]->loss(b->run[k], l[k], of, MATRICES, p.n, p.h, cross ? p.d : NULL));
+        for (int i = 0; i < MATRICES; ++i) {
+            const rq_loss *cpu = &l[0][i], *cuda = &l[1][i];
+            EXPECT_NEAR_AT(i, cuda->sym, cpu->sym, 1e-6 * cpu->sym);
+            EXPECT_NEAR_AT(i, cuda->asym, cpu->asym, 1e-6 * cpu->sym);
+            EXPECT_NEAR_AT(i, cuda->whw, cpu->whw, 1e-6 * cpu->whw);
+            EXPECT((cuda->asym == cuda->sym) == !cross);
+        }
     }
     free(q);
     problem_free(&p);

@@ -44,7 +44,7 @@ file(GLOB RQ_KERNEL_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/cuda/*.cu)
 file(GLOB RQ_REPACK_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/host/repack_*.c)
 function(rq_add_kernels target)
   add_library(${target} STATIC ${RQ_KERNEL_SOURCES} ${RQ_REPACK_SOURCES})
-  target_include_directories(${target} PUBLIC ${CMAKE_SOURCE_DIR}/host ${CMAKE_SOURCE_DIR}/cuda)
+  target_include_directories(${target} PUBLIC $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/host> $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/cuda>)
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${RQ_CUDA_FLAGS}>")
   target_link_libraries(${target} PUBLIC ${CMAKE_DL_LIBS}) # cuda/blas.cu loads cuBLAS

@@ -3,8 +3,8 @@
  * Libraries: requite. Targets: sm_80 sm_90a. In table.json. */
 #include "cudatest.h"
 #include "fmt_grid.h"
-#include "repack.h"
 #include "rq_cuda.h"
+#include "rq_repack.h"
 
 typedef struct problem {
     const char *what;

@@ -2,8 +2,8 @@
 /* The CUDA GEMV on VQ (cuda/gemv_vq.cuh) against sums in double of its definition, over shapes chosen for their edges.
  * Libraries: requite. Targets: sm_80 sm_90a. In table.json. */
 #include "cudatest.h"
-#include "repack.h"
 #include "rq_cuda.h"
+#include "rq_repack.h"
 
 enum { MAX_MATRICES = 3 };
 

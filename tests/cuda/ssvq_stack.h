@@ -3,8 +3,8 @@
 #ifndef SSVQ_STACK_H
 #define SSVQ_STACK_H
 #include "cudatest.h"
-#include "repack.h"
 #include "rq_cuda.h"
+#include "rq_repack.h"
 
 enum { MAX_MATRICES = 3 };
 

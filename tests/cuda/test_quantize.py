@@ -5,7 +5,7 @@ MODEL is a two-layer Llama of small width. Every compensator with the rounders t
 same codes. Sums are in another order on a GPU, so a weight on the edge of two codes may fall to the other side, and then all that comes after sees other
 inputs: in the first block at most one byte of codes in a hundred may differ, and the losses of all matrices together by 3 %. Perplexity
 (some hundred thousand: ids are random) is the same to 0.1 % where no byte of codes differs, to 10 % otherwise. With little device memory activations go through files: the same bytes."""
-import array, json, os, random, struct, subprocess, sys, tempfile
+import array, json, os, random, struct, subprocess, sys, tempfile, time
 
 REQUITE, MODEL = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
 COMPS = ("rtn", "gptq", "gptaq", "rescomp", "qep")
@@ -64,6 +64,36 @@ def without_room(usual, folder, args):
     return (not same) + ("through files" not in says) + ("2016 tokens" not in refused or "8.0 MiB are free" not in refused)
 
 
+def stacked(folder, args):
+    """q, k and v, gate and up go through one sweep. Matrices whose options differ in what a grid does not ask for are swept one by one: to the same bytes
+    and losses, with more launches."""
+    apart = ["--override", "q_proj|gate_proj:kmeans-seed=1", "--override", "k_proj:kmeans-seed=2", "--override", "v_proj|up_proj:kmeans-seed=3"]
+    made, launches, measured = [], [], []
+    for name, more in (("together", []), ("apart", apart)):
+        out, counts = os.path.join(folder, name), os.path.join(folder, name + ".jsonl")
+        quantize(out, [*args, *more], "cuda", GPUSIM_JSON=counts)
+        made.append(load(os.path.join(out, "model.safetensors")))
+        with open(counts, encoding="utf-8") as f: launches.append(sum("rq_comp_block" in line for line in f))
+        with open(os.path.join(out, "quantize_log.jsonl"), encoding="utf-8") as f: lines = [json.loads(line) for line in f]
+        measured.append({line["name"]: [line[k] for k in ("loss_sym", "loss_asym", "rel_loss", "bpw")] for line in lines})
+    print(f"blocks of columns: {launches[0]} launches, one matrix at a time {launches[1]}")
+    return (made[0] != made[1]) + (measured[0] != measured[1]) + (len(measured[0]) != 14) + (launches[1] * 4 != launches[0] * 7) + killed(folder, args, made[0])
+
+
+def killed(folder, args, usual):
+    """A run that dies after its first stack has q, k and v in one file, and another goes on from there."""
+    out = os.path.join(folder, "killed")
+    part = os.path.join(out + ".partial", "00000.0.safetensors")
+    run = subprocess.Popen([REQUITE, "quantize", MODEL, out, *args, "--device", "cuda", "--progress", "none"], stderr=subprocess.DEVNULL)
+    while run.poll() is None and not os.path.exists(part): time.sleep(0.01)
+    run.kill()
+    run.wait()
+    if not os.path.exists(part): sys.exit("the run was over before it could be killed")
+    have = {name.split(".")[-2] for name in load(part)}
+    says = quantize(out, [*args, "--resume"], "cuda")
+    return (have != {"q_proj", "k_proj", "v_proj"}) + ("going on from" not in says) + (load(os.path.join(out, "model.safetensors")) != usual)
+
+
 def in_bf16(usual, folder, args):
     """Close to what fp32 gives, and no such thing on the CPU."""
     out = [os.path.join(folder, name) for name in ("bf16", "refused")]
@@ -99,7 +129,7 @@ def main():
             failed += codes == 0 or 100 * other > codes or abs(loss["cuda"] - loss["cpu"]) > 0.03 * loss["cpu"]
             failed += abs(ppl["cuda"] - ppl["cpu"]) > (0.1 if other + later else 1e-3) * ppl["cpu"]
         usual = (os.path.join(folder, f"{COMPS.index('gptaq')}cuda"), folder, [*RUNS[COMPS.index("gptaq")], "--calib", ids])
-        failed += without_room(*usual) + in_bf16(*usual)
+        failed += without_room(*usual) + in_bf16(*usual) + stacked(folder, usual[2])
         says = quantize(os.path.join(folder, "none"), [*GRID, "--calib", ids], "cuda:8", code=1)
         failed += "cuda:8" not in says
         for name in ("RQ_CUBLAS", "RQ_CUSOLVER"):

@@ -6,8 +6,8 @@
 #define RQ_W4A8_CASE_H
 #include "cudatest.h"
 #include "fmt_act.h"
-#include "repack.h"
 #include "rq_cuda.h"
+#include "rq_repack.h"
 
 enum w4a8_x { W4A8_S8, W4A8_E4M3_SMALL, W4A8_E4M3 };
 typedef struct w4a8_problem {

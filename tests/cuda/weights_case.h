@@ -4,8 +4,8 @@
 #ifndef RQ_WEIGHTS_CASE_H
 #define RQ_WEIGHTS_CASE_H
 #include "cudatest.h"
-#include "repack.h"
 #include "rq_cuda.h"
+#include "rq_repack.h"
 
 typedef struct weights_case {
     const char *what;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* OpenBLAS is loaded when first needed, as host/backend_cpu.c does it and with the same choices (one thread, AVX-512 kernels
+/* OpenBLAS is loaded when first needed, as host/backend_openblas.c does it and with the same choices (one thread, AVX-512 kernels
  * where the processor has it), because a process has it once. Where it is not installed, or with GPUSIM_BLAS=plain, loops
  * that sum in double take its place. */
 #include "sim_blas.h"
