@@ -138,22 +138,19 @@ rq_status rq_cuda_descend_books(const rq_cuda_book_descent *d, rq_cuda_stream st
 
 /* ---- what codes stand for */
 
-/* What one weight is made of: its vector's code, the codebook and the component, scale and bias. */
+/* What a vector is made of: its code and codebook, and its scale and bias, down the outputs those of its column in the matrix of row `row`. */
 struct parts {
     rq_cuda_vec_code code;
     int64_t which;
-    int e;
     float scale, bias;
 };
 
-static __device__ __forceinline__ parts parts_of(const rq_cuda_books &b, int64_t vec_per_book, int64_t row, int64_t j) {
-    if (b.line_row) {
-        const int64_t line = b.row_line[row], of = b.matrix[row] * b.n + j;
-        return {b.code[line * b.n_vec + j], b.book_of[j], (int)row - b.line_row[line], b.scale[of], b.bias[of]};
-    }
-    const int64_t vec = j / b.d;
-    return {b.code[row * b.n_vec + vec], vec / vec_per_book, (int)(j % b.d),
-            b.scale[row * b.n_group + vec * b.d / b.group], 0.0f};
+static __device__ __forceinline__ parts parts_of(const rq_cuda_books &b, int64_t vec_per_book, int64_t line,
+                                                 int64_t vec, int64_t row) {
+    const rq_cuda_vec_code code = b.code[line * b.n_vec + vec];
+    if (!b.bias) return {code, vec / vec_per_book, b.scale[row * b.n_group + vec * b.d / b.group], 0.0f};
+    const int64_t column = b.matrix[row] * b.n + vec;
+    return {code, b.book_of[vec], b.scale[column], b.bias[column]};
 }
 
 static __global__ void __launch_bounds__(RQ_COMP_ACROSS)
@@ -169,19 +166,22 @@ static __global__ void __launch_bounds__(RQ_COMP_ACROSS)
                   : 0.0f;
         return;
     }
-    const parts p = parts_of(b, vec_per_book, row, j);
-    const bool negative = p.code.negative >> p.e & 1;
+    const bool out = b.bias != NULL;
+    const int64_t line = out ? b.row_line[row] : row, vec = out ? j : j / b.d,
+                  e = out ? row - b.line_row[line] : j % b.d;
+    const parts p = parts_of(b, vec_per_book, line, vec, row);
+    const bool negative = p.code.negative >> e & 1;
     if (what == RQ_EXPAND_DIRECTION) {
-        double sum = v[(p.which * b.k[0] + p.code.code[0]) * b.d + p.e];
-        if (b.n_stage > 1) sum += v[(n_book * b.k[0] + p.which * b.k[1] + p.code.code[1]) * b.d + p.e];
+        double sum = v[(p.which * b.k[0] + p.code.code[0]) * b.d + e];
+        if (b.n_stage > 1) sum += v[(n_book * b.k[0] + p.which * b.k[1] + p.code.code[1]) * b.d + e];
         *to = p.scale * (float)(negative ? -sum : sum);
         return;
     }
-    float sum = b.table[0][(p.which * b.d + p.e) * b.k_pad[0] + p.code.code[0]];
+    float sum = b.table[0][(p.which * b.d + e) * b.k_pad[0] + p.code.code[0]];
     if (negative) sum = -sum;
-    if (b.n_stage > 1) sum += b.table[1][(p.which * b.d + p.e) * b.k_pad[1] + p.code.code[1]];
+    if (b.n_stage > 1) sum += b.table[1][(p.which * b.d + e) * b.k_pad[1] + p.code.code[1]];
     const float scaled = __fmul_rn(p.scale, sum); /* and the bias not fused to it: the CPU's bytes */
-    *to = what == RQ_EXPAND_RAW ? sum : b.bias ? __fadd_rn(scaled, p.bias) : scaled;
+    *to = what == RQ_EXPAND_RAW ? sum : out ? __fadd_rn(scaled, p.bias) : scaled;
 }
 
 rq_status rq_cuda_expand_books(float *q, const rq_cuda_books *b, const int32_t *kept, int64_t vec_per_book,
@@ -198,18 +198,19 @@ static __global__ void __launch_bounds__(32)
     extern __shared__ __align__(8) double shared_sums[];
     const int64_t line0 = b.n_line * blockIdx.x / s.n_part, line1 = b.n_line * (blockIdx.x + 1) / s.n_part;
     const int lane = threadIdx.x, stage = lane / b.d, e = lane % b.d;
+    const bool out = b.bias != NULL;
     double *part = s.part + (int64_t)blockIdx.x * s.n_entry, *to = in_shared ? shared_sums : part;
     for (int64_t i = lane; i < s.n_entry; i += 32) to[i] = 0;
     __syncwarp();
     const int64_t first = stage == 1 ? s.n_book * b.k[0] : 0;
     const int k = stage == 1 ? b.k[1] : b.k[0];
     for (int64_t line = line0; line < line1; ++line) {
-        const int64_t row = b.line_row ? b.line_row[line] + e : line;
-        if (stage >= b.n_stage || (b.line_row && row >= b.line_row[line + 1])) continue;
+        const int64_t row = out ? b.line_row[line] + e : line;
+        if (stage >= b.n_stage || (out && row >= b.line_row[line + 1])) continue;
         for (int64_t vec = 0; vec < b.n_vec; ++vec) {
-            const int64_t j = b.line_row ? vec : vec * b.d + e;
+            const int64_t j = out ? vec : vec * b.d + e;
             if (j >= b.n || s.kept[j] >= 0) continue;
-            const parts p = parts_of(b, s.vec_per_book, row, j);
+            const parts p = parts_of(b, s.vec_per_book, line, vec, row);
             const double scale = (double)p.scale;
             double v = scale * (double)(s.h ? s.h[row * b.n + j] : 0.0f);
             if (p.code.negative >> e & 1) v = -v;

@@ -15,6 +15,7 @@ RUNS = [[*GRID, "--comp", comp] for comp in COMPS] + [
     ["--round", "w4a8", "--group", "32", "--comp", comp, "--rotate", "none"] for comp in COMPS[1:]] + [
     ["--bits", "2", "--group", "16", "--comp", "gptaq", "--act-order", "--no-static-groups", "--preset", "reference"],
     ["--round", "ssvq", "--codes", "16", "--comp", "gptaq"],
+    ["--round", "vq", "--vec-axis", "out", "--codes", "16", "--comp", "gptaq"],
     ["--round", "w4a8", "--group", "32", "--comp", "gptaq", "--rotate", "full", "--smooth", "0.5"],
     [*GRID, *PLAIN, "--comp", "rescomp", "--token-weights", "attention", "--skip-tokens", "3"],
     [*GRID, *PLAIN, "--comp", "gptq", "--token-weights", "norm"],
