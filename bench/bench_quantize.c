@@ -194,16 +194,18 @@ static rq_status plan_one(const options *o, const rq_quant_opt *q, int64_t n_out
                           const bench_machine *machine, const char *flags) {
     rq_status status = RQ_OK;
     rq_device_work w;
+    rq_work bf16 = {0}; /* with --activations bf16, in calibration: nothing goes over the bus before the end */
     const char *comp = rq_comp_get(q->comp)->name;
     RQ_TRY(rq_device_plan(&w, n_out, n_in, o->tokens, q));
+    if (w.gram.launches) rq_device_plan_gram_bf16(&bf16, n_in, o->tokens, rq_quant_wants_cross(q));
     const struct {
         const char *name;
         const rq_work *work;
-    } stage[] = {{"forward", &w.forward}, {"gram", &w.gram},   {"factor", &w.factor},
+    } stage[] = {{"forward", &w.forward}, {"gram", &w.gram},   {"gram_bf16", &bf16}, {"factor", &w.factor},
                  {"terms", &w.terms},     {"sweep", &w.sweep}, {"refine", &w.refine}};
     for (size_t i = 0; i < sizeof stage / sizeof *stage; ++i) {
         const rq_work *s = stage[i].work;
-        printf("%-8s %6lldx%-6lld %-7s %12.3f %10.3f %10.3f %10.1f %10.1f %9lld\n", comp, (long long)n_out,
+        printf("%-8s %6lldx%-6lld %-9s %10.3f %10.3f %10.3f %10.1f %10.1f %9lld\n", comp, (long long)n_out,
                (long long)n_in, stage[i].name, s->flops * 1e-9, s->own_flops * 1e-9, s->bytes * 1e-9,
                s->upload / 1048576, s->download / 1048576, (long long)s->launches);
         json_t *j = json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:f}", "device", "sim",
@@ -361,7 +363,7 @@ int main(int argc, char **argv) {
     bench_machine_look(&machine);
     double gflops = runs ? sgemm_gflops(2048) : 0;
     if (is_plan(&o)) {
-        printf("work of a GPU with %lld tokens; nothing is run\n%-8s %13s %-7s %12s %10s %10s %10s %10s %9s\n",
+        printf("work of a GPU with %lld tokens; nothing is run\n%-8s %13s %-9s %10s %10s %10s %10s %10s %9s\n",
                (long long)o.tokens, "comp", "shape", "stage", "GFLOP", "in kernels", "GB moved", "MiB up", "MiB down",
                "launches");
     }

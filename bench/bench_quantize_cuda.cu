@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* bench_quantize --device cuda: seconds of each stage of quantizing one matrix on a GPU, beside the work that device_plan.c counts for it. Stages: gram
- * (H, and D where the compensator wants it; gram_h: H alone), factor, terms, sweep (with the search of scales), refine. "quantized" is what the published layer
+ * (H, and D where the compensator wants it; gram_h: H alone; gram_bf16: H alone of activations that are on the device, rounded to bfloat16, as
+ * calibration makes it with --activations bf16), factor, terms, sweep (with the search of scales), refine. "quantized" is what the published layer
  * classes do once their Hessian is there, without and with our refinement: factor, terms and sweep with all that the host does in between. In the
  * same run: cuBLAS in fp32 and bf16 on large squares, and copies from pinned memory.
  *
@@ -18,6 +19,9 @@ extern "C" {
 #ifdef RQ_HAVE_CUBLAS
 #include <cublas_v2.h>
 #endif
+/* backend_cuda.h is for C alone. */
+struct cuda_device;
+extern "C" rq_status cuda_gram_here_bf16(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n);
 
 struct settings {
     std::string json, rates, filter, preset = "best";
@@ -157,20 +161,39 @@ struct matrix {
         CHECK_RQ(dev.ops->gram_finish(dev.own, h.data(), to, n));
         return 1e-6 * (bench_wall_us() - start);
     }
-    /* Sampled entries against sums in double: products of 24 bits, sums of a chunk in fp32. */
-    bool gram_is_right() const {
+    /* Seconds until H is on the device. A chunk is there in fp32 like the inputs of a pass. */
+    double gram_bf16(const rq_device &dev) {
+        float *there = nullptr;
+        BENCH_CUDA(cudaMalloc(&there, x.size() * sizeof *there));
+        BENCH_CUDA(cudaMemcpy(there, x.data(), x.size() * sizeof *there, cudaMemcpyHostToDevice));
+        CHECK_RQ(dev.ops->gram_start(dev.own, h.data(), nullptr, n));
+        BENCH_CUDA(cudaDeviceSynchronize());
+        const double start = bench_wall_us();
+        for (int64_t t0 = 0; t0 < tokens; t0 += CHUNK)
+            CHECK_RQ(cuda_gram_here_bf16(static_cast<cuda_device *>(dev.own), there + offset(t0), nullptr,
+                                         std::min<int64_t>(CHUNK, tokens - t0), n));
+        BENCH_CUDA(cudaDeviceSynchronize());
+        const double end = bench_wall_us();
+        CHECK_RQ(dev.ops->gram_finish(dev.own, h.data(), nullptr, n));
+        BENCH_CUDA(cudaFree(there));
+        return 1e-6 * (end - start);
+    }
+    /* Sampled entries against sums in double: products of 24 bits, sums of a chunk in fp32. bf16: of H alone. */
+    bool gram_is_right(bool bf16) const {
         for (uint64_t k = 0; k < 12; ++k) {
             const int64_t i = (int64_t)(rq_random_u64(11, k) % (uint64_t)n),
                           j = (int64_t)(rq_random_u64(12, k) % (uint64_t)n);
             double want[2] = {0, 0}, size[2] = {0, 0};
             for (int64_t t = 0; t < tokens; ++t) {
                 const float *a = x.data() + offset(t) + t % CHUNK * n, *b = dx.data() + offset(t) + t % CHUNK * n;
-                const double term[2] = {(double)a[i] * (double)a[j], (double)b[i] * (double)a[j]};
+                const float ai = bf16 ? rq_f32_of_bf16(rq_bf16_of_f32(a[i])) : a[i],
+                            aj = bf16 ? rq_f32_of_bf16(rq_bf16_of_f32(a[j])) : a[j];
+                const double term[2] = {(double)ai * (double)aj, (double)b[i] * (double)aj};
                 for (int m = 0; m < 2; ++m) want[m] += term[m], size[m] += std::fabs(term[m]);
             }
             const size_t at = (size_t)(i * n + j);
             if (std::fabs(h[at] - want[0]) > 1e-5 * size[0] ||
-                (!d.empty() && std::fabs(d[at] - want[1]) > 1e-5 * size[1])) {
+                (!bf16 && !d.empty() && std::fabs(d[at] - want[1]) > 1e-5 * size[1])) {
                 fprintf(stderr, "H or D [%lld][%lld] is %g, %g, and not %g, %g\n", (long long)i, (long long)j, h[at],
                         d.empty() ? 0 : d[at], want[0], want[1]);
                 return false;
@@ -202,7 +225,7 @@ struct matrix {
 
 /* Seconds of the stages, and of all after the Gram matrix with and without refinement. */
 struct seconds {
-    double stage[TIMED_STAGES] = {}, gram_h = 0, prepared = 0, quantized = 0;
+    double stage[TIMED_STAGES] = {}, gram_h = 0, gram_bf16 = 0, prepared = 0, quantized = 0;
     double swept() const { return prepared + quantized - stage[TIMED_REFINE]; }
     double host() const {
         double on_device = 0;
@@ -216,7 +239,7 @@ static seconds run_once(matrix &m, const rq_device &dev, bool check, bool *right
     rq_prep prep;
     rq_quant_result r;
     const double gram = m.gram(dev, true);
-    if (check) *right = m.gram_is_right();
+    if (check) *right = m.gram_is_right(false);
     timed_begin();
     double start = bench_wall_us();
     CHECK_RQ(rq_prepare_on(&prep, &dev, m.h.data(), m.d.empty() ? nullptr : m.d.data(), m.n, &m.opt, "bench"));
@@ -245,13 +268,15 @@ struct bench {
     rq_device *gpu = nullptr;
     rq_device timed_gpu = {};
     bench_output *output = nullptr;
-    stage_rate rate[TIMED_STAGES], host; /* of the host: cells of H and W */
-    double launch_seconds = 0;           /* of a launch of the smallest sweep */
+    stage_rate rate[TIMED_STAGES], gram_bf16, host; /* of the host: cells of H and W */
+    double launch_seconds = 0;                      /* of a launch of the smallest sweep */
     int64_t launch_cells = 0;
     int wrong = 0;
 };
 
-static void record(bench &b, const matrix &m, const char *stage, double seconds, const rq_work *work, double tokens) {
+/* needed: the operations of the triangle of H alone, without those that panels make above it; 0: not a triangle. */
+static void record(bench &b, const matrix &m, const char *stage, double seconds, const rq_work *work, double tokens,
+                   double needed) {
     const double all = work ? work->flops + work->own_flops : 0;
     bench_record r;
     bench_record_device(r, b.device);
@@ -269,6 +294,11 @@ static void record(bench &b, const matrix &m, const char *stage, double seconds,
             printf(" %5.1f %% of fp32 %5.1f %% of bf16", 100 * all / seconds / b.ceiling.fp32,
                    100 * all / seconds / b.ceiling.bf16);
         }
+    }
+    if (needed > 0) {
+        r.number("needed_flops", needed);
+        printf(" (%.2f of the triangle alone)", needed / seconds * 1e-12);
+        if (b.ceiling.bf16 > 0) r.number("needed_of_bf16", needed / seconds / b.ceiling.bf16);
     }
     if (tokens > 0) {
         r.integer("tokens", (long long)tokens).number("tokens_per_s", tokens / seconds);
@@ -288,7 +318,9 @@ static void record(bench &b, const matrix &m, const char *stage, double seconds,
     b.output->add(r);
 }
 
-static void keep_rates(bench &b, const matrix &m, const rq_work *const *work, const seconds &best) {
+static void keep_rates(bench &b, const matrix &m, const rq_work *const *work, const rq_work &bf16,
+                       const seconds &best) {
+    if (bf16.flops > b.gram_bf16.work) b.gram_bf16 = {bf16.flops, best.gram_bf16};
     for (int i = 0; i < TIMED_STAGES; ++i) {
         const double all = work[i]->flops + work[i]->own_flops;
         if (all > b.rate[i].work) b.rate[i] = {all, best.stage[i]};
@@ -336,22 +368,28 @@ static void one_matrix(bench &b, int64_t n_out, int64_t n, int64_t tokens, const
             best.prepared = s.prepared, best.quantized = s.quantized;
     }
     for (int i = 0; i < repeat && right; ++i) {
-        const double s = m.gram(b.timed_gpu, false);
+        const double s = m.gram(b.timed_gpu, false), t = m.gram_bf16(b.timed_gpu);
         best.gram_h = i == 0 ? s : std::min(best.gram_h, s);
+        best.gram_bf16 = i == 0 ? t : std::min(best.gram_bf16, t);
+        right = i > 0 || m.gram_is_right(true);
     }
     if (b.o.check)
         printf("%s %lldx%lld: %s\n", rq_comp_get(opt.comp)->name, (long long)n_out, (long long)n,
                right ? "checked" : "wrong");
     b.wrong += !right;
     if (b.o.check || !right) return;
-    record(b, m, "gram_h", best.gram_h, &h_alone.gram, (double)tokens);
+    rq_work bf16;
+    rq_device_plan_gram_bf16(&bf16, n, tokens, false);
+    const double triangle = (double)n * (double)(n + 1) * (double)tokens;
+    record(b, m, "gram_h", best.gram_h, &h_alone.gram, (double)tokens, triangle);
+    record(b, m, "gram_bf16", best.gram_bf16, &bf16, (double)tokens, triangle);
     for (int i = 0; i < TIMED_STAGES; ++i)
         if (work[i]->launches)
-            record(b, m, timed_names[i], best.stage[i], work[i], i == TIMED_GRAM ? (double)tokens : 0);
-    record(b, m, "host", best.host(), nullptr, 0);
-    record(b, m, "swept", best.swept(), nullptr, 0);
-    record(b, m, "quantized", best.prepared + best.quantized, nullptr, 0);
-    keep_rates(b, m, work, best);
+            record(b, m, timed_names[i], best.stage[i], work[i], i == TIMED_GRAM ? (double)tokens : 0, 0);
+    record(b, m, "host", best.host(), nullptr, 0, 0);
+    record(b, m, "swept", best.swept(), nullptr, 0, 0);
+    record(b, m, "quantized", best.prepared + best.quantized, nullptr, 0, 0);
+    keep_rates(b, m, work, bf16, best);
 }
 
 /* One flat object: operations (products and those of our kernels) a second of each stage, bytes a second of the bus, seconds of a launch. */
@@ -363,6 +401,7 @@ static void write_rates(const bench &b) {
         .integer("memory", (long long)b.device.prop.totalGlobalMem);
     for (int i = 0; i < TIMED_STAGES; ++i)
         if (b.rate[i].seconds > 0) r.number(timed_names[i], b.rate[i].work / b.rate[i].seconds);
+    if (b.gram_bf16.seconds > 0) r.number("gram_bf16", b.gram_bf16.work / b.gram_bf16.seconds);
     if (b.host.seconds > 0) r.number("host", b.host.work / b.host.seconds);
     r.number("fp32", b.ceiling.fp32)
         .number("bf16", b.ceiling.bf16)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The quantizer on a GPU: the device, its memory and copies, products, and Gram matrices. backend_cuda_factor.c and backend_cuda_sweep.c have the
- * other operations. Products are in fp32 without shortcuts (no TF32), masters of Gram matrices and the factor in fp64. */
+/* The quantizer on a GPU: the device, its memory and copies, and products. backend_cuda_gram.c, backend_cuda_factor.c and backend_cuda_sweep.c have the
+ * operations. Products are in fp32 without shortcuts (no TF32), masters of Gram matrices and the factor in fp64. */
 #include "backend_cuda_ranks.h"
 
 enum { STAGE_BYTES = 16 << 20, MIN_CAPABILITY = 8 };
@@ -162,101 +162,9 @@ rq_status cuda_gemm_bf16(cuda_device *dev, rq_trans tb, int64_t m, int64_t n, in
     return blas_nt(dev, true, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc, what);
 }
 
-/* ---- Gram matrices ---------------------------------------------------------------------------------------------------- */
-
-static void gram_free(cuda_device *dev) {
-    cuda_release(dev->h);
-    cuda_release(dev->d);
-    cuda_release(dev->panel);
-    dev->h = dev->d = NULL;
-    dev->panel = NULL;
-    for (int i = 0; i < 2; ++i) {
-        cuda_release(dev->a[i]);
-        cuda_release(dev->b[i]);
-        dev->a[i] = dev->b[i] = NULL;
-    }
-}
-
-static rq_status gram_start(void *own, double *h, double *d, int64_t n) {
-    rq_status status = RQ_OK;
-    cuda_device *dev = own;
-    (void)h;
-    CUDA_TRY(cudaSetDevice(dev->index), "a Gram matrix");
-    gram_free(dev);
-    RQ_TRY(CUDA_NEW(dev, dev->h, n * n, "the Gram matrix"));
-    CUDA_TRY(cudaMemsetAsync(dev->h, 0, (size_t)(n * n) * sizeof *dev->h, dev->compute), "the Gram matrix");
-    if (d) {
-        RQ_TRY(CUDA_NEW(dev, dev->d, n * n, "the cross Gram matrix"));
-        CUDA_TRY(cudaMemsetAsync(dev->d, 0, (size_t)(n * n) * sizeof *dev->d, dev->compute), "the cross Gram matrix");
-    }
-    RQ_TRY(CUDA_NEW(dev, dev->panel, rq_min_i64(n, RQ_CUDA_PANEL) * n, "a panel of a Gram matrix"));
-    dev->chunk = 0;
-done:
-    if (status != RQ_OK) gram_free(dev);
-    return status;
-}
-
-/* Panels of the lower triangle of H and, with b, of all of D, from one chunk on the device. */
-static rq_status gram_panels(cuda_device *dev, bool bf16, const void *a, const void *b, int64_t n_tok, int64_t n) {
-    rq_status status = RQ_OK;
-    const size_t element = bf16 ? sizeof(uint16_t) : sizeof(float);
-    for (int64_t r0 = 0; r0 < n; r0 += RQ_CUDA_PANEL) {
-        const int64_t rows = rq_min_i64(RQ_CUDA_PANEL, n - r0), cols = r0 + rows;
-        if (!cuda_owns_panel(dev, r0, n)) continue;
-        const char *of_a = (const char *)a + (size_t)r0 * element;
-        RQ_TRY(blas_tn(dev, bf16, rows, cols, n_tok, of_a, n, a, n, dev->panel, cols, "the Gram matrix"));
-        KERNEL_TRY(dev, rq_cuda_gram_fold(dev->h, n, dev->panel, cols, r0, rows, cols, 1, dev->compute));
-        if (!b) continue;
-        const char *of_b = (const char *)b + (size_t)r0 * element;
-        RQ_TRY(blas_tn(dev, bf16, rows, n, n_tok, of_b, n, a, n, dev->panel, n, "the cross Gram matrix"));
-        KERNEL_TRY(dev, rq_cuda_gram_fold(dev->d, n, dev->panel, n, r0, rows, n, 0, dev->compute));
-    }
-done:
-    return status;
-}
-
-rq_status cuda_gram_chunk(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n) {
-    return gram_panels(dev, false, a, b, n_tok, n);
-}
-
-rq_status cuda_gram_chunk_bf16(cuda_device *dev, const uint16_t *a, const uint16_t *b, int64_t n_tok, int64_t n) {
-    return gram_panels(dev, true, a, b, n_tok, n);
-}
-
-static rq_status gram_add(void *own, double *h, double *d, const float *a, const float *b, int64_t n_tok, int64_t n) {
-    rq_status status = RQ_OK;
-    cuda_device *dev = own;
-    (void)h;
-    CUDA_TRY(cudaSetDevice(dev->index), "activations");
-    for (int64_t t0 = 0; t0 < n_tok; t0 += RQ_CUDA_GRAM_CHUNK) {
-        int64_t tokens = rq_min_i64(RQ_CUDA_GRAM_CHUNK, n_tok - t0), bytes = tokens * n * (int64_t)sizeof *a;
-        int i = (int)(dev->chunk++ % 2);
-        if (!dev->a[i]) RQ_TRY(CUDA_NEW(dev, dev->a[i], RQ_CUDA_GRAM_CHUNK * n, "activations"));
-        if (d && !dev->b[i]) RQ_TRY(CUDA_NEW(dev, dev->b[i], RQ_CUDA_GRAM_CHUNK * n, "activations"));
-        CUDA_TRY(cudaStreamWaitEvent(dev->copy, dev->used[i], 0), "activations");
-        RQ_TRY(cuda_upload(dev, dev->a[i], a + t0 * n, bytes, dev->copy));
-        if (d) RQ_TRY(cuda_upload(dev, dev->b[i], b + t0 * n, bytes, dev->copy));
-        CUDA_TRY(cudaEventRecord(dev->filled[i], dev->copy), "activations");
-        CUDA_TRY(cudaStreamWaitEvent(dev->compute, dev->filled[i], 0), "activations");
-        RQ_TRY(cuda_gram_chunk(dev, dev->a[i], d ? dev->b[i] : NULL, tokens, n));
-        CUDA_TRY(cudaEventRecord(dev->used[i], dev->compute), "activations");
-    }
-done:
-    return status;
-}
-
-static rq_status gram_finish(void *own, double *h, double *d, int64_t n) {
-    rq_status status = RQ_OK;
-    cuda_device *dev = own;
-    CUDA_TRY(cudaSetDevice(dev->index), "a Gram matrix");
-    RQ_TRY(cuda_share_panels(dev, dev->h, n));
-    if (d) RQ_TRY(cuda_share_panels(dev, dev->d, n));
-    KERNEL_TRY(dev, rq_cuda_gram_mirror(dev->h, n, dev->compute));
-    RQ_TRY(cuda_download(dev, h, dev->h, n * n * (int64_t)sizeof *h));
-    if (d) RQ_TRY(cuda_download(dev, d, dev->d, n * n * (int64_t)sizeof *d));
-done:
-    gram_free(dev);
-    return status;
+rq_status cuda_gemm_bf16_tn(cuda_device *dev, int64_t m, int64_t n, int64_t k, const uint16_t *a, int64_t lda,
+                            const uint16_t *b, int64_t ldb, float *c, int64_t ldc, const char *what) {
+    return blas_tn(dev, true, m, n, k, a, lda, b, ldb, c, ldc, what);
 }
 
 /* ---- the device ------------------------------------------------------------------------------------------------------- */
@@ -265,7 +173,7 @@ static void close_device(void *own) {
     cuda_device *dev = own;
     if (!dev) return;
     (void)cudaSetDevice(dev->index);
-    gram_free(dev);
+    cuda_gram_free(dev);
     cuda_leave(dev);
     if (dev->params) (void)dev->libs->params_destroy(dev->params);
     if (dev->solver) (void)dev->libs->solver_destroy(dev->solver);
@@ -306,7 +214,7 @@ static rq_status open_device(void **own, int index) {
     int count = 0, major = 0;
     cudaError_t e = cudaGetDeviceCount(&count);
     *own = NULL;
-    if (e != cudaSuccess) RQ_FAIL(RQ_ERR_DEVICE, "no CUDA device: %s", cudaGetErrorString(e));
+    if (e != cudaSuccess) RQ_FAIL(RQ_ERR_DEVICE, "no CUDA device: %s", cuda_why_none(e));
     if (index < 0 && count > 0) index = (-1 - index) % count;
     if (index < 0 || index >= count)
         RQ_FAIL(RQ_ERR_DEVICE, "cuda:%d: this machine has %d CUDA device%s", index, count, count == 1 ? "" : "s");
@@ -339,9 +247,9 @@ const rq_device_ops rq_device_cuda = {.name = "cuda",
                                       .open = open_device,
                                       .join = cuda_join,
                                       .close = close_device,
-                                      .gram_start = gram_start,
-                                      .gram_add = gram_add,
-                                      .gram_finish = gram_finish,
+                                      .gram_start = cuda_gram_start,
+                                      .gram_add = cuda_gram_add,
+                                      .gram_finish = cuda_gram_finish,
                                       .factor = cuda_factor,
                                       .triangular_term = cuda_triangular_term,
                                       .target_move = cuda_target_move,

@@ -34,6 +34,12 @@ typedef struct cuda_libs {
 /* RQ_ERR_DEVICE names the file that is missing, or what it lacks. */
 rq_status cuda_libs_load(const cuda_libs **libs);
 
+/* Why cudaGetDeviceCount found none. CUDA's own text for a machine without a driver speaks of versions alone. */
+static inline const char *cuda_why_none(cudaError_t e) {
+    return e == cudaErrorInsufficientDriver ? "there is no NVIDIA driver here, or it is older than this program's CUDA"
+                                            : cudaGetErrorString(e);
+}
+
 /* A buffer in pinned memory and the copy that reads or writes it. */
 typedef struct cuda_stage {
     void *host;
@@ -54,6 +60,9 @@ typedef struct cuda_device {
     float *a[2], *b[2], *panel;
     cudaEvent_t filled[2], used[2];
     int64_t chunk;
+    int64_t panel_rows; /* of H and D, that are one product: RQ_CUDA_PANEL, or RQ_CUDA_PANEL_BF16 */
+    uint16_t *half[2];  /* bfloat16: the tokens of A and of B that will be one product, NULL until there are some */
+    int64_t held;       /* how many there are */
     struct cuda_ranks *ranks; /* backend_cuda_ranks.c; NULL: one rank */
     rq_work done;             /* since the device was opened; bytes of device memory are not counted */
 } cuda_device;
@@ -108,9 +117,18 @@ rq_status cuda_sgemm_tn(cuda_device *dev, int64_t m, int64_t n, int64_t k, const
 rq_status cuda_gemm_bf16(cuda_device *dev, rq_trans tb, int64_t m, int64_t n, int64_t k, const uint16_t *a, int64_t lda,
                          const uint16_t *b, int64_t ldb, float beta, float *c, int64_t ldc, const char *what);
 
-/* backend_cuda.c: activations that are on the device already, into the Gram matrices that gram_start began; up to RQ_CUDA_GRAM_CHUNK tokens. */
-rq_status cuda_gram_chunk(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n);
-rq_status cuda_gram_chunk_bf16(cuda_device *dev, const uint16_t *a, const uint16_t *b, int64_t n_tok, int64_t n);
+/* C[m][n] = A^T B of numbers in bfloat16. */
+rq_status cuda_gemm_bf16_tn(cuda_device *dev, int64_t m, int64_t n, int64_t k, const uint16_t *a, int64_t lda,
+                            const uint16_t *b, int64_t ldb, float *c, int64_t ldc, const char *what);
+
+/* backend_cuda_gram.c: the operations of device.h, and activations that are on the device already, into the Gram matrices that gram_start began. b:
+ * NULL, or for D. The second rounds them to bfloat16; of one run of additions all are such or none. */
+rq_status cuda_gram_start(void *own, double *h, double *d, int64_t n);
+rq_status cuda_gram_add(void *own, double *h, double *d, const float *a, const float *b, int64_t n_tok, int64_t n);
+rq_status cuda_gram_finish(void *own, double *h, double *d, int64_t n);
+void cuda_gram_free(cuda_device *dev);
+rq_status cuda_gram_here(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n);
+rq_status cuda_gram_here_bf16(cuda_device *dev, const float *a, const float *b, int64_t n_tok, int64_t n);
 /* backend_cuda_factor.c */
 rq_status cuda_factor(void *own, rq_prep *p, const double *h, int64_t *bad);
 rq_status cuda_triangular_term(void *own, rq_prep *p, float *d);

@@ -84,7 +84,7 @@ static void end(void *own) {
     cuda_release(f->lse);
     cuda_release(f->by_head);
     cuda_release(f->piece);
-    for (int i = 0; i < 2; ++i) cuda_release(f->half[i]);
+    cuda_release(f->half);
     free(f);
 }
 
@@ -140,8 +140,7 @@ static rq_status begin(void **own, const rq_forward_job *job) {
     RQ_TRY(upload(f, f->rope, table, job->seq_len * (c->head_dim / 2) * 2));
     RQ_TRY(CUDA_NEW(f->dev, f->per_token, job->chunk, "numbers of tokens"));
     if (job->bf16) RQ_TRY(CUDA_NEW(f->dev, f->piece, RQ_CUDA_PIECE, "a piece of a matrix"));
-    for (int i = 0; i < 2 && job->bf16; ++i)
-        RQ_TRY(CUDA_NEW(f->dev, f->half[i], job->chunk * f->widest, "a chunk in bfloat16"));
+    if (job->bf16) RQ_TRY(CUDA_NEW(f->dev, f->half, job->chunk * f->widest, "a chunk in bfloat16"));
 done:
     free(table);
     return status;
@@ -182,16 +181,15 @@ static rq_status product(cuda_forward *f, float *y, const rq_linear *lin, const 
     const int64_t n_out = lin->n_out, n_in = lin->n_in;
     const float beta = adds || lin->bias ? 1.0f : 0.0f;
     float *w, *bias;
-    uint16_t *half;
+    uint16_t *there;
     if (lin->bias) {
         RQ_TRY(keep(f, &bias, lin->bias, n_out, lin->name));
         KERNEL_TRY(f->dev, rq_cuda_bias(y, bias, n_tok, n_out, adds, f->dev->compute));
     }
     if (f->job.bf16) {
-        RQ_TRY(keep_bf16(f, &half, lin->w, n_out * n_in, lin->name));
-        KERNEL_TRY(f->dev, rq_cuda_to_bf16(f->half[0], in, n_tok * n_in, f->dev->compute));
-        RQ_TRY(
-            cuda_gemm_bf16(f->dev, RQ_T, n_tok, n_out, n_in, f->half[0], n_in, half, n_in, beta, y, n_out, lin->name));
+        RQ_TRY(keep_bf16(f, &there, lin->w, n_out * n_in, lin->name));
+        KERNEL_TRY(f->dev, rq_cuda_to_bf16(f->half, in, n_tok * n_in, f->dev->compute));
+        RQ_TRY(cuda_gemm_bf16(f->dev, RQ_T, n_tok, n_out, n_in, f->half, n_in, there, n_in, beta, y, n_out, lin->name));
     } else {
         RQ_TRY(keep(f, &w, lin->w, n_out * n_in, lin->name));
         RQ_TRY(cuda_sgemm(f->dev, RQ_T, n_tok, n_out, n_in, 1, in, n_in, w, n_in, beta, y, n_out, lin->name));
@@ -348,22 +346,9 @@ static rq_status share(void *own, float *x, int64_t count, int root) {
 }
 
 static rq_status gram(void *own, double *h, double *d, const float *a, const float *b, int64_t n_tok, int64_t n) {
-    rq_status status = RQ_OK;
     cuda_forward *f = own;
-    cuda_device *dev = f->dev;
     (void)h;
-    for (int64_t t0 = 0; t0 < n_tok; t0 += RQ_CUDA_GRAM_CHUNK) {
-        const int64_t tokens = rq_min_i64(RQ_CUDA_GRAM_CHUNK, n_tok - t0);
-        if (f->job.bf16) {
-            KERNEL_TRY(dev, rq_cuda_to_bf16(f->half[0], a + t0 * n, tokens * n, dev->compute));
-            if (d) KERNEL_TRY(dev, rq_cuda_to_bf16(f->half[1], b + t0 * n, tokens * n, dev->compute));
-            RQ_TRY(cuda_gram_chunk_bf16(dev, f->half[0], d ? f->half[1] : NULL, tokens, n));
-            continue;
-        }
-        RQ_TRY(cuda_gram_chunk(dev, a + t0 * n, d ? b + t0 * n : NULL, tokens, n));
-    }
-done:
-    return status;
+    return (f->job.bf16 ? cuda_gram_here_bf16 : cuda_gram_here)(f->dev, a, d ? b : NULL, n_tok, n);
 }
 
 const rq_forward_ops rq_forward_cuda = {

@@ -23,15 +23,15 @@ typedef struct cuda_slot {
 typedef struct cuda_forward {
     cuda_device *dev;
     rq_forward_job job;
-    float *rope;       /* cosines and sines of all positions */
-    float *per_token;  /* [chunk] */
-    uint16_t *half[2]; /* bf16: a chunk of what is multiplied, of a difference */
-    float *piece;      /* bf16: of a matrix that is rounded */
-    float *spare;      /* a chunk; NULL until it is needed, as the two below */
-    float *lse;        /* [chunk][n_head]: of rq_cuda_attend */
-    double *by_head;   /* [chunk][n_head] */
-    int64_t widest;    /* of activations */
-    double room;       /* bytes left for rows of all samples */
+    float *rope;      /* cosines and sines of all positions */
+    float *per_token; /* [chunk] */
+    uint16_t *half;   /* bf16: a chunk of what is multiplied */
+    float *piece;     /* bf16: of a matrix that is rounded */
+    float *spare;     /* a chunk; NULL until it is needed, as the two below */
+    float *lse;       /* [chunk][n_head]: of rq_cuda_attend */
+    double *by_head;  /* [chunk][n_head] */
+    int64_t widest;   /* of activations */
+    double room;      /* bytes left for rows of this rank's samples */
     cuda_slot in[RQ_CUDA_SLOTS], out[RQ_CUDA_SLOTS];
     int next_in, next_out;
     cudaStream_t back; /* copies to the host */

@@ -65,7 +65,7 @@ done:
 
 /* To and fro from the last panel, which of H has the most work. */
 static int owner(const cuda_device *dev, int64_t r0, int64_t n) {
-    const int64_t k = rq_ceil_div(n, RQ_CUDA_PANEL) - 1 - r0 / RQ_CUDA_PANEL, at = k % dev->ranks->n;
+    const int64_t k = rq_ceil_div(n, dev->panel_rows) - 1 - r0 / dev->panel_rows, at = k % dev->ranks->n;
     return (int)(k / dev->ranks->n % 2 ? dev->ranks->n - 1 - at : at);
 }
 
@@ -79,8 +79,8 @@ rq_status cuda_share_panels(cuda_device *dev, double *matrix, int64_t n) {
     if (!dev->ranks) return RQ_OK;
     NCCL_TRY(dev, group_start());
     grouped = true;
-    for (int64_t r0 = 0; r0 < n; r0 += RQ_CUDA_PANEL) {
-        const int64_t rows = rq_min_i64(RQ_CUDA_PANEL, n - r0);
+    for (int64_t r0 = 0; r0 < n; r0 += dev->panel_rows) {
+        const int64_t rows = rq_min_i64(dev->panel_rows, n - r0);
         RQ_TRY(cuda_share(dev, matrix + r0 * n, rows * n * (int64_t)sizeof *matrix, owner(dev, r0, n)));
     }
     grouped = false;

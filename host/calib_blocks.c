@@ -83,12 +83,31 @@ static double most_matrix_bytes(const rq_calib *c) {
     return most;
 }
 
+/* ---- chunks: rank r has chunks r, r + n, ..., whose rows lie one after the other where it keeps them */
+
+static int64_t n_chunks(const rq_calib *c) { return rq_ceil_div(c->n_samples, c->chunk); }
+
+static int64_t chunk_tokens(const rq_calib *c, int64_t i) {
+    return rq_min_i64(c->chunk, c->n_samples - i * c->chunk) * c->seq_len;
+}
+
+static int64_t chunk_row(const rq_calib *c, int64_t i) { return i / rq_n_ranks(c->ranks) * c->chunk * c->seq_len; }
+
+static int64_t own_rows(const rq_calib *c) {
+    int64_t rows = 0;
+    for (int64_t i = rq_rank(c->ranks); i < n_chunks(c); i += rq_n_ranks(c->ranks)) rows += chunk_tokens(c, i);
+    return rows;
+}
+
 /* two: the fp stream too, where the plan wants D. */
 rq_status rq_calib_new(rq_calib *c, rq_quantizer *z, bool two) {
     rq_status status = RQ_OK;
     const rq_quantize_job *job = z->job;
-    *c =
-        (rq_calib){.z = z, .cfg = &z->model->cfg, .n_samples = job->samples.n_samples, .seq_len = job->samples.seq_len};
+    *c = (rq_calib){.z = z,
+                    .cfg = &z->model->cfg,
+                    .n_samples = job->samples.n_samples,
+                    .seq_len = job->samples.seq_len,
+                    .ranks = job->ranks};
     const rq_config *cfg = c->cfg;
     c->d = cfg->d_model;
     c->ff = cfg->d_ff;
@@ -115,7 +134,7 @@ rq_status rq_calib_new(rq_calib *c, rq_quantizer *z, bool two) {
     RQ_TRY(c->row->begin(&c->run, &(rq_forward_job){.device = z->device,
                                                     .model = z->model,
                                                     .dir = z->work_dir,
-                                                    .n_tok = c->n_samples * c->seq_len,
+                                                    .n_tok = own_rows(c),
                                                     .chunk = t,
                                                     .seq_len = c->seq_len,
                                                     .n_streams = any_cross ? 2 : 1,
@@ -126,12 +145,11 @@ rq_status rq_calib_new(rq_calib *c, rq_quantizer *z, bool two) {
     RQ_TRY(new_activations(c, widest));
     RQ_TRY(RQ_NEW(c->h, widest * widest));
     if (any_cross) RQ_TRY(RQ_NEW(c->cross, widest * widest));
-    c->ranks = job->ranks;
     if (rq_n_ranks(c->ranks) > 1) {
         RQ_TRY(c->row->new_floats(c->run, &c->peer_q, t * widest, "inputs of another rank"));
         if (any_cross) RQ_TRY(c->row->new_floats(c->run, &c->peer_d, t * widest, "inputs of another rank"));
     }
-    if (job->token_weights != RQ_TOKENS_EVEN) RQ_TRY(RQ_NEW(c->token, c->n_samples * c->seq_len));
+    if (job->token_weights != RQ_TOKENS_EVEN) RQ_TRY(RQ_NEW(c->token, rq_max_i64(1, own_rows(c))));
 done:
     return status;
 }
@@ -220,12 +238,6 @@ done:
     return status;
 }
 
-static int64_t n_chunks(const rq_calib *c) { return rq_ceil_div(c->n_samples, c->chunk); }
-
-static int64_t chunk_tokens(const rq_calib *c, int64_t i) {
-    return rq_min_i64(c->chunk, c->n_samples - i * c->chunk) * c->seq_len;
-}
-
 /* Rows of a chunk of n_tok tokens that statistics are made of. */
 static int64_t tokens_kept(const rq_calib *c, int64_t n_tok) {
     return n_tok / rq_max_i64(1, c->seq_len) * (c->seq_len - rq_min_i64(c->z->job->skip_tokens, c->seq_len));
@@ -275,7 +287,7 @@ done:
 /* One chunk of this rank: its inputs, in s->in as chunk_statistics leaves them. */
 static rq_status chunk_inputs(rq_calib *c, int stage, int64_t chunk) {
     rq_status status = RQ_OK;
-    int64_t width = stage_width(c, stage), n_tok = chunk_tokens(c, chunk), row0 = chunk * c->chunk * c->seq_len;
+    int64_t width = stage_width(c, stage), n_tok = chunk_tokens(c, chunk), row0 = chunk_row(c, chunk);
     for (int k = 0; k < RQ_N_STREAMS; ++k) {
         if (c->s[k].active) RQ_TRY(stage_input(c, &c->s[k], stage, row0, n_tok));
     }
@@ -352,7 +364,7 @@ rq_status rq_calib_finish_block(rq_calib *c, const char *text) {
     int n = rq_n_ranks(c->ranks);
     RQ_TRY(row->pass_begin(c->run));
     for (int64_t i = rq_rank(c->ranks); i < n_chunks(c); i += n) {
-        int64_t n_tok = chunk_tokens(c, i), row0 = i * c->chunk * c->seq_len;
+        int64_t n_tok = chunk_tokens(c, i), row0 = chunk_row(c, i);
         for (int k = 0; k < RQ_N_STREAMS; ++k) {
             rq_stream *s = &c->s[k];
             if (!s->active) continue;
@@ -374,8 +386,8 @@ rq_status rq_calib_start(rq_calib *c) {
     float *x = NULL; /* embeddings are looked up by the host */
     RQ_TRY(RQ_NEW(x, c->chunk * c->seq_len * c->d));
     for (int64_t i = rq_rank(c->ranks); i < n_chunks(c); i += rq_n_ranks(c->ranks)) {
-        int64_t n_tok = chunk_tokens(c, i), row0 = i * c->chunk * c->seq_len;
-        RQ_TRY(rq_embed(c->z->model, x, c->z->job->samples.ids + row0, n_tok));
+        int64_t n_tok = chunk_tokens(c, i), row0 = chunk_row(c, i);
+        RQ_TRY(rq_embed(c->z->model, x, c->z->job->samples.ids + i * c->chunk * c->seq_len, n_tok));
         RQ_TRY(c->row->upload(c->run, c->x, x, n_tok * c->d));
         for (int k = 0; k < RQ_N_STREAMS; ++k) {
             if (c->s[k].active) RQ_TRY(c->row->rows_write(c->run, c->s[k].x, row0, n_tok, c->x));
@@ -421,7 +433,7 @@ rq_status rq_calibrate_stages(rq_quantizer *z, rq_gather what, rq_stage_fn fn, v
         }
         for (int st = 0; st < RQ_N_STAGES; ++st) {
             RQ_TRY(rq_calib_run_stage(&c, st, text));
-            RQ_TRY(fn(arg, layer, st, &(rq_gathered){c.need_h ? c.h : NULL, c.most}, c.s[RQ_FP].w));
+            RQ_TRY(fn(arg, layer, st, &(rq_gathered){c.need_h ? c.h : NULL, c.most, c.row, c.run}, c.s[RQ_FP].w));
         }
         if (layer + 1 < c.cfg->n_layer) RQ_TRY(rq_calib_finish_block(&c, text));
     }

@@ -35,7 +35,7 @@ typedef struct rq_calib {
     float *most;            /* the largest sizes in the columns of a stage's input; NULL: not wanted */
     float *most_there;      /* the same on the device */
     int64_t layer;          /* the block at hand */
-    float *token;           /* [n_samples * seq_len] what each token counts in this block; NULL: 1 */
+    float *token;           /* what each token of this rank's chunks counts in this block; NULL: 1 */
     float *residual; /* [chunk] norms of the residual stream, when inputs of o and down are taken relative to it */
     bool need_h, need_cross; /* of the stage at hand */
     bool act8[RQ_N_LINEARS]; /* matrices of the block whose inputs are in 8 bits in the quantized stream */

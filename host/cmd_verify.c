@@ -12,9 +12,9 @@ static const cmd_spec spec = {
     "verify MODEL [--ref MODEL0] [options]",
     "Opens MODEL (which checks headers, shapes, zero points, scales and permutations), decodes every row of every "
     "matrix and refuses\n"
-    "NaN and infinity. A rotated model is compared with --ref after its rotation: its matrices are then in another "
-    "basis, so only\n"
-    "their norms are compared.",
+    "NaN and infinity. With --ref it prints the signal-to-noise ratio of each against the original. The matrices of a "
+    "rotated model\n"
+    "are in another basis; of them it prints the change of the norm, the gains of the RMSNorm before them included.",
     flags,
     sizeof flags / sizeof *flags,
     false,
@@ -26,7 +26,9 @@ typedef struct matrix_check {
     double norm2, noise2, ref_norm2;
 } matrix_check;
 
-static rq_status check_matrix(matrix_check *c, const rq_linear *l, const rq_linear *ref, const char *name) {
+/* gain, ref_gain: NULL, or what the inputs of l and ref are multiplied with before, which counts as part of the matrix. */
+static rq_status check_matrix(matrix_check *c, const rq_linear *l, const float *gain, const rq_linear *ref,
+                              const float *ref_gain, const char *name) {
     rq_status status = RQ_OK;
     float *row = NULL, *ref_row = NULL;
     *c = (matrix_check){0};
@@ -43,6 +45,8 @@ static rq_status check_matrix(matrix_check *c, const rq_linear *l, const rq_line
             if (!isfinite(row[j]))
                 RQ_FAIL(RQ_ERR_INPUT, "%s: weight [%lld][%lld] decodes to %g", name, (long long)i, (long long)j,
                         row[j]);
+            if (gain) row[j] *= gain[j];
+            if (ref_gain) ref_row[j] *= ref_gain[j];
             c->norm2 += (double)row[j] * row[j];
             if (!ref) continue;
             double e = (double)row[j] - ref_row[j];
@@ -61,6 +65,12 @@ static double decibel(const matrix_check *c, bool rotated) {
     return c->noise2 > 0 ? 10 * log10(c->ref_norm2 / c->noise2) : 999;
 }
 
+/* In a rotated model the gains of the norms are part of the matrices after them. */
+static const float *gain_before(const rq_model *m, int64_t layer, int which) {
+    const rq_block *b = &m->block[layer];
+    return which <= RQ_V ? b->norm1 : which == RQ_GATE || which == RQ_UP ? b->norm2 : NULL;
+}
+
 static rq_status check_all(const rq_model *m, const rq_model *ref, json_t *list, bool print) {
     rq_status status = RQ_OK;
     bool rotated = ref && (m->rotation != NULL) != (ref->rotation != NULL);
@@ -69,7 +79,9 @@ static rq_status check_all(const rq_model *m, const rq_model *ref, json_t *list,
             char name[96];
             matrix_check c;
             snprintf(name, sizeof name, "model.layers.%lld.%s", (long long)layer, rq_linear_suffix[which]);
-            RQ_TRY(check_matrix(&c, &m->block[layer].lin[which], ref ? &ref->block[layer].lin[which] : NULL, name));
+            RQ_TRY(check_matrix(&c, &m->block[layer].lin[which], rotated ? gain_before(m, layer, which) : NULL,
+                                ref ? &ref->block[layer].lin[which] : NULL,
+                                rotated ? gain_before(ref, layer, which) : NULL, name));
             json_t *j = json_pack("{s:s, s:f}", "name", name, "norm", sqrt(c.norm2));
             if (ref) json_object_set_new(j, rotated ? "gain_db" : "sqnr_db", json_real(decibel(&c, rotated)));
             json_array_append_new(list, j);
@@ -78,8 +90,8 @@ static rq_status check_all(const rq_model *m, const rq_model *ref, json_t *list,
         }
     }
     matrix_check c;
-    RQ_TRY(check_matrix(&c, &m->embed, NULL, "model.embed_tokens"));
-    RQ_TRY(check_matrix(&c, &m->head, NULL, "lm_head"));
+    RQ_TRY(check_matrix(&c, &m->embed, NULL, NULL, NULL, "model.embed_tokens"));
+    RQ_TRY(check_matrix(&c, &m->head, NULL, NULL, NULL, "lm_head"));
 done:
     return status;
 }

@@ -2,6 +2,7 @@
 /* What matrices with the same input share: sweep order, damped and factored Gram matrix, the triangular term of GPTAQ and
  * ResComp, and the move of the target. docs/methods.md derives each. */
 #include <math.h>
+#include <stdatomic.h>
 
 #include "backend.h"
 #include "device.h"
@@ -49,6 +50,21 @@ static void gather_d_row(void *arg, int64_t r) {
     float *dst = (float *)a->dst + r * n;
     bool zero_row = a->zero_dead_rows && p->dead[j];
     for (int64_t c = 0; c < n; ++c) dst[c] = zero_row || p->dead[p->perm[c]] ? 0 : (float)(a->unit * src[p->perm[c]]);
+}
+
+/* Where the damped matrix is needed again, and the one of the output's losses: fp32, the first in stored order. */
+typedef struct narrow_job {
+    float *to;
+    const double *from;
+    const int32_t *perm; /* from sweep order; NULL: the order stays */
+    int64_t n;
+} narrow_job;
+
+static void narrow_row(void *arg, int64_t r) {
+    const narrow_job *k = arg;
+    const double *from = k->from + r * k->n;
+    float *to = k->to + (k->perm ? (int64_t)k->perm[r] : r) * k->n;
+    for (int64_t c = 0; c < k->n; ++c) to[k->perm ? k->perm[c] : c] = (float)from[c];
 }
 
 typedef struct sort_key {
@@ -131,16 +147,35 @@ done:
     return status;
 }
 
+typedef struct finite_job {
+    const float *narrow; /* one of the two, [n_rows][n] */
+    const double *wide;
+    int64_t n;
+    _Atomic int64_t bad;
+} finite_job;
+
+static void check_row(void *arg, int64_t r) {
+    finite_job *job = arg;
+    int64_t i = r * job->n;
+    const int64_t end = i + job->n;
+    while (i < end && (job->wide ? isfinite(job->wide[i]) : isfinite(job->narrow[i]))) ++i;
+    int64_t first = job->bad;
+    while (i < end && i < first && !atomic_compare_exchange_weak(&job->bad, &first, i)) {}
+}
+
+int64_t rq_first_not_finite(const float *narrow, const double *wide, int64_t n_rows, int64_t n) {
+    finite_job job = {narrow, wide, n, n_rows * n};
+    rq_parallel_for(n_rows, check_row, &job);
+    return job.bad < n_rows * n ? job.bad : -1;
+}
+
 static rq_status check_finite(const double *a, int64_t n, const char *what, const char *label) {
-    for (int64_t i = 0; i < n * n; ++i) {
-        if (!isfinite(a[i])) {
-            return rq_fail(RQ_ERR_NUMERIC,
-                           "%s: the %s matrix holds %g at row %lld, column %lld: the calibration activations "
-                           "overflowed or held NaN",
-                           label, what, a[i], (long long)(i / n), (long long)(i % n));
-        }
-    }
-    return RQ_OK;
+    const int64_t i = rq_first_not_finite(NULL, a, n, n);
+    if (i < 0) return RQ_OK;
+    return rq_fail(
+        RQ_ERR_NUMERIC,
+        "%s: the %s matrix holds %g at row %lld, column %lld: the calibration activations overflowed or held NaN",
+        label, what, a[i], (long long)(i / n), (long long)(i % n));
 }
 
 /* p->u, sweep order; climbs the damping ladder. hp is scratch [n][n] fp64 and ends as the damped matrix. */
@@ -241,7 +276,8 @@ rq_status rq_prepare_on(rq_prep *p, const rq_device *device, const double *h, co
     }
     if (h && o->clip == RQ_CLIP_OUTPUT) {
         RQ_TRY(RQ_NEW(p->h, n * n));
-        for (int64_t i = 0; i < n * n; ++i) p->h[i] = (float)h[i];
+        narrow_job narrow = {p->h, h, NULL, n};
+        rq_parallel_for(n, narrow_row, &narrow);
     }
     if (!row->propagates) goto done;
 
@@ -251,12 +287,8 @@ rq_status rq_prepare_on(rq_prep *p, const rq_device *device, const double *h, co
     if (refine) {
         RQ_TRY(RQ_NEW(p->hd, n * n));
         bool stored_is_sweep = rq_groups_in_sweep_order(o, n) && o->act_order; /* never with a codebook */
-        for (int64_t r = 0; r < n; ++r) {
-            for (int64_t c = 0; c < n; ++c) {
-                int64_t at = stored_is_sweep ? r * n + c : (int64_t)p->perm[r] * n + p->perm[c];
-                p->hd[at] = (float)hp[r * n + c];
-            }
-        }
+        narrow_job narrow = {p->hd, hp, stored_is_sweep ? NULL : p->perm, n};
+        rq_parallel_for(n, narrow_row, &narrow);
     }
 done:
     free(hp);

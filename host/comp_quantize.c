@@ -18,13 +18,9 @@ void rq_quant_result_free(rq_quant_result *r) {
 }
 
 static rq_status check_weights(const float *w, int64_t n_out, int64_t n, const char *label) {
-    for (int64_t i = 0; i < n_out * n; ++i) {
-        if (!isfinite(w[i])) {
-            return rq_fail(RQ_ERR_INPUT, "%s: weight [%lld][%lld] is %g", label, (long long)(i / n), (long long)(i % n),
-                           w[i]);
-        }
-    }
-    return RQ_OK;
+    const int64_t i = rq_first_not_finite(w, NULL, n_out, n);
+    if (i < 0) return RQ_OK;
+    return rq_fail(RQ_ERR_INPUT, "%s: weight [%lld][%lld] is %g", label, (long long)(i / n), (long long)(i % n), w[i]);
 }
 
 /* out = w + factor * w M, in natural order (rq_prep.m). */
@@ -34,12 +30,19 @@ static rq_status moved_target(float *out, const float *w, int64_t n_out, const r
 }
 
 /* dst[i][perm ? position of j : j] = src[i][j], dead features as zero. */
-static void to_stored_order(float *dst, const float *src, int64_t n_out, const rq_prep *p, bool sweep_order) {
-    for (int64_t i = 0; i < n_out; ++i) {
-        for (int64_t c = 0; c < p->n; ++c) {
-            int64_t j = sweep_order ? p->perm[c] : c;
-            dst[i * p->n + c] = p->dead[j] ? 0 : src[i * p->n + j];
-        }
+typedef struct stored_job {
+    float *dst;
+    const float *src;
+    const rq_prep *prep;
+    bool sweep_order;
+} stored_job;
+
+static void stored_row(void *arg, int64_t i) {
+    const stored_job *k = arg;
+    const rq_prep *p = k->prep;
+    for (int64_t c = 0; c < p->n; ++c) {
+        const int64_t j = k->sweep_order ? p->perm[c] : c;
+        k->dst[i * p->n + c] = p->dead[j] ? 0 : k->src[i * p->n + j];
     }
 }
 
@@ -57,7 +60,8 @@ static rq_status refine(const rq_sweep *s, const float *start, int64_t row0, int
         RQ_TRY(moved_target(moved, start, n_out, p, o->alpha));
         goal = moved;
     }
-    to_stored_order(target, goal + row0 * p->n, s->n_out, p, sweep_order);
+    stored_job stored = {target, goal + row0 * p->n, p, sweep_order};
+    rq_parallel_for(s->n_out, stored_row, &stored);
     const rq_refine job = {s->codes, s->scale, s->zero, s->step, target, p->hd, s->n_out, p->n, s->group, o};
     RQ_TRY(rq_device_row(p->device)->refine(rq_device_own(p->device), &job, p, label));
 done:
@@ -66,20 +70,56 @@ done:
     return status;
 }
 
-/* Codes and values from sweep order to natural order; g_idx from the permutation. */
+typedef struct natural_job {
+    uint8_t *codes, *line; /* line: [parts][n] */
+    const rq_prep *prep;
+    int64_t n_out, parts;
+} natural_job;
+
+static void natural_part(void *arg, int64_t part) {
+    const natural_job *k = arg;
+    const int64_t n = k->prep->n;
+    uint8_t *line = k->line + part * n;
+    for (int64_t i = k->n_out * part / k->parts; i < k->n_out * (part + 1) / k->parts; ++i) {
+        memcpy(line, k->codes + i * n, (size_t)n);
+        for (int64_t c = 0; c < n; ++c) k->codes[i * n + k->prep->perm[c]] = line[c];
+    }
+}
+
+/* Codes from sweep order to natural order; g_idx from the permutation. */
 static rq_status to_natural_order(rq_quant_result *r, const rq_prep *p, int64_t n_out, int64_t group) {
     rq_status status = RQ_OK;
-    uint8_t *line = NULL;
-    RQ_TRY(RQ_NEW(line, p->n));
+    natural_job job = {.codes = r->codes, .prep = p, .n_out = n_out, .parts = rq_min_i64(n_out, 64)};
+    RQ_TRY(RQ_NEW(job.line, job.parts * p->n));
     RQ_TRY(RQ_NEW(r->g_idx, p->n));
     for (int64_t c = 0; c < p->n; ++c) r->g_idx[p->perm[c]] = (int32_t)(c / group);
-    for (int64_t i = 0; i < n_out; ++i) {
-        memcpy(line, r->codes + i * p->n, (size_t)p->n);
-        for (int64_t c = 0; c < p->n; ++c) r->codes[i * p->n + p->perm[c]] = line[c];
-    }
+    rq_parallel_for(job.parts, natural_part, &job);
 done:
-    free(line);
+    free(job.line);
     return status;
+}
+
+/* What codes stand for. */
+typedef struct values_job {
+    rq_quant_result *r;
+    const float *scale; /* [n_out][of_row] */
+    int64_t of_row;
+    const float *zero, *step; /* step: of w4a8, otherwise NULL */
+    int64_t n, group, n_group;
+} values_job;
+
+static void values_row(void *arg, int64_t i) {
+    const values_job *v = arg;
+    const uint8_t *codes = v->r->codes + i * v->n;
+    const int32_t *g_idx = v->r->g_idx;
+    const float *scale = v->scale + i * v->of_row, *zero = v->zero + i * v->n_group;
+    float *q = v->r->q + i * v->n;
+    for (int64_t j = 0; g_idx && j < v->n; ++j) q[j] = scale[g_idx[j]] * ((float)codes[j] - zero[g_idx[j]]);
+    for (int64_t k = 0; !g_idx && k < v->n_group; ++k) {
+        const int64_t end = rq_min_i64(v->n, (k + 1) * v->group);
+        const float s = scale[v->of_row > 1 ? k : 0], z = zero[k], step = v->step ? v->step[i * v->n_group + k] : 1.0f;
+        for (int64_t j = k * v->group; j < end; ++j) q[j] = s * ((float)codes[j] * step - z);
+    }
 }
 
 /* Format w4a8: one scale a row, and what its groups have as the integers that they are. */
@@ -103,12 +143,8 @@ static rq_status finish_w4a8(rq_quant_result *r, const float *zero, const float 
             base[k] = (int8_t)(int)-zero[k];
         }
     }
-    for (int64_t i = 0; i < n_out; ++i) {
-        for (int64_t j = 0; j < n; ++j) {
-            int64_t k = i * n_group + j / group;
-            r->q[i * n + j] = scale[i] * ((float)r->codes[i * n + j] * step[k] - zero[k]);
-        }
-    }
+    values_job values = {r, scale, 1, zero, step, n, group, n_group};
+    rq_parallel_for(n_out, values_row, &values);
     r->format = RQ_FORMAT_W4A8;
     r->w4a8 = (rq_w4a8_codes){.n_out = n_out, .n_in = n, .group = o->group, .codes = r->codes, .scale = scale};
     if (o->group)
@@ -232,12 +268,8 @@ static rq_status finish_grid(rq_quant_result *r, grid_rows *g, int64_t row0, int
         RQ_TRY(RQ_NEW(r->zero, n_out * n_group));
         for (int64_t i = 0; i < n_out * n_group; ++i) r->zero[i] = (uint8_t)(int)zero[i];
     }
-    for (int64_t i = 0; i < n_out; ++i) {
-        for (int64_t j = 0; j < n; ++j) {
-            int64_t k = i * n_group + (r->g_idx ? r->g_idx[j] : j / group);
-            r->q[i * n + j] = r->scale[k] * ((float)r->codes[i * n + j] - zero[k]);
-        }
-    }
+    values_job values = {r, r->scale, n_group, zero, NULL, n, group, n_group};
+    rq_parallel_for(n_out, values_row, &values);
     r->format = RQ_FORMAT_GRID;
     r->grid = (rq_grid_codes){n_out, n, group, n_group, o->bits, o->scale_dtype, r->codes, r->scale, r->zero, r->g_idx};
 done:

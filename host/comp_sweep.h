@@ -25,6 +25,9 @@ float rq_clip_shrink(const rq_quant_opt *o, int k);
 
 rq_status rq_sweep_run(const rq_sweep *s);
 
+/* The first number of narrow or wide (the other is NULL), [n_rows][n], that is NaN or infinite; -1 without one (comp_prepare.c). */
+int64_t rq_first_not_finite(const float *narrow, const double *wide, int64_t n_rows, int64_t n);
+
 /* ---- pieces, for sweeps on other devices ---- */
 
 /* End of the block of at most `block` columns that starts at c0. Dynamic groups begin at block starts (and a block never spans two of them),

@@ -14,21 +14,38 @@ static void kernel(rq_work *w, double bytes) {
     ++w->launches;
 }
 
+/* One panel after another of t tokens: the lower triangle of H, all of D. element: bytes of a number that is multiplied. */
+static void plan_panels(rq_work *w, int64_t n, int64_t t, bool cross, int64_t panel, double element) {
+    for (int64_t r0 = 0; r0 < n; r0 += panel) {
+        const int64_t rows = rq_min_i64(panel, n - r0), cols = r0 + rows;
+        product(w, rows, cols, t, false);
+        kernel(w, 20.0 * (double)rows * ((double)r0 + ((double)rows + 1) / 2));
+        w->bytes -= (4 - element) * (double)(t * (rows + cols));
+        if (!cross) continue;
+        product(w, rows, n, t, false);
+        kernel(w, 20.0 * (double)rows * (double)n);
+        w->bytes -= (4 - element) * (double)(t * (rows + n));
+    }
+}
+
 static void plan_gram(rq_work *w, int64_t n, int64_t tokens, bool cross) {
     for (int64_t t0 = 0; t0 < tokens; t0 += RQ_CUDA_GRAM_CHUNK) {
-        int64_t t = rq_min_i64(RQ_CUDA_GRAM_CHUNK, tokens - t0);
+        const int64_t t = rq_min_i64(RQ_CUDA_GRAM_CHUNK, tokens - t0);
         w->upload += 4.0 * (double)(t * n) * (cross ? 2 : 1);
-        for (int64_t r0 = 0; r0 < n; r0 += RQ_CUDA_PANEL) {
-            int64_t rows = rq_min_i64(RQ_CUDA_PANEL, n - r0), cols = r0 + rows;
-            product(w, rows, cols, t, false);
-            kernel(w, 20.0 * (double)rows * ((double)r0 + ((double)rows + 1) / 2));
-            if (!cross) continue;
-            product(w, rows, n, t, false);
-            kernel(w, 20.0 * (double)rows * (double)n);
-        }
+        plan_panels(w, n, t, cross, RQ_CUDA_PANEL, 4);
     }
     kernel(w, 8.0 * (double)n * (double)n); /* the other triangle */
     w->download += 8.0 * (double)(n * n) * (cross ? 2 : 1);
+}
+
+void rq_device_plan_gram_bf16(rq_work *w, int64_t n, int64_t tokens, bool cross) {
+    *w = (rq_work){0};
+    for (int64_t t0 = 0; t0 < tokens; t0 += RQ_CUDA_GRAM_CHUNK) {
+        const double rounded = 6.0 * (double)rq_min_i64(RQ_CUDA_GRAM_CHUNK, tokens - t0) * (double)n;
+        for (int i = 0; i < (cross ? 2 : 1); ++i) kernel(w, rounded);
+    }
+    for (int64_t t0 = 0; t0 < tokens; t0 += RQ_CUDA_GRAM_TOKENS)
+        plan_panels(w, n, rq_min_i64(RQ_CUDA_GRAM_TOKENS, tokens - t0), cross, RQ_CUDA_PANEL_BF16, 2);
 }
 
 /* A pass that multiplies by the matrix, chunks of 2,048 tokens where the one before left them. */
@@ -457,12 +474,14 @@ rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t
 
 void rq_device_plan_forward(double *chunk, double *pass, const rq_forward_shape *s) {
     const double d = (double)s->d, ff = (double)s->ff, qd = (double)s->qd, kd = (double)s->kd, t = (double)s->chunk,
-                 w = ff > d ? (ff > qd ? ff : qd) : (d > qd ? d : qd), panel = w < RQ_CUDA_PANEL ? w : RQ_CUDA_PANEL;
+                 w = ff > d ? (ff > qd ? ff : qd) : (d > qd ? d : qd),
+                 rows = s->bf16 ? RQ_CUDA_PANEL_BF16 : RQ_CUDA_PANEL, panel = w < rows ? w : rows;
     const double qkv = d * (qd + 2 * kd), mlp = 2 * d * ff,
                  matrices = (qkv > mlp ? qkv : mlp) * s->n_streams + (qd > ff ? qd : ff) * d; /* one more: measuring */
     *chunk = 4 * t *
                  (3 * (double)s->n_head + d + 3 * w + qd + 2 * kd + 2 * ff +
-                  (s->n_streams * (s->ranks ? 2 : 1) + 2 * RQ_CUDA_SLOTS + (s->bf16 ? 1 : 0)) * w) +
+                  (s->n_streams * (s->ranks ? 2 : 1) + 2 * RQ_CUDA_SLOTS + (s->bf16 ? 0.5 : 0)) * w) +
              (s->bf16 ? 4.0 * RQ_CUDA_PIECE : 0);
-    *pass = (s->bf16 ? 2 : 4) * matrices + 4 * panel * w + 8 * w * w * (s->cross ? 2 : 1);
+    *pass = (s->bf16 ? 2 : 4) * matrices + 4 * panel * w + 8 * w * w * (s->cross ? 2 : 1) +
+            (s->bf16 ? 2.0 * RQ_CUDA_GRAM_TOKENS * w * (s->cross ? 2 : 1) : 0);
 }

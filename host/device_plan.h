@@ -9,6 +9,8 @@
 enum {
     RQ_CUDA_GRAM_CHUNK = 2048,       /* tokens whose products are summed in fp32: as on the CPU */
     RQ_CUDA_PANEL = 1024,            /* rows of a panel of a Gram matrix */
+    RQ_CUDA_GRAM_TOKENS = 8192,      /* the same two in bfloat16: products there are so quick that */
+    RQ_CUDA_PANEL_BF16 = 2048,       /* adding panels to the fp64 matrix, and small ones, would cost as much */
     RQ_CUDA_TILE = 2048,             /* of products with a triangle: those that are zero are left out */
     RQ_CUDA_BLOCK = 128,             /* columns of a block */
     RQ_CUDA_STACK_ROWS = 16384,      /* of small matrices that are swept together: 512 blocks of the sweep's kernel */
@@ -44,6 +46,10 @@ typedef struct rq_forward_shape {
 /* Bytes of device memory, without activations of all samples: buffers of a chunk, which are there all the time, and what a pass has beside them at most, the
  * matrices of a stage and Gram matrices. What a matrix needs (rq_device_work.memory) comes after a pass. */
 void rq_device_plan_forward(double *chunk, double *pass, const rq_forward_shape *s);
+
+/* H and, with cross, D of tokens that are on the device in fp32, in chunks of RQ_CUDA_GRAM_CHUNK, multiplied in bfloat16; without what comes
+ * after the last of them. */
+void rq_device_plan_gram_bf16(rq_work *w, int64_t n, int64_t tokens, bool cross);
 
 /* Of one n_out x n_in matrix, or of several with one input and so many rows together, swept as one stack. RQ_ERR_UNSUPPORTED for what the device does not have. */
 rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t tokens, const rq_quant_opt *o);

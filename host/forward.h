@@ -23,7 +23,7 @@ typedef struct rq_forward_job {
     const rq_device *device; /* NULL: the CPU */
     const rq_model *model;
     const char *dir;               /* for temporary files */
-    int64_t n_tok, chunk, seq_len; /* tokens of all samples, of a chunk at most, of a sample */
+    int64_t n_tok, chunk, seq_len; /* tokens of this rank's samples, of a chunk at most, of a sample */
     int n_streams;
     bool bf16;             /* numbers that are multiplied are rounded to bfloat16 (CUDA) */
     bool cross;            /* there will be cross Gram matrices */

@@ -195,8 +195,10 @@ rq_status rq_part_load(const rq_quantizer *z, int64_t layer, int which, float *w
  * stream with their output added, token by token, so that tr(W H W^T) sums relative changes of it. */
 typedef enum rq_gather { RQ_GATHER_GRAM, RQ_GATHER_GRAM_PER_RESIDUAL, RQ_GATHER_MAX } rq_gather;
 typedef struct rq_gathered {
-    const double *h;  /* GRAM: H of the input */
-    const float *max; /* MAX: the largest size in each column */
+    const double *h;           /* GRAM: H of the input */
+    const float *max;          /* MAX: the largest size in each column */
+    const rq_forward_ops *row; /* for row->loss(run, ...) */
+    void *run;
 } rq_gathered;
 typedef rq_status (*rq_stage_fn)(void *arg, int64_t layer, int stage, const rq_gathered *of, float *const *w);
 rq_status rq_calibrate_stages(rq_quantizer *z, rq_gather what, rq_stage_fn fn, void *arg);

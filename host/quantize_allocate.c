@@ -119,17 +119,17 @@ static bool is_absolute(const measure *g, int which) {
 }
 
 /* What an output relative to its size is worth to the residual stream: what the matrix at the end of its branch, o or down, adds
- * to the stream relative to it. h is that of `stage`, 1 or 3; the matrices of the stage before belong to the same branch. */
-static rq_status weigh_branch(measure *g, int64_t layer, int stage, const double *h, float *const *w) {
+ * to the stream relative to it. `of` is that of `stage`, 1 or 3; the matrices of the stage before belong to the same branch. */
+static rq_status weigh_branch(measure *g, int64_t layer, int stage, const rq_gathered *of, float *const *w) {
     rq_status status = RQ_OK;
     const int end = stage == 1 ? RQ_O : RQ_DOWN;
     const rq_matrix_plan *p = &g->z->plan[layer * RQ_N_LINEARS + end];
-    double sym, asym, whw;
-    RQ_TRY(rq_layer_loss(w[end], w[end], p->n_out, p->n_in, h, NULL, &sym, &asym, &whw));
+    rq_loss l;
+    RQ_TRY(of->row->loss(of->run, &l, &(rq_loss_of){w[end], w[end], p->n_out}, 1, p->n_in, of->h, NULL));
     for (int64_t i = 0; i < g->n_unit; ++i) {
         const unit *u = &g->units[i];
         if (u->layer == layer && u->which[0] >= rq_stage_first[stage - 1] && u->which[0] < rq_stage_first[stage]) {
-            g->weight[i] = whw > 0 ? whw : 0;
+            g->weight[i] = l.whw > 0 ? l.whw : 0;
         }
     }
 done:
@@ -137,24 +137,25 @@ done:
 }
 
 /* Bits and loss of one unit under one setting; prep belongs to the setting's options. */
-static rq_status measure_unit(measure *g, int64_t i, int s, const rq_quant_opt *o, const rq_prep *prep, const double *h,
-                              float *const *w) {
+static rq_status measure_unit(measure *g, int64_t i, int s, const rq_quant_opt *o, const rq_prep *prep,
+                              const rq_gathered *of, float *const *w) {
     rq_status status = RQ_OK;
     const unit *u = &g->units[i];
     rq_quant_matrix m[RQ_N_LINEARS];
     rq_quant_result r[RQ_N_LINEARS] = {0};
+    rq_loss_of made[RQ_N_LINEARS];
+    rq_loss l[RQ_N_LINEARS];
     double loss = 0;
     for (int k = 0; k < u->n; ++k) {
         const rq_matrix_plan *p = plan_of(g, u, k);
         m[k] = (rq_quant_matrix){p->name, w[u->which[k]], p->n_out};
     }
     RQ_TRY(rq_quantize_set(r, m, u->n, prep, o));
+    for (int k = 0; k < u->n; ++k) made[k] = (rq_loss_of){m[k].w, r[k].q, m[k].n_out};
+    RQ_TRY(of->row->loss(of->run, l, made, u->n, prep->n, of->h, NULL));
     for (int k = 0; k < u->n; ++k) {
-        const rq_matrix_plan *p = plan_of(g, u, k);
-        double sym, asym, whw;
-        RQ_TRY(rq_layer_loss(m[k].w, r[k].q, p->n_out, p->n_in, h, NULL, &sym, &asym, &whw));
-        sym = sym > 0 ? sym : 0;
-        loss += is_absolute(g, u->which[k]) ? sym : whw > 0 ? sym / whw : 0;
+        const double sym = l[k].sym > 0 ? l[k].sym : 0;
+        loss += is_absolute(g, u->which[k]) ? sym : l[k].whw > 0 ? sym / l[k].whw : 0;
     }
     g->loss[i * g->n_setting + s] = loss;
 done:
@@ -180,11 +181,10 @@ static void count_bits(measure *g, int64_t i, int s, const rq_quant_opt *o, cons
 /* All units of a stage under all settings. */
 static rq_status measure_stage(void *arg, int64_t layer, int stage, const rq_gathered *of, float *const *w) {
     measure *g = arg;
-    const double *h = of->h;
     rq_status status = RQ_OK;
     rq_prep prep = {0};
     int64_t first = g->next;
-    if (g->z->job->bpw_loss == RQ_BPW_RESIDUAL && stage % 2 == 1) RQ_TRY(weigh_branch(g, layer, stage, h, w));
+    if (g->z->job->bpw_loss == RQ_BPW_RESIDUAL && stage % 2 == 1) RQ_TRY(weigh_branch(g, layer, stage, of, w));
     while (g->next < g->n_unit && g->units[g->next].layer == layer &&
            g->units[g->next].which[0] < rq_stage_first[stage + 1]) {
         ++g->next;
@@ -206,11 +206,11 @@ static rq_status measure_stage(void *arg, int64_t layer, int stage, const rq_gat
             o.cd_sweeps = o.refit = o.sign_steps = 0;
             if (!prepared) {
                 rq_prep_free(&prep);
-                RQ_TRY(rq_prepare_on(&prep, g->z->device, h, NULL, p->n_in, &o, p->name));
+                RQ_TRY(rq_prepare_on(&prep, g->z->device, of->h, NULL, p->n_in, &o, p->name));
                 prepared = true;
             }
             count_bits(g, i, s, &o, &prep);
-            RQ_TRY(measure_unit(g, i, s, &o, &prep, h, w));
+            RQ_TRY(measure_unit(g, i, s, &o, &prep, of, w));
             char text[160];
             snprintf(text, sizeof text, "measuring %s: %s", g->setting[s], p->name);
             double n = (double)p->n_in, flops = 0;

@@ -21,14 +21,16 @@
 const char *const rq_cost_names[RQ_COST_STAGES] = {"forward", "gram", "factor",        "terms", "sweep",
                                                    "refine",  "host", "between ranks", "disk"};
 
-/* Peak rates of data sheets, dense: fp32 and fp64 (with tensor cores where it has those) in operations a second, memory in GiB, the bus in bytes a second. */
+/* Peak rates of data sheets, dense: fp32, fp64 (with tensor cores where it has those) and bfloat16 in operations a second, memory in GiB, the bus in bytes a
+ * second. */
 typedef struct nominal {
     const char *name;
-    double memory, fp32, fp64, bus;
+    double memory, fp32, fp64, bf16, bus;
 } nominal;
 static const nominal sheet[] = {
-    {"A100", 80, 19.5e12, 19.5e12, 32e9}, {"H100", 80, 67e12, 67e12, 64e9},        {"H200", 141, 67e12, 67e12, 64e9},
-    {"L40S", 48, 91.6e12, 1.43e12, 32e9}, {"RTX4090", 24, 82.6e12, 1.29e12, 32e9}, {"CPU", 0, 2e12, 1e12, 0},
+    {"A100", 80, 19.5e12, 19.5e12, 312e12, 32e9},    {"H100", 80, 67e12, 67e12, 989e12, 64e9},
+    {"H200", 141, 67e12, 67e12, 989e12, 64e9},       {"L40S", 48, 91.6e12, 1.43e12, 362e12, 32e9},
+    {"RTX4090", 24, 82.6e12, 1.29e12, 165e12, 32e9}, {"CPU", 0, 2e12, 1e12, 0, 0},
 };
 
 static const nominal *find(const char *name) {
@@ -65,6 +67,8 @@ static const rq_rates usual = {.host = 2e8, .disk = 1e9, .net = 5e9};
 static void nominal_rates(rq_rates *r, const nominal *row) {
     *r = usual;
     r->forward = r->gram = r->terms = 0.6 * row->fp32;
+    r->forward_bf16 = 0.6 * row->bf16;
+    r->gram_bf16 = 0.5 * row->bf16;
     r->factor = 0.3 * row->fp64;
     r->sweep = 0.1 * row->fp32;
     r->refine = 0.4 * row->fp32;
@@ -79,9 +83,11 @@ static rq_status load_rates(rq_rates *r, const char *path) {
     const struct {
         const char *key;
         double *to;
-    } field[] = {{"forward", &r->forward}, {"gram", &r->gram},     {"factor", &r->factor}, {"terms", &r->terms},
-                 {"sweep", &r->sweep},     {"refine", &r->refine}, {"host", &r->host},     {"bus", &r->bus},
-                 {"disk", &r->disk},       {"net", &r->net},       {"launch", &r->launch}};
+    } field[] = {
+        {"forward", &r->forward},    {"gram", &r->gram},     {"factor", &r->factor}, {"terms", &r->terms},
+        {"sweep", &r->sweep},        {"refine", &r->refine}, {"host", &r->host},     {"bus", &r->bus},
+        {"disk", &r->disk},          {"net", &r->net},       {"launch", &r->launch}, {"bf16", &r->forward_bf16},
+        {"gram_bf16", &r->gram_bf16}};
     if (!j) RQ_FAIL(RQ_ERR_INPUT, "--rates %s: line %d: %s", path, where.line, where.text);
     if (!json_is_object(j) || !json_is_integer(json_object_get(j, "schema_version")) || !json_object_get(j, "gram"))
         RQ_FAIL(RQ_ERR_INPUT, "--rates %s: it is not what bench_quantize --rates writes", path);
@@ -130,6 +136,10 @@ static void shared(rq_cost *c, rq_cost_stage at, double work, double rate, int n
 
 static double operations(const rq_work *w) { return w->flops + w->own_flops; }
 
+static double forward_rate(const rq_quantizer *z, const rq_rates *r) {
+    return z->job->bf16 ? r->forward_bf16 : r->forward;
+}
+
 /* What the sets of a stage take from factor to refinement. */
 typedef struct stage_cost {
     double sweep[RQ_N_LINEARS], refine[RQ_N_LINEARS]; /* seconds of each set */
@@ -166,7 +176,13 @@ static rq_status cost_of_sets(rq_cost *c, const rq_quantizer *z, const rq_rates 
         RQ_TRY(rq_device_plan(&w, n_out, n_in, (int64_t)tokens, &p[lead].opt));
         c->device_bytes = w.memory > c->device_bytes ? w.memory : c->device_bytes;
         if (!gram && w.gram.launches) {
-            shared(c, RQ_COST_GRAM, operations(&w.gram), r->gram, n);
+            if (z->job->bf16) {
+                rq_work half;
+                rq_device_plan_gram_bf16(&half, n_in, (int64_t)tokens, rq_quant_wants_cross(&p[lead].opt));
+                shared(c, RQ_COST_GRAM, operations(&half), r->gram_bf16, n);
+            } else {
+                shared(c, RQ_COST_GRAM, operations(&w.gram), r->gram, n);
+            }
             c->bus_bytes += w.gram.download; /* the forward pass left the inputs on the device */
             /* A rank gets the inputs of all others. */
             if (n > 1) shared(c, RQ_COST_NET, w.gram.upload * (n - 1), r->net, n);
@@ -201,8 +217,17 @@ done:
     return status;
 }
 
-/* Values a token that the passes of one block bring from files or write there: x seven times (in a pass each, written after o, and read and written at
- * the end), ao and f twice. What fits into `room` bytes of the device beside the rest stays there, in the order in which backend_cuda_rows.c asks. */
+/* Samples of a chunk, as calib_blocks.c cuts them. */
+static int64_t chunk_samples(int64_t seq_len) { return rq_max_i64(1, 2048 / rq_max_i64(1, seq_len)); }
+
+/* Tokens of the rank that has most: chunks go round. */
+static double share_of(const rq_samples *s, int n) {
+    const int64_t chunk = chunk_samples(s->seq_len), chunks = rq_ceil_div(rq_ceil_div(s->n_samples, chunk), n);
+    return (double)(rq_min_i64(s->n_samples, chunks * chunk) * s->seq_len);
+}
+
+/* Values a token that the passes of one block bring from files or write there, a rank having `tokens`: x seven times (in a pass each, written after o, and
+ * read and written at the end), ao and f twice. What fits into `room` bytes of the device beside the rest stays there, in the order in which backend_cuda_rows.c asks. */
 static double spilled(const rq_config *c, double tokens, int streams, double room) {
     const double width[] = {(double)c->d_model, (double)(c->n_head * c->head_dim), (double)c->d_ff};
     const int times[] = {7, 2, 2};
@@ -228,7 +253,7 @@ static double with_chunks(double matrices, const rq_quantizer *z, int streams, i
                                     .qd = c->n_head * c->head_dim,
                                     .kd = c->n_kv_head * c->head_dim,
                                     .n_head = c->n_head,
-                                    .chunk = rq_max_i64(1, 2048 / seq) * seq,
+                                    .chunk = chunk_samples(seq) * seq,
                                     .n_streams = streams,
                                     .cross = streams > 1,
                                     .bf16 = z->job->bf16,
@@ -256,15 +281,16 @@ rq_status rq_quantize_cost(rq_cost *c, const rq_quantizer *z, const rq_rates *r,
     for (int64_t layer = 0; layer < cfg->n_layer; ++layer) {
         for (int st = 0; forward && st <= RQ_N_STAGES; ++st) {
             if (st == RQ_N_STAGES && layer + 1 == cfg->n_layer) continue;
-            shared(c, RQ_COST_FORWARD, rq_stage_flops(cfg, st, z->job->samples.seq_len) * tokens * streams, r->forward,
-                   n);
+            shared(c, RQ_COST_FORWARD, rq_stage_flops(cfg, st, z->job->samples.seq_len) * tokens * streams,
+                   forward_rate(z, r), n);
         }
         for (int st = 0; st < RQ_N_STAGES; ++st) RQ_TRY(cost_of_sets(c, z, r, layer, st, n, cpu));
     }
     if (forward) {
         c->device_bytes = with_chunks(c->device_bytes, z, streams, n);
         const double room = cpu ? 0 : on->memory * 15 / 16 - c->device_bytes; /* a sixteenth is left free */
-        const double bytes = 4 * spilled(cfg, tokens, streams, room) * tokens * (double)cfg->n_layer;
+        const double bytes =
+            4 * spilled(cfg, share_of(&z->job->samples, n), streams, room) * tokens * (double)cfg->n_layer;
         shared(c, RQ_COST_DISK, bytes, r->disk, n);
         c->bus_bytes += cpu ? 0 : bytes;
     }

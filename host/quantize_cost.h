@@ -19,9 +19,10 @@ rq_status rq_device_list_parse(rq_device_list *d, const char *text);
 typedef struct rq_rates {
     bool measured;
     double forward, gram, factor, terms, sweep, refine;
-    double host;           /* entries of H and W that the CPU goes through around the device's operations */
-    double bus, disk, net; /* to the device; of the spill files; between ranks, per rank */
-    double launch;         /* one launch of the sweep and of the refinement */
+    double forward_bf16, gram_bf16; /* the first two with job->bf16 */
+    double host;                    /* entries of H and W that the CPU goes through around the device's operations */
+    double bus, disk, net;          /* to the device; of the spill files; between ranks, per rank */
+    double launch;                  /* one launch of the sweep and of the refinement */
 } rq_rates;
 /* From the object that bench_quantize --rates wrote; with path NULL shares of a data sheet's peaks (docs/devices.md has both), which only some names have. */
 rq_status rq_rates_of(rq_rates *r, const rq_device_list *d, const char *path);

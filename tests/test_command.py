@@ -337,6 +337,8 @@ def test_eight_bits_are_nearly_exact():
             run("quantize", tiny(name), out, "--bits", 8, "--group", 32, "--comp", "gptq", "--calib", calib, "--rotate", rotate, "--progress", "none", "--seed", 5)
             e = run_json("eval", out, "--text", text, "--ref", tiny(name))
             assert e["kld_mean"] < 0.02 and e["top1_agree_frac"] > 0.9, (name, rotate, e)  # these random models are touchy
+            for m in run_json("verify", out, "--ref", tiny(name))["matrices"]:  # a rotation keeps norms
+                assert m["sqnr_db"] > 30 if rotate == "none" else abs(m["gain_db"]) < 0.03, (name, rotate, m)
 
 
 def test_calibration_from_text():

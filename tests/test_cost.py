@@ -14,7 +14,7 @@ CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_
           "num_attention_heads": HEADS, "num_key_value_heads": KV, "head_dim": HEAD, "vocab_size": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
           "max_position_embeddings": 512, "hidden_act": "silu", "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2}
 RATES = {"schema_version": 1, "measured": True, "forward": 2e6, "gram": 3e6, "factor": 5e5, "terms": 7e6, "sweep": 1e5, "refine": 1.1e6, "host": 1.3e4,
-         "disk": 1.7e6, "net": 1.9e5, "launch": 0.01}
+         "bf16": 4.3e6, "gram_bf16": 2.9e6, "disk": 1.7e6, "net": 1.9e5, "launch": 0.01}
 PANEL = 1024  # rows of a product of a Gram matrix (RQ_CUDA_PANEL)
 STACK = 16384  # rows that a GPU sweeps together (RQ_CUDA_STACK_ROWS)
 
@@ -52,7 +52,7 @@ def stacks(matrices):
     return rows
 
 
-def by_hand(n, cpu=False, spilled=0, ff=FF):
+def by_hand(n, cpu=False, spilled=0, ff=FF, bf16=False):
     """{stage: (work, seconds)} for comp=gptq without refinement on n devices. CPUs share the rows of a matrix, GPUs have those of a stage as stacks.
     spilled: values a token of a block."""
     work, seconds = dict.fromkeys(RATES, 0.0), dict.fromkeys(RATES, 0.0)
@@ -60,7 +60,7 @@ def by_hand(n, cpu=False, spilled=0, ff=FF):
 
     def add(what, total, share=n):
         work[what] += total
-        seconds[what] += total / share / RATES[what]
+        seconds[what] += total / share / RATES[{"forward": "bf16", "gram": "gram_bf16"}.get(what, what) if bf16 else what]
 
     for layer in range(LAYERS):
         passes = [0, 2 * D * (Q + 2 * K) + 2 * Q * LENGTH, 2 * Q * D, 4 * D * ff, 2 * D * ff if layer + 1 < LAYERS else 0]
@@ -97,9 +97,10 @@ def main():
         tall = os.path.join(folder, "tall.json")  # gate and up are too many rows for one stack
         with open(tall, "w", encoding="utf-8") as f: json.dump({**CONFIG, "intermediate_size": STACK - 1}, f)
         for model, ff in ((config, FF), (folder, FF), (tall, STACK - 1)):
-            for n, name in ((1, "thing"), (2, "thing"), (5, "thing"), (2, "cpu")):
-                cost = json.loads(run(model, out, *base, "--devices", f"{n}x{name}-9G", "--rates", rates, "--json"))["cost"]
-                want = by_hand(n, name == "cpu", D + (D + Q) + (Q + 2 * D) + (D + ff) + (2 * D + ff) if name == "cpu" else 0, ff)
+            for n, name, bf16 in ((1, "thing", False), (2, "thing", False), (5, "thing", False), (2, "cpu", False), (2, "thing", ff == FF)):
+                more = ["--activations", "bf16"] if bf16 else []
+                cost = json.loads(run(model, out, *base, *more, "--devices", f"{n}x{name}-9G", "--rates", rates, "--json"))["cost"]
+                want = by_hand(n, name == "cpu", D + (D + Q) + (Q + 2 * D) + (D + ff) + (2 * D + ff) if name == "cpu" else 0, ff, bf16)
                 total = 0
                 for stage in cost["stages"]:
                     work, seconds = want.get({"between ranks": "net"}.get(stage["stage"], stage["stage"]))
@@ -115,6 +116,14 @@ def main():
         small = cost_of(run(config, out, *base, "--devices", f"1xthing-{memory:.12f}G", "--rates", rates, "--json"))
         disk = {name: next(s["work"] for s in c["stages"] if s["stage"] == "disk") for name, c in (("bare", bare), ("small", small))}
         assert math.isclose(disk["small"] - disk["bare"], LAYERS * 4 * TOKENS * 2 * FF), disk
+        # A rank keeps its own share: a third of three chunks of 40 windows fits where it is alone with them, and a token less does not.
+        more = [a if a != WINDOWS else 120 for a in base]
+        for n, room, fits in ((3, 2000, True), (3, 1999, False), (1, 2000, False)):
+            args = (config, out, *more, "--rates", rates, "--json", "--devices")
+            bare = cost_of(run(*args, f"{n}xthing-2G"))
+            memory = (bare["device_bytes"] + 4 * room * (D + Q + FF) + 99) * 16 / 15 / 2 ** 30
+            small = cost_of(run(*args, f"{n}xthing-{memory:.12f}G"))
+            assert (small["stages"] == bare["stages"]) == fits, (n, room, bare, small)
         # A large model: no weights are needed, and a device that is too small is said to be.
         with open(config, "w", encoding="utf-8") as f:
             json.dump({**CONFIG, "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128, "num_key_value_heads": 8,

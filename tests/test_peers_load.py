@@ -17,7 +17,6 @@ import sys
 import tempfile
 
 REQUITE, TEST_DIR = (os.path.abspath(p) for p in sys.argv[1:3])
-WORK = tempfile.mkdtemp(prefix="requite-peers-")
 MODEL = os.path.join(TEST_DIR, "golden", "llama", "tied")
 os.environ["HF_HUB_OFFLINE"] = os.environ["TQDM_DISABLE"] = "1"
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # gptqmodel compiles its decoding, for longer than all the rest takes
@@ -28,6 +27,7 @@ try:
 except ImportError as e:
     print(f"skipped: {e}")
     sys.exit(77)
+WORK = tempfile.mkdtemp(prefix="requite-peers-")
 
 
 class Skip(Exception):

@@ -34,10 +34,10 @@ get() {
 }
 
 # transformers opens whole models with these.
-get compressed-tensors compressed-tensors==0.20.0 loguru
+get compressed-tensors compressed-tensors==0.20.0 loguru accelerate==1.15.0 psutil
 get gguf gguf==0.19.0
-get gptqmodel gptqmodel==7.7.0 optimum==2.3.0 accelerate==1.15.0 device-smi==0.5.7 logbar==0.4.15 tokenicer==0.0.14 defuser==0.0.28 pypcre==0.6.4 \
-    torchao==0.18.0 datasets==5.2.0 threadpoolctl protobuf psutil pillow dill multiprocess xxhash pyarrow pandas python-dateutil six tzdata \
+get gptqmodel gptqmodel==7.7.0 optimum==2.3.0 device-smi==0.5.7 logbar==0.4.15 tokenicer==0.0.14 defuser==0.0.28 pypcre==0.6.4 \
+    torchao==0.18.0 datasets==5.2.0 threadpoolctl protobuf pillow dill multiprocess xxhash pyarrow pandas python-dateutil six tzdata \
     requests urllib3 certifi charset-normalizer idna
 # Their unpacking alone.
 get autoawq --target "$folder/unpacked" autoawq==0.2.9

@@ -242,7 +242,9 @@ endif()
 
 if(RQ_BUILD_TESTS AND TARGET sim_requite)
   add_test(NAME sim_quantize COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_quantize.py $<TARGET_FILE:sim_requite>
-                                     ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied)
+                                     ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied matrix)
+  add_test(NAME sim_quantize_more COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_quantize.py $<TARGET_FILE:sim_requite>
+                                          ${CMAKE_SOURCE_DIR}/tests/golden/llama/tied rest)
   if(TARGET gpusim_nccl AND MPI_C_FOUND AND RQ_MPI)
     add_test(NAME sim_ranks COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_ranks_cuda.py $<TARGET_FILE:sim_requite>
                                     ${CMAKE_SOURCE_DIR}/tests ${MPIEXEC_EXECUTABLE})
@@ -253,7 +255,7 @@ if(RQ_BUILD_TESTS AND TARGET sim_requite)
   set_tests_properties(cuda_no_device PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
   add_test(NAME sim_generate COMMAND Python3::Interpreter ${RQ_CUDA_TESTS}/test_generate.py $<TARGET_FILE:sim_requite>
                                      ${CMAKE_SOURCE_DIR}/tests)
-  set_tests_properties(sim_quantize sim_generate PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 600)
+  set_tests_properties(sim_quantize sim_quantize_more sim_generate PROPERTIES LABELS gpusim ENVIRONMENT PYTHONDONTWRITEBYTECODE=1 TIMEOUT 600)
 endif()
 
 if(RQ_BUILD_TESTS AND TARGET gpusim_cublas)

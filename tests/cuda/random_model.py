@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""random_model.py FOLDER [--small]: a model of SmolLM2-135M's shape with random weights (bf16), and calibration ids beside it, for timing.
+"""random_model.py FOLDER [--small|--tiny]: a model of SmolLM2-135M's shape with random weights (bf16), and calibration ids beside it, for timing.
 
-FOLDER/config.json, model.safetensors, calib.safetensors (128 windows of 2,048 ids). --small: two narrow blocks and 6 windows of 48, for the simulator.
+FOLDER/config.json, model.safetensors, calib.safetensors (128 windows of 2,048 ids). --small, --tiny: two narrow blocks and 6 windows of 48, for the simulator;
+the second with weights as large as makes every token count.
 Nothing but Python's own library: a machine with a GPU may have no other."""
 import array, json, os, random, struct, sys
 
 FULL = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, head_dim=64, vocab_size=49152)
 SMALL = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=256)
+TINY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16, vocab_size=256)
 
 
-def normal_bf16(n, r):
-    """n normal numbers of size 0.03 as bf16."""
-    f = array.array("f", [r.gauss(0, 0.03) for _ in range(n)])
+def normal_bf16(n, size, r):
+    """n normal numbers of that size as bf16."""
+    f = array.array("f", [r.gauss(0, size) for _ in range(n)])
     return array.array("H", [u >> 16 for u in array.array("I", f.tobytes())]).tobytes()
 
 
@@ -40,14 +42,14 @@ def write(path, parts):
 
 
 def main():
-    folder, small = sys.argv[1], "--small" in sys.argv
-    shape, windows, length = (SMALL, 6, 48) if small else (FULL, 128, 2048)
+    folder, small, tiny = sys.argv[1], "--small" in sys.argv, "--tiny" in sys.argv
+    shape, windows, length = (TINY, 6, 48) if tiny else (SMALL, 6, 48) if small else (FULL, 128, 2048)
     config = {**shape, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
               "max_position_embeddings": 2048, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2}
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f: json.dump(config, f, indent=1)
-    r = random.Random(1)
-    block = normal_bf16(1000003, r)  # a prime: rows of a matrix differ
+    r = random.Random(4 if tiny else 1)
+    block = normal_bf16(100003 if tiny else 1000003, 0.2 if tiny else 0.03, r)  # a prime: rows of a matrix differ
 
     def data(n, offset, ones):
         if ones: return b"\x80\x3f" * n
@@ -57,7 +59,7 @@ def main():
     parts = []
     for i, (name, dims) in enumerate(tensors(config)):
         n = dims[0] * (dims[1] if len(dims) > 1 else 1)
-        parts.append((name, "BF16", dims, 2 * n, lambda n=n, i=i, ones=len(dims) == 1: data(n, 2 * (i * 7919 % 1000003), ones)))
+        parts.append((name, "BF16", dims, 2 * n, lambda n=n, i=i, ones=len(dims) == 1: data(n, 2 * (i * 7919 % (len(block) // 2)), ones)))
     write(os.path.join(folder, "model.safetensors"), parts)
     ids = array.array("i", [r.randrange(shape["vocab_size"]) for _ in range(windows * length)]).tobytes()
     write(os.path.join(folder, "calib.safetensors"), [("ids", "I32", (windows, length), len(ids), lambda: ids)])

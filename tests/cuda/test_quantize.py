@@ -1,20 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""test_quantize.py REQUITE MODEL: `requite quantize --device cuda` in the simulator against --device cpu.
+"""test_quantize.py REQUITE MODEL [matrix|rest]: `requite quantize --device cuda` in the simulator against --device cpu.
 
-MODEL is a two-layer Llama of small width. Every compensator with the rounders that have a device form, columns and vectors: the files hold the
-same codes. Sums are in another order on a GPU, so a weight on the edge of two codes may fall to the other side, and then all that comes after sees other
-inputs: in the first block at most one byte of codes in a hundred may differ, and the losses of all matrices together by 3 %. Perplexity
-(some hundred thousand: ids are random) is the same to 0.1 % where no byte of codes differs, to 10 % otherwise. With little device memory activations go through files: the same bytes."""
+MODEL is a two-layer Llama of small width. `matrix`: every compensator with every rounder that has a device form, in their default settings but for sizes. `rest`:
+other settings; little device memory, where activations go through files, which gives the same bytes; bfloat16; what is refused. Without a word: both.
+
+A GPU adds in another order than the CPU, so numbers differ in their last bits. Codes differ only where that carries a weight, or an input in 8 bits, over an
+edge, and then all that comes after it in its row, and in later stages, is another: so a setting has either the same bytes or many others. The model of
+`matrix` is small and its seed such that edges are rare. There the bound is: at most one setting in ten has another byte in the first block and at most one in four anywhere (measured: 1 and 2 of
+20 with OpenBLAS' kernels for AVX-512, 1 and 3 with its oldest; mostly w4a8, whose steps and bases are whole numbers, so that two are often nearly as good); in all others
+losses and perplexity are the same to 1e-4. What is wrong in a kernel shows in all settings that use it, which is more. Where a byte is another, and in `rest`: at most one in a
+hundred in the first block, losses within 3 %, perplexity within 10 % (ids are random, and on MODEL it is some hundred thousand)."""
 import array, json, os, random, struct, subprocess, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 
 REQUITE, MODEL = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
+PARTS = sys.argv[3:] or ["matrix", "rest"]
 COMPS = ("rtn", "gptq", "gptaq", "rescomp", "qep")
 GRID = ["--bits", "3", "--group", "32"]
 PLAIN = ["--clip", "none", "--cd-sweeps", "0", "--refit", "0"]  # for what is tested in calibration
-RUNS = [[*GRID, "--comp", comp] for comp in COMPS] + [
-    ["--round", "w4a8", "--group", "32", "--comp", comp, "--rotate", "none"] for comp in COMPS[1:]] + [
+ROUNDS = {"grid": ["--bits", "3", "--group", "16"],
+          "w4a8": ["--round", "w4a8", "--group", "32", "--rotate", "none"],
+          "ssvq": ["--round", "ssvq", "--codes", "16"],
+          "vq": ["--round", "vq", "--vec-len", "4", "--codes", "16", "--codes2", "16"]}
+MATRIX = [[*args, "--comp", comp] for args in ROUNDS.values() for comp in COMPS]
+OTHERS = [
     ["--bits", "2", "--group", "16", "--comp", "gptaq", "--act-order", "--no-static-groups", "--preset", "reference"],
-    ["--round", "ssvq", "--codes", "16", "--comp", "gptaq"],
     ["--round", "vq", "--vec-axis", "out", "--codes", "16", "--comp", "gptaq"],
     ["--round", "w4a8", "--group", "32", "--comp", "gptaq", "--rotate", "full", "--smooth", "0.5"],
     [*GRID, *PLAIN, "--comp", "rescomp", "--token-weights", "attention", "--skip-tokens", "3"],
@@ -43,8 +53,8 @@ def save_ids(path, n, length):
     with open(path, "wb") as f: f.write(struct.pack("<Q", len(header)) + header + data)
 
 
-def quantize(out, args, device, code=0, **env):
-    r = subprocess.run([REQUITE, "quantize", MODEL, out, *args, "--device", device, "--progress", "none"],
+def quantize(out, args, device, code=0, model=MODEL, **env):
+    r = subprocess.run([REQUITE, "quantize", model, out, *args, "--device", device, "--progress", "none"],
                        capture_output=True, text=True, env={**os.environ, **env})
     if r.returncode != code: sys.exit(f"{' '.join(args)} on {device}: exit {r.returncode}, wanted {code}\n{r.stderr}")
     return r.stderr
@@ -105,37 +115,63 @@ def in_bf16(usual, folder, args):
     return (abs(narrow - wide) > 0.03 * wide) + (narrow == wide) + ("--device cuda" not in refused)
 
 
+def compare(model, folder, name, args):
+    """One setting on both devices: a line to print, and what failed."""
+    found, loss, ppl = {}, {}, {}
+    for device in ("cpu", "cuda"):
+        out = os.path.join(folder, name + device)
+        quantize(out, args, device, model=model)
+        found[device], loss[device], ppl[device] = load(os.path.join(out, "model.safetensors")), losses(out), perplexity(out, args[-1])
+    cpu, cuda = found["cpu"], found["cuda"]
+    codes = other = later = 0
+    if cpu.keys() != cuda.keys(): sys.exit(f"{args}: other tensors")
+    for name, (dtype, data) in cpu.items():
+        if len(data) != len(cuda[name][1]): sys.exit(f"{args}: {name} has another size")
+        if dtype[0] in "FB": continue
+        differ = sum(a != b for a, b in zip(data, cuda[name][1]))
+        if ".layers.0." in name: codes, other = codes + len(data), other + differ
+        else: later += differ
+    same = other + later == 0
+    failed = (codes == 0) + (100 * other > codes) + (abs(loss["cuda"] - loss["cpu"]) > (1e-4 if same else 0.03) * loss["cpu"])
+    failed += abs(ppl["cuda"] - ppl["cpu"]) > (1e-4 if same else 0.1) * ppl["cpu"]
+    line = f"{' '.join(args[:-2])}: {other} of {codes} bytes differ in the first block, {later} later; losses {loss}, perplexity {ppl}"
+    return line, failed, other > 0, not same
+
+
+def compare_all(model, folder, what, settings, ids, first, anywhere):
+    """Two at a time; at most so large a part of them has other codes in the first block, and anywhere."""
+    with ThreadPoolExecutor(2) as pool:
+        results = pool.map(lambda i: compare(model, folder, f"{what}{i}", [*settings[i], "--calib", ids]), range(len(settings)))
+        failed, others = 0, [0, 0]
+        for line, wrong, *other in results:
+            print("FAILED" if wrong else "others" if other[1] else "ok    ", line, flush=True)
+            failed, others = failed + wrong, [n + o for n, o in zip(others, other)]
+    print(f"{others[0]} of {len(settings)} settings have other codes in the first block, {others[1]} anywhere")
+    return failed + sum(n > part * len(settings) for n, part in zip(others, (first, anywhere)))
+
+
+def refusals(folder, args):
+    failed = "cuda:8" not in quantize(os.path.join(folder, "none"), args, "cuda:8", code=1)
+    for name in ("RQ_CUBLAS", "RQ_CUSOLVER"):
+        says = quantize(os.path.join(folder, "none"), args, "cuda", code=1, **{name: "/none.so"})
+        failed += name not in says or "/none.so" not in says
+    return failed
+
+
 def main():
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         ids = os.path.join(folder, "ids.safetensors")
         save_ids(ids, 6, 48)
-        for i, args in enumerate(RUNS):
-            args = [*args, "--calib", ids]
-            found, loss, ppl = {}, {}, {}
-            for device in ("cpu", "cuda"):
-                out = os.path.join(folder, f"{i}{device}")
-                quantize(out, args, device)
-                found[device], loss[device], ppl[device] = load(os.path.join(out, "model.safetensors")), losses(out), perplexity(out, ids)
-            cpu, cuda = found["cpu"], found["cuda"]
-            codes = other = later = 0
-            if cpu.keys() != cuda.keys(): sys.exit(f"{args}: other tensors")
-            for name, (dtype, data) in cpu.items():
-                if len(data) != len(cuda[name][1]): sys.exit(f"{args}: {name} has another size")
-                if dtype[0] in "FB": continue
-                differ = sum(a != b for a, b in zip(data, cuda[name][1]))
-                if ".layers.0." in name: codes, other = codes + len(data), other + differ
-                else: later += differ
-            print(f"{' '.join(args[:-2])}: {other} of {codes} bytes differ in the first block, {later} later; losses {loss}, perplexity {ppl}")
-            failed += codes == 0 or 100 * other > codes or abs(loss["cuda"] - loss["cpu"]) > 0.03 * loss["cpu"]
-            failed += abs(ppl["cuda"] - ppl["cpu"]) > (0.1 if other + later else 1e-3) * ppl["cpu"]
-        usual = (os.path.join(folder, f"{COMPS.index('gptaq')}cuda"), folder, [*RUNS[COMPS.index("gptaq")], "--calib", ids])
-        failed += without_room(*usual) + in_bf16(*usual) + stacked(folder, usual[2])
-        says = quantize(os.path.join(folder, "none"), [*GRID, "--calib", ids], "cuda:8", code=1)
-        failed += "cuda:8" not in says
-        for name in ("RQ_CUBLAS", "RQ_CUSOLVER"):
-            says = quantize(os.path.join(folder, "none"), [*GRID, "--calib", ids], "cuda", code=1, **{name: "/none.so"})
-            failed += name not in says or "/none.so" not in says
+        tiny = os.path.join(folder, "tiny")
+        subprocess.run([sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "random_model.py"), tiny, "--tiny"], check=True)
+        if "matrix" in PARTS: failed += compare_all(tiny, folder, "matrix", MATRIX, ids, 0.1, 0.25)
+        if "rest" in PARTS:
+            failed += compare_all(MODEL, folder, "other", OTHERS, ids, 1, 1)
+            args = [*GRID, "--comp", "gptaq", "--calib", ids]
+            usual = os.path.join(folder, "usual")
+            quantize(usual, args, "cuda")
+            failed += without_room(usual, folder, args) + in_bf16(usual, folder, args) + stacked(folder, args) + refusals(folder, args)
     print(f"test_quantize: {failed} failed")
     return 1 if failed else 0
 

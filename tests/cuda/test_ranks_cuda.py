@@ -2,7 +2,7 @@
 """test_ranks_cuda.py REQUITE TESTS MPIRUN: several ranks with a GPU each, in the simulator, whose NCCL connects processes: the same bytes as one process.
 
 Two blocks of a narrow model with all their matrices, of which q and v go through one sweep, as gate and up do, and k has another rank; and one matrix each of inputs with two panels of a Gram matrix (RQ_CUDA_PANEL rows), which
-different ranks sum. Exit code 77: skipped."""
+different ranks sum. With bfloat16, and with as much memory as keeps a rank's share of the activations on its device but not all of them. Exit code 77: skipped."""
 import hashlib, json, os, struct, subprocess, sys, tempfile
 import array, random
 
@@ -11,6 +11,7 @@ TIED = os.path.join(TESTS, "golden", "llama", "tied")
 ENV = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1",
        "OMPI_MCA_hwloc_base_binding_policy": "none", "OMPI_MCA_btl_vader_single_copy_mechanism": "none", "OMPI_MCA_orte_base_help_aggregate": "1",
        "OMPI_MCA_mpi_yield_when_idle": "1", "GPUSIM_THREADS": "1"}
+SOME_MEMORY = "32"  # MiB: room for the activations of two thirds of the samples beside the rest
 WIDE = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1088, "intermediate_size": 1100, "num_hidden_layers": 1,
         "num_attention_heads": 17, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2}
@@ -76,15 +77,19 @@ def main():
         wide_model(wide)
         cases = (("every matrix", TIED, calib, ["--bits", 3, "--group", 32, "--comp", "rescomp", "--cd-sweeps", 1, "--refit", 0, "--skip-tokens", 2,
                                                  "--override", "k_proj:kmeans-seed=1"], (3,)),  # which a grid does not ask for
+                 ("in bfloat16", TIED, calib, ["--bits", 3, "--group", 32, "--comp", "gptq", "--cd-sweeps", 0, "--refit", 0, "--activations", "bf16"], (2,)),
                  ("two panels", wide, few, ["--bits", 4, "--group", 64, "--comp", "gptaq", "--cd-sweeps", 0, "--refit", 0, "--clip", "none", "--skip",
                                             "q_proj|k_proj|o_proj|gate|up|down"], (2,)))
         for i, (what, model, text, args, counts) in enumerate(cases):
             args = [*args, "--calib", text, "--device", "cuda"]
+            memory = {"GPUSIM_MEMORY_MIB": SOME_MEMORY} if what == "in bfloat16" else {}
             want = os.path.join(folder, f"alone{i}")
-            run(0, model, want, args)
+            says = run(0, model, want, args, **memory)
+            if ("through files" in says) != bool(memory): sys.exit(f"{what}: {says}")
             for n in counts:
                 out = os.path.join(folder, f"{i}-{n}")
-                run(n, model, out, args)
+                says = run(n, model, out, args, **memory)
+                if "through files" in says: sys.exit(f"{what}, {n} ranks: {says}")
                 if digest(out) != digest(want): sys.exit(f"{what}: {n} ranks give other bytes")
             print("ok   ", what, flush=True)
         args = ["--bits", 3, "--group", 32, "--calib", calib]
