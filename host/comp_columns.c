@@ -79,32 +79,32 @@ static double loss_of(const rq_book_columns *f) {
     return sum;
 }
 
-rq_status rq_book_column_terms(rq_book_columns *f, double *loss, bool terms) {
+rq_status rq_book_column_terms(rq_book_columns *c, double *loss, bool terms) {
     rq_status status = RQ_OK;
-    const rq_book_task *t = f->t;
+    const rq_book_task *t = c->t;
     int64_t n = t->n, line = 0;
-    if (!f->q) RQ_TRY(RQ_NEW(f->q, f->n_rows * n));
-    if (!f->g) RQ_TRY(RQ_NEW(f->g, f->n_rows * n));
-    *loss = loss_of(f);
+    if (!c->q) RQ_TRY(RQ_NEW(c->q, c->n_rows * n));
+    if (!c->g) RQ_TRY(RQ_NEW(c->g, c->n_rows * n));
+    *loss = loss_of(c);
     if (!terms) goto done;
-    while (t->line_row[line] < f->row0) ++line;
-    memset(f->slope_s, 0, (size_t)n * sizeof *f->slope_s);
-    memset(f->slope_b, 0, (size_t)n * sizeof *f->slope_b);
-    memset(f->v_sum, 0, (size_t)n * sizeof *f->v_sum);
-    for (; line < t->n_line && t->line_row[line] < f->row0 + f->n_rows; ++line) {
+    while (t->line_row[line] < c->row0) ++line;
+    memset(c->slope_s, 0, (size_t)n * sizeof *c->slope_s);
+    memset(c->slope_b, 0, (size_t)n * sizeof *c->slope_b);
+    memset(c->v_sum, 0, (size_t)n * sizeof *c->v_sum);
+    for (; line < t->n_line && t->line_row[line] < c->row0 + c->n_rows; ++line) {
         for (int64_t j = 0; j < n; ++j) {
             float v[RQ_VEC_MAX];
             rq_book_expand(&t->book, j, &t->code[line * t->n_vec + j], v);
             for (int64_t r = t->line_row[line]; r < t->line_row[line + 1]; ++r) {
-                float x = f->kept[j] < 0 ? v[r - t->line_row[line]] : 0, *g = &f->g[(r - f->row0) * n + j];
-                f->slope_s[j] += (double)x * (double)*g;
-                f->slope_b[j] += (double)*g;
-                f->v_sum[j] += (double)x;
+                float x = c->kept[j] < 0 ? v[r - t->line_row[line]] : 0, *g = &c->g[(r - c->row0) * n + j];
+                c->slope_s[j] += (double)x * (double)*g;
+                c->slope_b[j] += (double)*g;
+                c->v_sum[j] += (double)x;
                 *g = x; /* V from here on */
             }
         }
     }
-    rq_sgemm(RQ_T, RQ_N, n, n, f->n_rows, 1, f->g, n, f->g, n, 0, f->c, n);
+    rq_sgemm(RQ_T, RQ_N, n, n, c->n_rows, 1, c->g, n, c->g, n, 0, c->c, n);
 done:
     return status;
 }
@@ -151,7 +151,7 @@ static double step_column(const refit *f, int64_t j) {
 static rq_status refit_matrix(refit *f) {
     rq_status status = RQ_OK;
     int64_t n = f->a.t->n;
-    double before, after, fell = 0;
+    double before = 0, after = 0, fell = 0;
     memcpy(f->was, f->s, (size_t)n * sizeof *f->was);
     memcpy(f->was + n, f->b, (size_t)n * sizeof *f->was);
     RQ_TRY(ask(f, &before, true));
