@@ -28,6 +28,36 @@ rq_status rq_pack_give(rq_packed_file *f, const char *name, const char *suffix, 
     return rq_pack_add(f, name, suffix, dtype, shape, memory);
 }
 
+rq_status rq_pack_add_parts(rq_packed_file *f, const char *name, const rq_pack_part *part, size_t n) {
+    rq_status status = RQ_OK;
+    for (size_t i = 0; i < n; ++i) {
+        if (!part[i].data) continue;
+        void *data = (void *)(uintptr_t)part[i].data; /* rq_out_tensor has one pointer for all uses */
+        RQ_TRY(rq_pack_add(f, name, part[i].suffix, part[i].dtype, part[i].shape, data));
+    }
+done:
+    return status;
+}
+
+rq_status rq_pack_new_shape(rq_packed_file *f, int64_t **shape, int64_t n_out, int64_t n_in) {
+    rq_status status = RQ_NEW(*shape, 2);
+    if (status != RQ_OK) return status;
+    f->memory[f->n_memory++] = *shape;
+    (*shape)[0] = n_out;
+    (*shape)[1] = n_in;
+    return RQ_OK;
+}
+
+rq_status rq_pack_end(rq_packed_file *f, rq_packed *p, const char *name, rq_status status) {
+    while (status == RQ_OK && p->n_owned > 0) f->memory[f->n_memory++] = p->owned[--p->n_owned];
+    rq_packed_free(p);
+    if (status != RQ_OK) {
+        rq_fail_context(status, "%s", name);
+        rq_packed_file_free(f);
+    }
+    return status;
+}
+
 void rq_packed_file_free(rq_packed_file *f) {
     while (f->n_memory > 0) free(f->memory[--f->n_memory]);
     memset(f, 0, sizeof *f);

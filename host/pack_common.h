@@ -16,6 +16,21 @@ rq_status rq_pack_add(rq_packed_file *f, const char *name, const char *suffix, r
 rq_status rq_pack_give(rq_packed_file *f, const char *name, const char *suffix, rq_dtype dtype, const int64_t shape[3],
                        void *memory);
 
+/* The tensors of a matrix as a table; those without data are left out. */
+typedef struct rq_pack_part {
+    const char *suffix;
+    rq_dtype dtype;
+    int64_t shape[3];
+    const void *data; /* only read */
+} rq_pack_part;
+rq_status rq_pack_add_parts(rq_packed_file *f, const char *name, const rq_pack_part *part, size_t n);
+
+/* The numbers of .weight_shape, in memory of the file. */
+rq_status rq_pack_new_shape(rq_packed_file *f, int64_t **shape, int64_t n_out, int64_t n_in);
+
+/* The end of filling f from p: what p owns becomes the file's, whose tensors point into it; after a failure both are freed. Returns status. */
+rq_status rq_pack_end(rq_packed_file *f, rq_packed *p, const char *name, rq_status status);
+
 bool rq_pack_has(const rq_store *s, const char *name, const char *suffix);
 /* NAME + suffix with the dtype and shape it must have; trailing zeros of shape[3] lower the rank. */
 rq_status rq_pack_find(const rq_tensor **t, const rq_store *s, const char *name, const char *suffix, rq_dtype dtype,

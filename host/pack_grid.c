@@ -183,10 +183,7 @@ rq_status rq_grid_pack_file(rq_packed_file *f, const char *name, const rq_grid_c
     RQ_TRY(pack_scales(&scales, q));
     f->memory[f->n_memory++] = scales;
     RQ_TRY(rq_pack_add(f, name, ".weight_scale", q->scale_dtype, (int64_t[3]){q->n_out, q->n_group}, scales));
-    RQ_TRY(RQ_NEW(shape, 2));
-    f->memory[f->n_memory++] = shape;
-    shape[0] = q->n_out;
-    shape[1] = q->n_in;
+    RQ_TRY(rq_pack_new_shape(f, &shape, q->n_out, q->n_in));
     RQ_TRY(rq_pack_add(f, name, ".weight_shape", RQ_I64, (int64_t[3]){2}, shape));
     if (q->zero) {
         int64_t n_words = zero_words(q->n_out, q->bits);

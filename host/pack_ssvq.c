@@ -242,13 +242,7 @@ done:
 }
 
 static rq_status add_tensors(rq_packed_file *f, const char *name, const rq_ssvq *s, bool with_book, int64_t *shape) {
-    rq_status status = RQ_OK;
-    const struct {
-        const char *suffix;
-        rq_dtype dtype;
-        int64_t shape[3];
-        const void *data; /* NULL: not there */
-    } part[] = {
+    const rq_pack_part part[] = {
         {".weight_codes", RQ_I32, {s->n_out, s->code_words}, s->codes},
         {".weight_signs", RQ_I32, {s->n_out, s->sign_words}, s->signs},
         {".weight_scale", RQ_F16, {s->n_out, s->n_group}, s->scale},
@@ -264,13 +258,7 @@ static rq_status add_tensors(rq_packed_file *f, const char *name, const rq_ssvq 
         {".weight_outlier_cols", RQ_I32, {s->n_outlier}, s->outlier_col},
         {".weight_outlier_scale", RQ_F32, {s->n_outlier}, s->outlier_scale},
     };
-    for (size_t i = 0; i < sizeof part / sizeof *part; ++i) {
-        if (!part[i].data) continue;
-        void *data = (void *)(uintptr_t)part[i].data; /* it is read only: rq_out_tensor has one pointer for all uses */
-        RQ_TRY(rq_pack_add(f, name, part[i].suffix, part[i].dtype, part[i].shape, data));
-    }
-done:
-    return status;
+    return rq_pack_add_parts(f, name, part, sizeof part / sizeof *part);
 }
 
 static rq_status make_entry(char **text, const rq_ssvq *s, const rq_ssvq_codes *q) {
@@ -293,20 +281,11 @@ rq_status rq_ssvq_pack_file(rq_packed_file *f, char **json_entry, const char *na
     *json_entry = NULL;
     if (own.book && strcmp(own.book, name) == 0) own.book = NULL;
     RQ_TRY(rq_ssvq_pack(&p, &own));
-    RQ_TRY(RQ_NEW(shape, 2));
-    f->memory[f->n_memory++] = shape;
-    shape[0] = q->n_out;
-    shape[1] = q->n_in;
+    RQ_TRY(rq_pack_new_shape(f, &shape, q->n_out, q->n_in));
     RQ_TRY(add_tensors(f, name, &p.u.ssvq, !own.book, shape));
     RQ_TRY(make_entry(json_entry, &p.u.ssvq, &own));
-    while (p.n_owned > 0) f->memory[f->n_memory++] = p.owned[--p.n_owned]; /* the tensors point into it */
 done:
-    rq_packed_free(&p);
-    if (status != RQ_OK) {
-        rq_fail_context(status, "%s", name);
-        rq_packed_file_free(f);
-    }
-    return status;
+    return rq_pack_end(f, &p, name, status);
 }
 
 /* ---- loading ---------------------------------------------------------------------------------------------------------- */

@@ -230,13 +230,7 @@ done:
 }
 
 static rq_status add_tensors(rq_packed_file *f, const char *name, const rq_vq *q, bool with_book, int64_t *shape) {
-    rq_status status = RQ_OK;
-    const struct {
-        const char *suffix;
-        rq_dtype dtype;
-        int64_t shape[3];
-        const void *data; /* NULL: not there */
-    } part[] = {
+    const rq_pack_part part[] = {
         {codes_name[0], RQ_I32, {q->n_line, q->code_words[0]}, q->codes[0]},
         {codes_name[1], RQ_I32, {q->n_line, q->code_words[1]}, q->codes[1]},
         {book_name[0], RQ_F16, {q->n_book, q->n_codes[0], q->vec_len}, with_book ? q->book[0] : NULL},
@@ -250,13 +244,7 @@ static rq_status add_tensors(rq_packed_file *f, const char *name, const rq_vq *q
         {".weight_outlier_cols", RQ_I32, {q->n_outlier}, q->outlier_col},
         {".weight_outlier_scale", RQ_F32, {q->n_outlier}, q->outlier_scale},
     };
-    for (size_t i = 0; i < sizeof part / sizeof *part; ++i) {
-        if (!part[i].data) continue;
-        void *data = (void *)(uintptr_t)part[i].data; /* it is read only: rq_out_tensor has one pointer for all uses */
-        RQ_TRY(rq_pack_add(f, name, part[i].suffix, part[i].dtype, part[i].shape, data));
-    }
-done:
-    return status;
+    return rq_pack_add_parts(f, name, part, sizeof part / sizeof *part);
 }
 
 static rq_status make_entry(char **text, const rq_vq *q, const rq_vq_codes *c) {
@@ -286,20 +274,11 @@ rq_status rq_vq_pack_file(rq_packed_file *f, char **json_entry, const char *name
     *json_entry = NULL;
     if (own.book_name && strcmp(own.book_name, name) == 0) own.book_name = NULL;
     RQ_TRY(rq_vq_pack(&p, &own));
-    RQ_TRY(RQ_NEW(shape, 2));
-    f->memory[f->n_memory++] = shape;
-    shape[0] = c->n_out;
-    shape[1] = c->n_in;
+    RQ_TRY(rq_pack_new_shape(f, &shape, c->n_out, c->n_in));
     RQ_TRY(add_tensors(f, name, &p.u.vq, !own.book_name, shape));
     RQ_TRY(make_entry(json_entry, &p.u.vq, &own));
-    while (p.n_owned > 0) f->memory[f->n_memory++] = p.owned[--p.n_owned]; /* the tensors point into it */
 done:
-    rq_packed_free(&p);
-    if (status != RQ_OK) {
-        rq_fail_context(status, "%s", name);
-        rq_packed_file_free(f);
-    }
-    return status;
+    return rq_pack_end(f, &p, name, status);
 }
 
 /* ---- loading ---------------------------------------------------------------------------------------------------------- */

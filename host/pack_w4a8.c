@@ -145,13 +145,7 @@ done:
 }
 
 static rq_status add_tensors(rq_packed_file *f, const char *name, const rq_w4a8 *w, int64_t *shape) {
-    rq_status status = RQ_OK;
-    const struct {
-        const char *suffix;
-        rq_dtype dtype;
-        int64_t shape[3];
-        const void *data; /* NULL: not there */
-    } part[] = {
+    const rq_pack_part part[] = {
         {".weight_packed", RQ_I32, {w->n_out, w->row_words}, w->words},
         {".weight_scale", RQ_F32, {w->n_out}, w->scale},
         {".weight_shape", RQ_I64, {2}, shape},
@@ -160,13 +154,7 @@ static rq_status add_tensors(rq_packed_file *f, const char *name, const rq_w4a8 
         {".weight_base", RQ_I8, {w->n_out, w->n_group}, w->base},
         {".weight_in_scale", RQ_F32, {w->n_in}, w->in_scale},
     };
-    for (size_t i = 0; i < sizeof part / sizeof *part; ++i) {
-        if (!part[i].data) continue;
-        void *data = (void *)(uintptr_t)part[i].data; /* it is read only: rq_out_tensor has one pointer for all uses */
-        RQ_TRY(rq_pack_add(f, name, part[i].suffix, part[i].dtype, part[i].shape, data));
-    }
-done:
-    return status;
+    return rq_pack_add_parts(f, name, part, sizeof part / sizeof *part);
 }
 
 rq_status rq_w4a8_pack_file(rq_packed_file *f, char **json_entry, const char *name, const rq_w4a8_codes *q) {
@@ -177,24 +165,15 @@ rq_status rq_w4a8_pack_file(rq_packed_file *f, char **json_entry, const char *na
     *json_entry = NULL;
     RQ_TRY(rq_w4a8_pack(&p, q));
     const rq_w4a8 *w = &p.u.w4a8;
-    RQ_TRY(RQ_NEW(shape, 2));
-    f->memory[f->n_memory++] = shape;
-    shape[0] = q->n_out;
-    shape[1] = q->n_in;
+    RQ_TRY(rq_pack_new_shape(f, &shape, q->n_out, q->n_in));
     RQ_TRY(add_tensors(f, name, w, shape));
     json_t *e = json_pack("{s:s, s:I, s:b, s:b, s:i}", "format", "w4a8", "group", (json_int_t)w->group, "sym",
                           w->zero == NULL && w->group == 0, "in_scale", w->in_scale != NULL, "hadamard", w->hadamard);
     *json_entry = json_dumps(e, JSON_COMPACT);
     json_decref(e);
     if (!*json_entry) RQ_FAIL(RQ_ERR_NOMEM, "out of memory");
-    while (p.n_owned > 0) f->memory[f->n_memory++] = p.owned[--p.n_owned]; /* the tensors point into it */
 done:
-    rq_packed_free(&p);
-    if (status != RQ_OK) {
-        rq_fail_context(status, "%s", name);
-        rq_packed_file_free(f);
-    }
-    return status;
+    return rq_pack_end(f, &p, name, status);
 }
 
 /* ---- loading ---------------------------------------------------------------------------------------------------------- */

@@ -1,30 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Packed formats: pack, write, read back, unpack; sizes against the bytes of the file; what must be refused. */
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <unistd.h>
-
-#include <cmocka.h>
-#include <jansson.h>
-
-#include "formats.h"
-
-static char folder[256], path[300];
-static uint64_t seed = 7;
-
-static uint32_t draw(uint32_t below) {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)((seed >> 33) % below);
-}
-
-static void *must_alloc(int64_t n, size_t size) {
-    void *p;
-    assert_int_equal(rq_alloc(&p, n, size), RQ_OK);
-    return p;
-}
+#include "formats_fixture.h"
 
 typedef struct matrix {
     rq_grid_codes q;
@@ -333,21 +309,6 @@ static void test_names(void **state) {
         assert_int_equal(f, i);
     }
     assert_false(rq_format_by_name("no such format", &f));
-}
-
-static int set_up(void **state) {
-    (void)state;
-    const char *tmp = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%.200s/rq_formats_XXXXXX", tmp ? tmp : "/tmp");
-    if (!mkdtemp(folder)) return 1;
-    snprintf(path, sizeof path, "%s/m.safetensors", folder);
-    return 0;
-}
-
-static int tear_down(void **state) {
-    (void)state;
-    unlink(path);
-    return rmdir(folder);
 }
 
 int main(void) {

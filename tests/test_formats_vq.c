@@ -1,31 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The vq format: pack, write, read back, unpack; sizes against the bytes of the file; what must be refused. */
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <unistd.h>
-
-#include <cmocka.h>
-
 #include "container.h"
-
-static char folder[256], path[300];
-static uint64_t seed = 13;
-
-static uint32_t draw(uint32_t below) {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)((seed >> 33) % below);
-}
+#include "formats_fixture.h"
 
 static float half(void) { return rq_f32_of_f16(rq_f16_of_f32(((float)draw(1 << 20) - 0x1p19f) * 0x1p-18f)); }
-
-static void *must_alloc(int64_t n, size_t size) {
-    void *p;
-    assert_int_equal(rq_alloc(&p, n, size), RQ_OK);
-    return p;
-}
 
 typedef struct matrix {
     rq_vq_codes q;
@@ -125,12 +103,6 @@ static void check_values(const rq_packed *p, const rq_vq_codes *q) {
     free(row);
 }
 
-static int64_t tensor_bits(const rq_store *s) {
-    int64_t bits = 0;
-    for (int64_t i = 0; i < rq_store_count(s); ++i) bits += rq_store_at(s, i)->n_bytes * 8;
-    return bits;
-}
-
 static void round_trip(const matrix *m) {
     rq_packed_file f;
     rq_packed direct, loaded;
@@ -222,22 +194,8 @@ static void test_refuses_codes(void **state) {
     drop(&m);
 }
 
-/* Write the tensors as they stand now, and load them by this description. */
 static void refuse_file(const rq_packed_file *f, int n, const char *entry, rq_status want) {
-    rq_store *s;
-    rq_packed p;
-    json_t *json = json_loads(entry, 0, NULL);
-    assert_non_null(json);
-    assert_int_equal(rq_safetensors_write(path, f->tensor, n, NULL, 0), RQ_OK);
-    assert_int_equal(rq_store_open(&s, path), RQ_OK);
-    rq_status status = rq_format_get(RQ_FORMAT_VQ)->load(&p, s, "m", json);
-    if (status != want) fail_msg("%s: status %d: %s", entry, status, rq_last_error());
-    if (want == RQ_OK)
-        rq_packed_free(&p);
-    else
-        assert_true(p.n_owned == 0 && strlen(rq_last_error()) > 10);
-    json_decref(json);
-    rq_store_close(s);
+    load_gives(RQ_FORMAT_VQ, f, n, entry, want);
 }
 
 /* The entry with one value changed. */
@@ -329,21 +287,6 @@ static void test_refuses_picks(void **state) {
     free(entry);
     rq_packed_file_free(&f);
     drop(&m);
-}
-
-static int set_up(void **state) {
-    (void)state;
-    const char *tmp = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%.200s/rq_vq_XXXXXX", tmp ? tmp : "/tmp");
-    if (!mkdtemp(folder)) return 1;
-    snprintf(path, sizeof path, "%s/m.safetensors", folder);
-    return 0;
-}
-
-static int tear_down(void **state) {
-    (void)state;
-    unlink(path);
-    return rmdir(folder);
 }
 
 int main(void) {

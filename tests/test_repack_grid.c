@@ -2,14 +2,7 @@
 /* Grid codes in the layout of the CUDA kernels: a lane emulator takes each lane's words of a tile as fmt_tile.h words it, and the 16 x 16
  * operand of each mma.m16n8k16 as the PTX manual places its registers; multiplied with x, placed likewise, it must be the sum of the
  * definition, in integers. The way back must give the same bits, stacked matrices too, and what has no place must be refused. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdlib.h>
-
-#include <cmocka.h>
-
-#include "rq_repack.h"
+#include "repack_fixture.h"
 
 typedef struct matrix { /* g points into the rest */
     rq_grid g;
@@ -18,17 +11,6 @@ typedef struct matrix { /* g points into the rest */
     float *scale_f32;
     uint8_t *zero;
 } matrix;
-
-static uint64_t rng;
-static uint32_t random_word(void) {
-    rng = rng * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(rng >> 32);
-}
-static void *take(int64_t count, size_t size) {
-    void *p = calloc((size_t)count, size);
-    assert_non_null(p);
-    return p;
-}
 
 static matrix make(int64_t n_out, int64_t n_in, int bits, int64_t group, bool zeros, bool wide_scales) {
     matrix m = {.g = {.n_out = n_out, .n_in = n_in, .bits = bits, .group = group}};

@@ -2,31 +2,13 @@
 /* SSVQ weights in the layout of the CUDA kernels: a lane emulator reads the tiles as a warp does, with the instructions of the
  * kernel written out (a dot product of bytes for the address in the replicated table, shift and XOR, or shift and permute, for the
  * signs, the documented fragments of mma.m16n8k16), and must see the weights of the format. The way back must give the same bits. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdlib.h>
-
-#include <cmocka.h>
-
-#include "rq_repack.h"
+#include "repack_fixture.h"
 
 /* ---- a random matrix */
 typedef struct matrix {
     rq_ssvq s;
     rq_ssvq_arrays own; /* what s points to */
 } matrix;
-
-static uint64_t rng;
-static uint32_t random_word(void) {
-    rng = rng * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(rng >> 32);
-}
-static void *take(int64_t count, size_t size) {
-    void *p = calloc((size_t)(count ? count : 1), size);
-    assert_non_null(p);
-    return p;
-}
 
 typedef struct shape {
     int64_t n_out, n_in;

@@ -2,14 +2,7 @@
 /* VQ weights in the layout of the CUDA kernels: a lane emulator reads the tiles as a warp does, as fmt_tile.h has it written down (parts of
  * 16, 8 and 4 bytes; ldmatrix.trans where vectors run down the rows; the documented fragments of mma.m16n8k16 with weights as B),
  * and must see the weights of the format. The way back must give the same bits. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdlib.h>
-
-#include <cmocka.h>
-
-#include "rq_repack.h"
+#include "repack_fixture.h"
 
 /* ---- a random matrix */
 typedef struct matrix {
@@ -17,16 +10,6 @@ typedef struct matrix {
     rq_vq_arrays own; /* what q points to */
 } matrix;
 
-static uint64_t rng;
-static uint32_t random_word(void) {
-    rng = rng * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(rng >> 32);
-}
-static void *take(int64_t count, size_t size) {
-    void *p = calloc((size_t)(count ? count : 1), size);
-    assert_non_null(p);
-    return p;
-}
 static rq_f16 *take_halves(int64_t n) {
     rq_f16 *to = take(n, sizeof *to);
     for (int64_t i = 0; i < n; ++i) to[i].bits = (uint16_t)(random_word() % 0x7c00u | (random_word() & 0x8000u));

@@ -2,25 +2,7 @@
 /* W4A8 weights in the layout of the CUDA kernels: a lane emulator takes each lane's words of a tile as fmt_tile.h words it, decodes them as
  * the kernels do, four codes at a time in one 32-bit multiplication, and puts the bytes where the PTX manual places the registers of the
  * A operand of mma.m16n8k32: they must be the levels of the format, plus the zero point. The way back must give the same arrays. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdlib.h>
-
-#include <cmocka.h>
-
-#include "rq_repack.h"
-
-static uint64_t rng;
-static uint32_t random_word(void) {
-    rng = rng * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(rng >> 32);
-}
-static void *take(int64_t count, size_t size) {
-    void *p = calloc((size_t)(count ? count : 1), size);
-    assert_non_null(p);
-    return p;
-}
+#include "repack_fixture.h"
 
 /* ---- a random matrix */
 typedef struct matrix {

@@ -43,6 +43,48 @@ static inline problem problem_new(int64_t n_out, int64_t n, int tokens, bool dea
 
 static inline void problem_free(problem *p) { free(p->w), free(p->h), free(p->d); }
 
+/* A set of one or two matrices quantized by the CPU's row [0] and by CUDA's [1]: the first loses the same. */
+typedef struct twin {
+    int n;
+    rq_prep prep[2];
+    rq_quant_result r[2][2];
+} twin;
+
+static inline void twin_new(twin *t, const problem *p, const rq_quant_matrix *m, int n, const rq_quant_opt *o,
+                            const char *what) {
+    double loss[2], whole, unused;
+    t->n = n;
+    for (int k = 0; k < 2; ++k) {
+        CHECK_RQ(rq_prepare_on(&t->prep[k], k ? gpu : NULL, p->h, p->d, p->n, o, what));
+        CHECK_RQ(rq_quantize_set(t->r[k], m, n, &t->prep[k], o));
+        CHECK_RQ(rq_layer_loss(m[0].w, t->r[k][0].q, m[0].n_out, p->n, p->h, p->d, &unused, &loss[k], &whole));
+    }
+    EXPECT_NEAR(loss[1], loss[0], 1e-3 * fabs(loss[0]) + 1e-5 * whole);
+}
+
+static inline void twin_free(twin *t) {
+    for (int k = 0; k < 2; ++k) {
+        for (int i = 0; i < t->n; ++i) rq_quant_result_free(&t->r[k][i]);
+        rq_prep_free(&t->prep[k]);
+    }
+}
+
+/* Rows with other codes, which a program has few of: at most `most` in one call, and one in `part` in all. */
+static int64_t rows_compared, rows_other;
+
+static inline void rows_seen(const char *what, int64_t other, int64_t rows, int64_t most) {
+    rows_compared += rows;
+    rows_other += other;
+    if (other > most)
+        fprintf(stderr, "%s: %lld of %lld rows have other codes\n", what, (long long)other, (long long)rows);
+    EXPECT(other <= most);
+}
+
+static inline void rows_done(int64_t part) {
+    EXPECT(part * rows_other <= rows_compared);
+    printf("%lld of %lld rows have other codes than on the CPU\n", (long long)rows_other, (long long)rows_compared);
+}
+
 /* The plan (device_plan.h) is what a run counts. settings: as --override has them. */
 static inline void test_plan(int64_t n_out, int64_t n, const char *settings) {
     const int64_t tokens = 70;

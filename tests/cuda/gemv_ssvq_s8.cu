@@ -2,6 +2,7 @@
 /* The CUDA GEMV on SSVQ with int8 activations (cuda/gemv_ssvq_s8.cuh). With a scale a row its definition is integer sums and a few roundings
  * that are written out here, and the result must be the same bits; with groups or several codebooks, sums in double.
  * Libraries: requite. Targets: sm_80 sm_90a. In table.json. */
+#include "gemv_case.h"
 #include "ssvq_stack.h"
 
 typedef struct inputs {
@@ -44,35 +45,20 @@ static uint16_t definition(const problem *p, const rq_ssvq *s, int64_t i, const 
     return bits_of(p->bf16, y);
 }
 
-typedef struct device {
-    rq_cuda_gemv_desc d;
-    rq_cuda_gemv_plan plan;
-    rq_cuda_gemv_args a;
-    void *x, *x_scale;
-} device;
 static device set_up(const problem *p, const stack *m, const inputs *in) {
     device v = {};
     v.d = describe(p, &m->layout);
     v.d.x_s8 = 1;
-    const char *why = "";
-    if (rq_cuda_gemv_supports(&v.d, &why) != RQ_OK) RQ_DIE("%s: %s", p->what, why);
-    if (rq_cuda_gemv_make_plan(&v.plan, &v.d) != RQ_OK) RQ_DIE("%s: %s", p->what, rq_cuda_last_error());
+    make_plan(&v, p->what);
     const size_t n_y = (size_t)p->n_tok * m->n_out;
     v.a.y = rq_device_buffer(n_y * 2);
     v.a.x = v.x = rq_device_copy(in->x, (size_t)p->n_tok * p->n_in);
-    v.a.x_scale = (const float *)(v.x_scale = rq_device_copy(in->x_scale, (size_t)p->n_tok * 4));
+    v.a.x_scale = (const float *)rq_device_copy(in->x_scale, (size_t)p->n_tok * 4);
     v.a.weights = rq_device_copy(m->packed, (size_t)m->layout.bytes);
     if (p->bias) v.a.bias = rq_device_copy(in->bias, (size_t)m->n_out * 2);
     if (p->residual) v.a.residual = rq_device_copy(in->residual, n_y * 2);
     if (p->perm) v.a.perm = (const int32_t *)rq_device_copy(m->perm, (size_t)p->n_in * 4);
-    if (v.plan.workspace_bytes) {
-        v.a.workspace = rq_device_buffer(v.plan.workspace_bytes);
-        CHECK_CUDA(cudaMemset(v.a.workspace, 0, v.plan.workspace_bytes));
-    }
     return v;
-}
-static void run(const problem *p, const device *v, cudaStream_t stream) {
-    if (rq_cuda_gemv_run(&v->plan, &v->d, &v->a, stream) != RQ_OK) RQ_DIE("%s: %s", p->what, rq_cuda_last_error());
 }
 
 /* Every output against the definition: bits where there are such, else a bound. */

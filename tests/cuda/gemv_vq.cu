@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CUDA GEMV on VQ (cuda/gemv_vq.cuh) against sums in double of its definition, over shapes chosen for their edges.
  * Libraries: requite. Targets: sm_80 sm_90a. In table.json. */
-#include "cudatest.h"
-#include "rq_cuda.h"
+#include "gemv_case.h"
 #include "rq_repack.h"
 
 enum { MAX_MATRICES = 3 };
@@ -147,67 +146,6 @@ static rq_cuda_gemv_desc describe(const problem *p, const rq_tile_layout *t) {
     d.n_book = t->n_book, d.book_cols = t->book_cols, d.n_outlier = t->n_outlier;
     d.bias = p->bias, d.residual = p->residual, d.early_launch = p->early;
     return d;
-}
-
-/* What a run needs on the device. */
-typedef struct device {
-    rq_cuda_gemv_desc d;
-    rq_cuda_gemv_plan plan;
-    rq_cuda_gemv_args a;
-    void *x, *residual, *bias;
-} device;
-
-static device set_up(const problem *p, const stack *m) {
-    device v = {};
-    v.d = describe(p, &m->layout);
-    const char *why = "";
-    if (rq_cuda_gemv_supports(&v.d, &why) != RQ_OK) RQ_DIE("%s: %s", p->what, why);
-    if (rq_cuda_gemv_make_plan(&v.plan, &v.d) != RQ_OK) RQ_DIE("%s: %s", p->what, rq_cuda_last_error());
-    const size_t n_y = (size_t)p->n_tok * m->n_out, n_x = (size_t)p->n_tok * p->n_in;
-    v.a.y = rq_device_buffer(n_y * 2);
-    v.a.x = v.x = rq_device_buffer(n_x * 2);
-    v.a.weights = rq_device_copy(m->packed, (size_t)m->layout.bytes);
-    if (p->bias) v.a.bias = v.bias = rq_device_buffer((size_t)m->n_out * 2);
-    if (p->residual) v.a.residual = v.residual = rq_device_buffer(n_y * 2);
-    if (p->perm) v.a.perm = (const int32_t *)rq_device_copy(m->perm, (size_t)p->n_in * 4);
-    if (v.plan.workspace_bytes) {
-        v.a.workspace = rq_device_buffer(v.plan.workspace_bytes);
-        CHECK_CUDA(cudaMemset(v.a.workspace, 0, v.plan.workspace_bytes));
-    }
-    return v;
-}
-static void run(const problem *p, const device *v, cudaStream_t stream) {
-    if (rq_cuda_gemv_run(&v->plan, &v->d, &v->a, stream) != RQ_OK) RQ_DIE("%s: %s", p->what, rq_cuda_last_error());
-}
-static void expect_clean_workspace(const device *v) {
-    const size_t bytes = v->plan.workspace_bytes;
-    if (bytes == 0) return;
-    uint8_t *host = (uint8_t *)rq_host_alloc(bytes);
-    rq_device_read(host, v->a.workspace, bytes);
-    size_t dirty = 0;
-    for (size_t i = 0; i < bytes; ++i) dirty += host[i] != 0;
-    EXPECT_EQ(dirty, 0);
-    free(host);
-}
-
-/* Two runs from a graph into a spoilt y: the same bytes. */
-static void test_graph(const problem *p, const device *v, cudaStream_t stream, const uint16_t *y, size_t n_y) {
-    uint16_t *again = (uint16_t *)rq_host_alloc(n_y * 2);
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    CHECK_CUDA(cudaMemset(v->a.y, 0x5a, n_y * 2));
-    CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    run(p, v, stream);
-    run(p, v, stream);
-    CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
-    CHECK_CUDA(cudaGraphInstantiate(&exec, graph, 0));
-    CHECK_CUDA(cudaGraphLaunch(exec, stream));
-    CHECK_CUDA(cudaStreamSynchronize(stream));
-    rq_device_read(again, v->a.y, n_y * 2);
-    EXPECT_EQ(memcmp(y, again, n_y * 2), 0);
-    CHECK_CUDA(cudaGraphExecDestroy(exec));
-    CHECK_CUDA(cudaGraphDestroy(graph));
-    free(again);
 }
 
 static const char *text_of(char text[96], const kind *k, const problem *p, const stack *m) {

@@ -6,9 +6,10 @@ other settings; little device memory, where activations go through files, which 
 
 A GPU adds in another order than the CPU, so numbers differ in their last bits. Codes differ only where that carries a weight, or an input in 8 bits, over an
 edge, and then all that comes after it in its row, and in later stages, is another: so a setting has either the same bytes or many others. The model of
-`matrix` is small and its seed such that edges are rare, and the bound there is: at most 3 of the 20 settings have any other byte (here two of w4a8, whose steps and bases are
-whole numbers, so that two are often nearly as good); in all others losses and perplexity are the same to 1e-4. Where a byte is another, and in `rest`: at
-most one in a hundred in the first block, losses within 3 %, perplexity within 10 % (ids are random, and on MODEL it is some hundred thousand)."""
+`matrix` is small and its seed such that edges are rare. There the bound is: at most one setting in ten has another byte in the first block and at most one in four anywhere (measured: 1 and 2 of
+20 with OpenBLAS' kernels for AVX-512, 1 and 3 with its oldest; mostly w4a8, whose steps and bases are whole numbers, so that two are often nearly as good); in all others
+losses and perplexity are the same to 1e-4. What is wrong in a kernel shows in all settings that use it, which is more. Where a byte is another, and in `rest`: at most one in a
+hundred in the first block, losses within 3 %, perplexity within 10 % (ids are random, and on MODEL it is some hundred thousand)."""
 import array, json, os, random, struct, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -133,19 +134,19 @@ def compare(model, folder, name, args):
     failed = (codes == 0) + (100 * other > codes) + (abs(loss["cuda"] - loss["cpu"]) > (1e-4 if same else 0.03) * loss["cpu"])
     failed += abs(ppl["cuda"] - ppl["cpu"]) > (1e-4 if same else 0.1) * ppl["cpu"]
     line = f"{' '.join(args[:-2])}: {other} of {codes} bytes differ in the first block, {later} later; losses {loss}, perplexity {ppl}"
-    return line, failed, same
+    return line, failed, other > 0, not same
 
 
-def compare_all(model, folder, what, settings, ids, edges):
-    """Two at a time; at most `edges` of them have other codes."""
+def compare_all(model, folder, what, settings, ids, first, anywhere):
+    """Two at a time; at most so large a part of them has other codes in the first block, and anywhere."""
     with ThreadPoolExecutor(2) as pool:
         results = pool.map(lambda i: compare(model, folder, f"{what}{i}", [*settings[i], "--calib", ids]), range(len(settings)))
-        failed = others = 0
-        for line, wrong, same in results:
-            print("FAILED" if wrong else "ok    " if same else "others", line, flush=True)
-            failed, others = failed + wrong, others + (not same)
-    print(f"{others} of {len(settings)} settings have other codes")
-    return failed + (others > edges)
+        failed, others = 0, [0, 0]
+        for line, wrong, *other in results:
+            print("FAILED" if wrong else "others" if other[1] else "ok    ", line, flush=True)
+            failed, others = failed + wrong, [n + o for n, o in zip(others, other)]
+    print(f"{others[0]} of {len(settings)} settings have other codes in the first block, {others[1]} anywhere")
+    return failed + sum(n > part * len(settings) for n, part in zip(others, (first, anywhere)))
 
 
 def refusals(folder, args):
@@ -163,9 +164,9 @@ def main():
         save_ids(ids, 6, 48)
         tiny = os.path.join(folder, "tiny")
         subprocess.run([sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "random_model.py"), tiny, "--tiny"], check=True)
-        if "matrix" in PARTS: failed += compare_all(tiny, folder, "matrix", MATRIX, ids, 3)
+        if "matrix" in PARTS: failed += compare_all(tiny, folder, "matrix", MATRIX, ids, 0.1, 0.25)
         if "rest" in PARTS:
-            failed += compare_all(MODEL, folder, "other", OTHERS, ids, len(OTHERS))
+            failed += compare_all(MODEL, folder, "other", OTHERS, ids, 1, 1)
             args = [*GRID, "--comp", "gptaq", "--calib", ids]
             usual = os.path.join(folder, "usual")
             quantize(usual, args, "cuda")
