@@ -5,9 +5,10 @@
  *   codes      one kernel a block of columns. The best values of a vector given all else are q_b - G_b H_bb^-1, a code costs (q - t) H_bb (q - t)^T: the search
  *              of comp_book_pick.cuh. Taken where J falls, which fp64 says. The block of H is in shared memory, G moves as W does in the sweep.
  *   scales     a warp a row: slope and curvature in fp64.
- *   codebooks  what conjugate gradients need: S v looked up, a thread a weight; S^T h added up, a warp a run of rows, a lane a component of a stage, one
+ *   codebooks  what conjugate gradients need: S v looked up, a thread a weight; S^T h added up, a warp a run of lines, a lane a component of a stage, one
  *              vector after the other into sums of its own, and those in order. No atomics.
  *
+ * Codes and scales are of vectors along the inputs (comp_lines_sm80.cu has those of the other axis), codebooks of either.
  * Targets: sm_80 sm_90a. */
 #include <cuda_fp16.h>
 
@@ -137,6 +138,21 @@ rq_status rq_cuda_descend_books(const rq_cuda_book_descent *d, rq_cuda_stream st
 
 /* ---- what codes stand for */
 
+/* What a vector is made of: its code and codebook, and its scale and bias, down the outputs those of its column in the matrix of row `row`. */
+struct parts {
+    rq_cuda_vec_code code;
+    int64_t which;
+    float scale, bias;
+};
+
+static __device__ __forceinline__ parts parts_of(const rq_cuda_books &b, int64_t vec_per_book, int64_t line,
+                                                 int64_t vec, int64_t row) {
+    const rq_cuda_vec_code code = b.code[line * b.n_vec + vec];
+    if (!b.bias) return {code, vec / vec_per_book, b.scale[row * b.n_group + vec * b.d / b.group], 0.0f};
+    const int64_t column = b.matrix[row] * b.n + vec;
+    return {code, b.book_of[vec], b.scale[column], b.bias[column]};
+}
+
 static __global__ void __launch_bounds__(RQ_COMP_ACROSS)
     rq_expand_books(float *q, const rq_cuda_books b, const int32_t *kept, int64_t vec_per_book, int64_t n_book,
                     rq_cuda_expand what, const double *v) {
@@ -150,20 +166,22 @@ static __global__ void __launch_bounds__(RQ_COMP_ACROSS)
                   : 0.0f;
         return;
     }
-    const int64_t vec = j / b.d, which = vec / vec_per_book, e = j % b.d;
-    const rq_cuda_vec_code c = b.code[row * b.n_vec + vec];
-    const bool negative = c.negative >> e & 1;
-    const float scale = b.scale[row * b.n_group + vec * b.d / b.group];
+    const bool out = b.bias != NULL;
+    const int64_t line = out ? b.row_line[row] : row, vec = out ? j : j / b.d,
+                  e = out ? row - b.line_row[line] : j % b.d;
+    const parts p = parts_of(b, vec_per_book, line, vec, row);
+    const bool negative = p.code.negative >> e & 1;
     if (what == RQ_EXPAND_DIRECTION) {
-        double sum = v[(which * b.k[0] + c.code[0]) * b.d + e];
-        if (b.n_stage > 1) sum += v[(n_book * b.k[0] + which * b.k[1] + c.code[1]) * b.d + e];
-        *to = scale * (float)(negative ? -sum : sum);
+        double sum = v[(p.which * b.k[0] + p.code.code[0]) * b.d + e];
+        if (b.n_stage > 1) sum += v[(n_book * b.k[0] + p.which * b.k[1] + p.code.code[1]) * b.d + e];
+        *to = p.scale * (float)(negative ? -sum : sum);
         return;
     }
-    float sum = b.table[0][(which * b.d + e) * b.k_pad[0] + c.code[0]];
+    float sum = b.table[0][(p.which * b.d + e) * b.k_pad[0] + p.code.code[0]];
     if (negative) sum = -sum;
-    if (b.n_stage > 1) sum += b.table[1][(which * b.d + e) * b.k_pad[1] + c.code[1]];
-    *to = what == RQ_EXPAND_RAW ? sum : scale * sum;
+    if (b.n_stage > 1) sum += b.table[1][(p.which * b.d + e) * b.k_pad[1] + p.code.code[1]];
+    const float scaled = __fmul_rn(p.scale, sum); /* and the bias not fused to it: the CPU's bytes */
+    *to = what == RQ_EXPAND_RAW ? sum : out ? __fadd_rn(scaled, p.bias) : scaled;
 }
 
 rq_status rq_cuda_expand_books(float *q, const rq_cuda_books *b, const int32_t *kept, int64_t vec_per_book,
@@ -178,24 +196,27 @@ rq_status rq_cuda_expand_books(float *q, const rq_cuda_books *b, const int32_t *
 static __global__ void __launch_bounds__(32)
     rq_sum_books(const rq_cuda_book_sums s, const rq_cuda_books b, int in_shared) {
     extern __shared__ __align__(8) double shared_sums[];
-    const int64_t row0 = b.n_out * blockIdx.x / s.n_part, row1 = b.n_out * (blockIdx.x + 1) / s.n_part;
+    const int64_t line0 = b.n_line * blockIdx.x / s.n_part, line1 = b.n_line * (blockIdx.x + 1) / s.n_part;
     const int lane = threadIdx.x, stage = lane / b.d, e = lane % b.d;
+    const bool out = b.bias != NULL;
     double *part = s.part + (int64_t)blockIdx.x * s.n_entry, *to = in_shared ? shared_sums : part;
     for (int64_t i = lane; i < s.n_entry; i += 32) to[i] = 0;
     __syncwarp();
     const int64_t first = stage == 1 ? s.n_book * b.k[0] : 0;
     const int k = stage == 1 ? b.k[1] : b.k[0];
-    for (int64_t row = row0; row < row1; ++row) {
+    for (int64_t line = line0; line < line1; ++line) {
+        const int64_t row = out ? b.line_row[line] + e : line;
+        if (stage >= b.n_stage || (out && row >= b.line_row[line + 1])) continue;
         for (int64_t vec = 0; vec < b.n_vec; ++vec) {
-            const int64_t j = vec * b.d + e;
-            if (stage >= b.n_stage || j >= b.n || s.kept[j] >= 0) continue;
-            const rq_cuda_vec_code c = b.code[row * b.n_vec + vec];
-            const double scale = (double)b.scale[row * b.n_group + vec * b.d / b.group];
+            const int64_t j = out ? vec : vec * b.d + e;
+            if (j >= b.n || s.kept[j] >= 0) continue;
+            const parts p = parts_of(b, s.vec_per_book, line, vec, row);
+            const double scale = (double)p.scale;
             double v = scale * (double)(s.h ? s.h[row * b.n + j] : 0.0f);
-            if (c.negative >> e & 1) v = -v;
+            if (p.code.negative >> e & 1) v = -v;
             if (!s.h) v = scale * scale * (double)s.hd[j * (b.n + 1)];
-            const int code = stage == 1 ? c.code[1] : c.code[0];
-            to[(first + vec / s.vec_per_book * k + code) * b.d + e] += v;
+            const int code = stage == 1 ? p.code.code[1] : p.code.code[0];
+            to[(first + p.which * k + code) * b.d + e] += v;
         }
     }
     __syncwarp();

@@ -8,42 +8,14 @@
  * thread adds up are 8 of its partial sums, shared memory brings those that are 256 apart together, then those 32 apart, a shuffle the
  * rest. Targets: sm_80 sm_90a. */
 #include "quantize_rows.cuh"
+#include "rq_cuda_hadamard.h"
 
-enum { ROW_WARPS = ROW_THREADS / 32, STRIDE = ROW_THREADS * CHUNK };
-static_assert((int)STRIDE == (int)RQ_ACT_PARTIALS, "a thread has 8 of the partial sums");
+enum { ROW_WARPS = ROW_THREADS / 32, STRIDE = RQ_ACT_PARTIALS };
 
 struct row_shared {
-    float partial[STRIDE], again[ROW_THREADS];
+    row_sums sums;
     row_reduced<ROW_WARPS> reduced;
 };
-/* rq_act_sum; mine[k] is partial sum 8 t + k. */
-static __device__ __forceinline__ float sum_in_order(const float (&mine)[CHUNK], row_shared &s) {
-    const int tid = threadIdx.x;
-#pragma unroll
-    for (int k = 0; k < CHUNK; k += 4)
-        ptx_store_shared16(ptx_shared(s.partial + tid * CHUNK + k),
-                           make_uint4(__float_as_uint(mine[k]), __float_as_uint(mine[k + 1]),
-                                      __float_as_uint(mine[k + 2]), __float_as_uint(mine[k + 3])));
-    __syncthreads();
-    float v[CHUNK];
-#pragma unroll
-    for (int k = 0; k < CHUNK; ++k) v[k] = s.partial[tid + k * ROW_THREADS];
-#pragma unroll
-    for (int half = CHUNK / 2; half; half /= 2)
-#pragma unroll
-        for (int k = 0; k < half; ++k) v[k] += v[k + half];
-    s.again[tid] = v[0];
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < ROW_WARPS; ++k) v[k] = s.again[tid % 32 + k * 32];
-#pragma unroll
-    for (int half = ROW_WARPS / 2; half; half /= 2)
-#pragma unroll
-        for (int k = 0; k < half; ++k) v[k] += v[k + half];
-#pragma unroll
-    for (int by = 16; by; by /= 2) v[0] += __shfl_xor_sync(0xffffffffu, v[0], by);
-    return v[0];
-}
 
 /* ---- codes */
 
@@ -100,8 +72,7 @@ __global__ void __launch_bounds__(ROW_THREADS) rq_quantize_rows(const row_job jo
 #pragma unroll
             for (int k = 0; k < CHUNK; ++k) square[k] = fmaf(v[k], v[k], square[k]);
         }
-        const float mean = __fdiv_rn(sum_in_order(square, shared), (float)job.n_in);
-        r = __fdiv_rn(1.0f, __fsqrt_rn(mean + job.eps));
+        r = one_over_rms<ROW_THREADS>(job, square, shared.sums);
     }
     float most = 0.0f;
 #pragma unroll
@@ -201,11 +172,12 @@ rq_status rq_cuda_quantize_rows(const rq_cuda_quantize_args *a, rq_cuda_stream s
     job.n_in = (int)a->n_in, job.act = a->act, job.fixed = a->fixed != 0;
     job.factor = a->factor, job.steps = a->steps;
     set_target(&job, a->q_pitch, a->block_sum, a->n_tok);
-    if (a->hadamard) return rq_rows_hadamard(&job, false, a->hadamard, a->n_tok, a->early_launch, stream);
+    if (a->hadamard) return rq_rows_hadamard(&job, PLAIN, a->hadamard, a->n_tok, a->early_launch, stream);
     return launch(&job, pick<PLAIN>(&job), a->n_tok, a->early_launch, stream);
 }
 
-rq_status rq_cuda_rmsnorm_quantize(const rq_cuda_rmsnorm_args *a, rq_cuda_stream stream) {
+/* h: or NULL. */
+static rq_status rmsnorm(const rq_cuda_rmsnorm_args *a, const rq_hadamard *h, rq_cuda_stream stream) {
     if (!a) return rq_gemv_fail(RQ_ERR_ARG, no_arguments);
     if (!columns_are_there(a->n_in)) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, columns_text);
     if (!(a->eps >= 0.0f)) return rq_gemv_fail(RQ_ERR_ARG, "eps is 0 or more");
@@ -217,7 +189,15 @@ rq_status rq_cuda_rmsnorm_quantize(const rq_cuda_rmsnorm_args *a, rq_cuda_stream
     job.n_in = (int)a->n_in, job.eps = a->eps, job.act = a->act;
     job.factor = a->factor, job.steps = a->steps;
     set_target(&job, a->q_pitch, a->block_sum, a->n_tok);
+    if (h) return rq_rows_hadamard(&job, RMSNORM, h, a->n_tok, a->early_launch, stream);
     return launch(&job, pick<RMSNORM>(&job), a->n_tok, a->early_launch, stream);
+}
+rq_status rq_cuda_rmsnorm_quantize(const rq_cuda_rmsnorm_args *a, rq_cuda_stream stream) {
+    return rmsnorm(a, NULL, stream);
+}
+rq_status rq_cuda_rmsnorm_hadamard_quantize(const rq_cuda_rmsnorm_args *a, const rq_hadamard *h,
+                                            rq_cuda_stream stream) {
+    return h ? rmsnorm(a, h, stream) : rq_gemv_fail(RQ_ERR_ARG, "there is no Hadamard matrix");
 }
 
 rq_status rq_cuda_silu_quantize(const rq_cuda_silu_args *a, rq_cuda_stream stream) {
@@ -229,6 +209,6 @@ rq_status rq_cuda_silu_quantize(const rq_cuda_silu_args *a, rq_cuda_stream strea
     job.x_pitch = job.second_pitch = a->pitch, job.n_in = (int)a->n_in, job.act = a->act;
     job.factor = a->factor, job.steps = a->steps;
     set_target(&job, a->q_pitch, a->block_sum, a->n_tok);
-    if (a->hadamard) return rq_rows_hadamard(&job, true, a->hadamard, a->n_tok, a->early_launch, stream);
+    if (a->hadamard) return rq_rows_hadamard(&job, SILU, a->hadamard, a->n_tok, a->early_launch, stream);
     return launch(&job, pick<SILU>(&job), a->n_tok, a->early_launch, stream);
 }

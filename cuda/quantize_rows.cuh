@@ -137,6 +137,51 @@ static __device__ __forceinline__ void write_sum(const row_job &job, int mine, r
     job.sum[blockIdx.x] = mine;
 }
 
+static_assert((int)ROW_THREADS * (int)CHUNK == (int)RQ_ACT_PARTIALS, "a thread has 8 of the partial sums");
+struct row_sums {
+    float partial[RQ_ACT_PARTIALS], again[ROW_THREADS];
+};
+/* rq_act_sum; mine[k] is partial sum 8 t + k of the first ROW_THREADS threads, what others have does not count. */
+template <int THREADS> static __device__ __forceinline__ float sum_in_order(const float (&mine)[CHUNK], row_sums &s) {
+    const int tid = threadIdx.x;
+    const bool adds = THREADS == ROW_THREADS || tid < ROW_THREADS;
+    float v[CHUNK];
+    if (adds) {
+#pragma unroll
+        for (int k = 0; k < CHUNK; k += 4)
+            ptx_store_shared16(ptx_shared(s.partial + tid * CHUNK + k),
+                               make_uint4(__float_as_uint(mine[k]), __float_as_uint(mine[k + 1]),
+                                          __float_as_uint(mine[k + 2]), __float_as_uint(mine[k + 3])));
+    }
+    __syncthreads();
+    if (adds) {
+#pragma unroll
+        for (int k = 0; k < CHUNK; ++k) v[k] = s.partial[tid + k * ROW_THREADS];
+#pragma unroll
+        for (int half = CHUNK / 2; half; half /= 2)
+#pragma unroll
+            for (int k = 0; k < half; ++k) v[k] += v[k + half];
+        s.again[tid] = v[0];
+    }
+    __syncthreads();
+    constexpr int warps = ROW_THREADS / 32;
+#pragma unroll
+    for (int k = 0; k < warps; ++k) v[k] = s.again[tid % 32 + k * 32];
+#pragma unroll
+    for (int half = warps / 2; half; half /= 2)
+#pragma unroll
+        for (int k = 0; k < half; ++k) v[k] += v[k + half];
+#pragma unroll
+    for (int by = 16; by; by /= 2) v[0] += __shfl_xor_sync(0xffffffffu, v[0], by);
+    return v[0];
+}
+/* r of RMSNorm. */
+template <int THREADS>
+static __device__ __forceinline__ float one_over_rms(const row_job &job, const float (&square)[CHUNK], row_sums &s) {
+    const float mean = __fdiv_rn(sum_in_order<THREADS>(square, s), (float)job.n_in);
+    return __fdiv_rn(1.0f, __fsqrt_rn(mean + job.eps));
+}
+
 /* Of the largest numbers of the threads, which become code_most, or from where it is already. */
 template <int WARPS>
 static __device__ __forceinline__ float scale_of(const row_job &job, float most, row_reduced<WARPS> &s,
@@ -154,7 +199,7 @@ static __device__ __forceinline__ float scale_of(const row_job &job, float most,
 rq_status rq_rows_check(row_job *job, int64_t n_tok);
 rq_status rq_rows_launch(const void *kernel, void *job, int64_t n_tok, int threads, int shared_bytes, int early_launch,
                          rq_cuda_stream stream);
-/* quantize_rows_hadamard.cu: rows as they are, or after SiLU and product. */
-rq_status rq_rows_hadamard(row_job *job, bool silu, const rq_hadamard *h, int64_t n_tok, int early_launch,
+/* quantize_rows_hadamard.cu */
+rq_status rq_rows_hadamard(row_job *job, source from, const rq_hadamard *h, int64_t n_tok, int early_launch,
                            rq_cuda_stream stream);
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Rows, or SiLU and product, then a Hadamard matrix, factors, int8, in one kernel: rq_cuda_quantize_rows and rq_cuda_silu_quantize with
- * args.hadamard. Sums are those of fmt_act.h, whichever threads make them, so the bytes are plain C's.
+/* Rows, RMSNorm, or SiLU and product, then a Hadamard matrix, factors, int8, in one kernel: rq_cuda_quantize_rows and rq_cuda_silu_quantize with
+ * args.hadamard, rq_cuda_rmsnorm_hadamard_quantize. Sums are those of fmt_act.h, whichever threads make them, so the bytes are plain C's.
  *
  * A block has a row, in shared memory as fp32 (hadamard.cuh has the stages). Results of the last one stay in registers: norm, factors, largest, codes.
  * Targets: sm_80 sm_90a. */
@@ -26,6 +26,18 @@ static __device__ __forceinline__ int output_of(const hadamard_job &job, int ite
     return at < 0 ? -1 : at + ((t.row * TILE + m) << job.shape.log_width);
 }
 
+/* r of RMSNorm. The sum with the residual is written for the second reading, which other threads may do. */
+template <int THREADS> static __device__ __forceinline__ float norm_of_row(const row_job &job, row_sums &sums) {
+    float square[CHUNK] = {};
+    for (int i = threadIdx.x * CHUNK; threadIdx.x < ROW_THREADS && i < job.n_in; i += RQ_ACT_PARTIALS) {
+        float v[CHUNK];
+        read<RMSNORM, false>(v, job, i);
+#pragma unroll
+        for (int k = 0; k < CHUNK; ++k) square[k] = fmaf(v[k], v[k], square[k]);
+    }
+    return one_over_rms<THREADS>(job, square, sums);
+}
+
 template <int SOURCE, int THREADS, int ITEMS>
 __global__ void __launch_bounds__(THREADS) rq_quantize_hadamard(const __grid_constant__ hadamard_job job) {
     extern __shared__ __align__(128) float x[];
@@ -34,8 +46,15 @@ __global__ void __launch_bounds__(THREADS) rq_quantize_hadamard(const __grid_con
     fill_signs(sign, job.shape, THREADS);
     ptx_wait_for_kernels_before();
     ptx_let_kernels_after_start();
-    butterflies(x, job.row.n_in, job.shape.log_width, THREADS,
-                [&](float(&v)[CHUNK], int i) { read<SOURCE, false>(v, job.row, i); });
+    float r = 0.0f;
+    if constexpr (SOURCE == RMSNORM) {
+        __shared__ row_sums sums;
+        r = norm_of_row<THREADS>(job.row, sums);
+    }
+    butterflies(x, job.row.n_in, job.shape.log_width, THREADS, [&](float(&v)[CHUNK], int i) {
+        read<SOURCE, SOURCE == RMSNORM>(v, job.row, i);
+        if (SOURCE == RMSNORM) norm(v, job.row, i, r);
+    });
 
     float h[ITEMS][TILE][UNIT], most = 0.0f;
     /* Four columns that are neighbours, at a multiple of four in every array. */
@@ -111,7 +130,7 @@ template <int SOURCE> static const void *pick(int items, int *threads) {
     return (const void *)rq_quantize_hadamard<SOURCE, MOST_THREADS, MOST_ITEMS>;
 }
 
-rq_status rq_rows_hadamard(row_job *row, bool silu, const rq_hadamard *h, int64_t n_tok, int early_launch,
+rq_status rq_rows_hadamard(row_job *row, source from, const rq_hadamard *h, int64_t n_tok, int early_launch,
                            rq_cuda_stream stream) {
     if (row->fixed) return rq_gemv_fail(RQ_ERR_UNSUPPORTED, "scales that are there already, with a Hadamard matrix");
     if (row->block_sum || row->q_pitch != row->n_in)
@@ -127,7 +146,9 @@ rq_status rq_rows_hadamard(row_job *row, bool silu, const rq_hadamard *h, int64_
     if (rq_status s = rq_rows_check(row, n_tok)) return s;
     job.row = *row;
     int threads;
-    const void *kernel = silu ? pick<SILU>(job.n_item, &threads) : pick<PLAIN>(job.n_item, &threads);
+    const void *kernel = from == SILU      ? pick<SILU>(job.n_item, &threads)
+                         : from == RMSNORM ? pick<RMSNORM>(job.n_item, &threads)
+                                           : pick<PLAIN>(job.n_item, &threads);
     const int shared = ((row->n_in + 31) / 32 * 32 + h->core * job.shape.core_row) * (int)sizeof(float);
     if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared))
         return rq_gemv_fail_cuda("cudaFuncSetAttribute", e);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Rows times a Hadamard matrix or a rotation, alone (hadamard_rows.cu). All pointers are device pointers unless they are said to be the host's; y may be
+/* Rows times a Hadamard matrix or a rotation, alone (hadamard_rows.cu), and RMSNorm with one. All pointers are device pointers unless they are said to be the host's; y may be
  * x; calls only queue. The same bytes in every run. */
 #ifndef RQ_CUDA_HADAMARD_H
 #define RQ_CUDA_HADAMARD_H
@@ -37,6 +37,10 @@ typedef struct rq_cuda_rotate_args {
     int inverse;
 } rq_cuda_rotate_args;
 rq_status rq_cuda_rotate_rows(const rq_cuda_rotate_args *a, rq_cuda_stream stream);
+
+/* rq_cuda_rmsnorm_quantize with each h->size columns times that matrix between norm and factors; h is on the host, and copied into the launch. Up to
+ * 32,768 columns, int8 alone (quantize_rows_hadamard.cu). */
+rq_status rq_cuda_rmsnorm_hadamard_quantize(const rq_cuda_rmsnorm_args *a, const rq_hadamard *h, rq_cuda_stream stream);
 
 #ifdef __cplusplus
 }

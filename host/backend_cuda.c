@@ -261,5 +261,6 @@ const rq_device_ops rq_device_cuda = {.name = "cuda",
                                       .book_sweep = cuda_book_sweep,
                                       .book_pass = cuda_book_pass,
                                       .book_ask = cuda_book_ask,
+                                      .book_columns = cuda_book_columns,
                                       .book_forget = cuda_book_forget,
                                       .forget = cuda_forget};

@@ -63,7 +63,6 @@ typedef struct cuda_device {
     int64_t panel_rows; /* of H and D, that are one product: RQ_CUDA_PANEL, or RQ_CUDA_PANEL_BF16 */
     uint16_t *half[2];  /* bfloat16: the tokens of A and of B that will be one product, NULL until there are some */
     int64_t held;       /* how many there are */
-    bool told_lines;    /* that vectors down the outputs are the CPU's */
     struct cuda_ranks *ranks; /* backend_cuda_ranks.c; NULL: one rank */
     rq_work done;             /* since the device was opened; bytes of device memory are not counted */
 } cuda_device;
@@ -164,5 +163,7 @@ void cuda_book_forget(void *own, rq_book_task *t);
 /* backend_cuda_book_refine.c */
 rq_status cuda_book_pass(void *own, const rq_book_refine *r, rq_book_pass pass);
 rq_status cuda_book_ask(void *own, rq_book_system *s, rq_book_ask ask, double *out, const double *v, double *loss);
+/* backend_cuda_lines.c */
+rq_status cuda_book_columns(void *own, rq_book_columns *c, double *loss, bool terms);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Codebooks on a GPU: the task's arrays there, and the sweep of vectors along the inputs (comp_block.c is the CPU's): blocks of up to 128 columns by one
- * kernel, what is right of a block by cuBLAS. */
+/* Codebooks on a GPU: the task's arrays there, and the sweep (comp_block.c is the CPU's): blocks of up to 128 columns by one kernel, what is right of a block
+ * by cuBLAS. */
 #include "backend_cuda_book.h"
 
 _Static_assert(sizeof(rq_cuda_vec_code) == sizeof(rq_vec_code), "codes travel as they are");
@@ -9,9 +9,10 @@ _Static_assert(RQ_SEARCH_PAD % 32 == 0, "tables of the device are the host's");
 
 static void book_free(cuda_book *b) {
     if (!b) return;
-    void *all[] = {b->table[0], b->table[1], b->scale, b->step, b->matrix, b->code,    b->outlier,
-                   b->span,     b->perm,     b->dead,  b->kept, b->goal,   b->q,       b->e,
-                   b->g,        b->delta,    b->v,     b->sum,  b->part,   b->row_loss};
+    void *all[] = {b->table[0], b->table[1], b->scale,   b->step, b->matrix, b->code,     b->outlier,
+                   b->span,     b->perm,     b->dead,    b->kept, b->goal,   b->q,        b->e,
+                   b->g,        b->delta,    b->v,       b->sum,  b->part,   b->row_loss, b->bias,
+                   b->line_row, b->row_line, b->book_of, b->tile};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i) cuda_release(all[i]);
     free(b);
 }
@@ -27,8 +28,9 @@ static rq_cuda_span span_of(const rq_book_task *t, const rq_span *s) {
     const rq_prep *p = t->prep;
     rq_cuda_span to = {s->pos, p->perm[s->pos], s->vec, 0, 1};
     if (s->vec < 0) return to;
-    to.col = s->vec * t->d;
     to.which = (int32_t)rq_book_of(&t->book, s->vec);
+    if (t->vec_out) return to;
+    to.col = s->vec * t->d;
     to.lanes = 0;
     for (int64_t c = s->pos; c < s->pos + s->width; ++c) to.lanes |= 1u << (p->perm[c] - to.col);
     return to;
@@ -56,6 +58,9 @@ done:
 /* Matrices of the stack. */
 static int64_t n_matrices(const rq_book_task *t) { return t->matrix[t->n_out - 1] + 1; }
 
+/* Scales of rows, or of columns of each matrix. */
+static int64_t n_scales(const rq_book_task *t) { return t->vec_out ? n_matrices(t) * t->n : t->n_out * t->n_group; }
+
 rq_status cuda_book_of(cuda_book **own, cuda_device *dev, rq_book_task *t) {
     rq_status status = RQ_OK;
     const rq_book *k = &t->book;
@@ -65,15 +70,18 @@ rq_status cuda_book_of(cuda_book **own, cuda_device *dev, rq_book_task *t) {
     RQ_TRY(RQ_NEW_ZERO(b, 1));
     for (int i = 0; i < 2 && k->value[i]; ++i)
         RQ_TRY(CUDA_NEW(dev, b->table[i], k->n_book * k->d * k->k_pad[i], t->label));
-    RQ_TRY(CUDA_NEW(dev, b->scale, t->n_out * t->n_group, t->label));
+    RQ_TRY(CUDA_NEW(dev, b->scale, n_scales(t), t->label));
     RQ_TRY(CUDA_NEW(dev, b->step, n_matrices(t) * n_outlier, t->label));
     RQ_TRY(CUDA_NEW(dev, b->matrix, t->n_out, t->label));
-    RQ_TRY(CUDA_NEW(dev, b->code, t->n_out * t->n_vec, t->label));
+    RQ_TRY(CUDA_NEW(dev, b->code, t->n_line * t->n_vec, t->label));
+    /* Outlier columns have codes too, which nothing writes. */
+    CUDA_TRY(cudaMemsetAsync(b->code, 0, (size_t)(t->n_line * t->n_vec) * sizeof *b->code, dev->compute), t->label);
     RQ_TRY(CUDA_NEW(dev, b->outlier, t->n_out * n_outlier, t->label));
     RQ_TRY(CUDA_NEW(dev, b->span, t->prep->n_span, t->label));
     RQ_TRY(CUDA_NEW(dev, b->perm, t->n, t->label));
     RQ_TRY(CUDA_NEW(dev, b->dead, t->n, t->label));
     RQ_TRY(send_order(dev, b, t));
+    if (t->vec_out) RQ_TRY(cuda_lines_new(dev, b, t));
 done:
     if (status != RQ_OK)
         book_free(b);
@@ -96,7 +104,10 @@ rq_status cuda_book_send(cuda_device *dev, const cuda_book *b, const rq_book_tas
         }
         RQ_TRY(cuda_upload(dev, b->table[i], entries, k->n_book * part * (int64_t)sizeof *entries, dev->compute));
     }
-    RQ_TRY(cuda_upload(dev, b->scale, t->scale, t->n_out * t->n_group * (int64_t)sizeof *t->scale, dev->compute));
+    const float *scale = t->vec_out ? t->col_scale : t->scale;
+    RQ_TRY(cuda_upload(dev, b->scale, scale, n_scales(t) * (int64_t)sizeof *scale, dev->compute));
+    if (t->vec_out)
+        RQ_TRY(cuda_upload(dev, b->bias, t->col_bias, n_scales(t) * (int64_t)sizeof *t->col_bias, dev->compute));
     RQ_TRY(cuda_upload(dev, b->step, t->outlier_step,
                        n_matrices(t) * t->prep->n_outlier * (int64_t)sizeof *t->outlier_step, dev->compute));
 done:
@@ -119,15 +130,22 @@ rq_cuda_books cuda_books(const cuda_book *b, const rq_book_task *t) {
                            .matrix = b->matrix,
                            .n_out = t->n_out,
                            .n = t->n,
+                           .n_line = t->n_line,
                            .n_vec = t->n_vec,
                            .n_outlier = t->prep->n_outlier,
                            .code = b->code,
-                           .outlier = b->outlier};
+                           .outlier = b->outlier,
+                           .bias = b->bias,
+                           .line_row = b->line_row,
+                           .row_line = b->row_line,
+                           .book_of = b->book_of,
+                           .tile = b->tile,
+                           .n_tile = b->n_tile};
 }
 
 rq_status cuda_book_send_codes(cuda_device *dev, const cuda_book *b, const rq_book_task *t) {
     rq_status status = RQ_OK;
-    RQ_TRY(cuda_upload(dev, b->code, t->code, t->n_out * t->n_vec * (int64_t)sizeof *t->code, dev->compute));
+    RQ_TRY(cuda_upload(dev, b->code, t->code, t->n_line * t->n_vec * (int64_t)sizeof *t->code, dev->compute));
     RQ_TRY(cuda_upload(dev, b->outlier, t->outlier, t->n_out * t->prep->n_outlier, dev->compute));
 done:
     return status;
@@ -136,7 +154,7 @@ done:
 rq_status cuda_book_fetch(cuda_device *dev, const cuda_book *b, const rq_book_task *t, rq_vec_code *code,
                           int8_t *outlier) {
     rq_status status = RQ_OK;
-    RQ_TRY(cuda_download(dev, code, b->code, t->n_out * t->n_vec * (int64_t)sizeof *code));
+    RQ_TRY(cuda_download(dev, code, b->code, t->n_line * t->n_vec * (int64_t)sizeof *code));
     RQ_TRY(cuda_download(dev, outlier, b->outlier, t->n_out * t->prep->n_outlier));
 done:
     return status;
@@ -162,7 +180,7 @@ static rq_status sweep_blocks(cuda_device *dev, rq_cuda_book_block *b, const cud
         b->n_span = (int)(last - first);
         b->col0 = c0;
         b->width = (int)(c1 - c0);
-        status = rq_cuda_sweep_books(b, dev->compute);
+        status = t->vec_out ? rq_cuda_sweep_lines(b, dev->compute) : rq_cuda_sweep_books(b, dev->compute);
         ++dev->done.launches;
         if (status != RQ_OK) RQ_FAIL(status, "%s: %s", t->label, rq_cuda_last_error());
         if (!b->u || c1 == n) continue;
@@ -176,23 +194,14 @@ done:
     return status;
 }
 
-void cuda_book_tell_lines(cuda_device *dev, const rq_book_task *t) {
-    if (!dev->told_lines)
-        rq_log(RQ_LOG_INFO, "%s and others: vectors down the outputs are swept and refined on the CPU", t->label);
-    dev->told_lines = true;
-}
-
 rq_status cuda_book_sweep(void *own, rq_book_task *t, const float *metric, float *at) {
     rq_status status = RQ_OK;
     cuda_device *dev = own;
     const cuda_prep *q = t->prep->on_device;
     cuda_book *book = NULL;
     float *natural = NULL, *w = NULL, *w0 = NULL, *x = NULL, *y = NULL, *on_metric = NULL, *on_at = NULL;
-    int64_t weights = t->n_out * t->n, cells = t->n_vec * t->d * t->d;
-    if (t->vec_out) {
-        cuda_book_tell_lines(dev, t);
-        return rq_block_sweep(t, metric, at);
-    }
+    int64_t weights = t->n_out * t->n,
+            cells = t->vec_out ? 0 : t->n_vec * t->d * t->d; /* nearest is plainly nearest there */
     CUDA_TRY(cudaSetDevice(dev->index), t->label);
     RQ_TRY(cuda_book_of(&book, dev, t));
     RQ_TRY(cuda_book_send(dev, book, t));

@@ -16,6 +16,11 @@ typedef struct cuda_book {
     rq_cuda_span *span; /* in sweep order */
     int32_t *perm;
     uint8_t *dead;
+    /* Vectors down the outputs: */
+    float *bias;
+    int32_t *line_row, *row_line, *book_of;
+    rq_cuda_line_tile *tile;
+    int n_tile;
     /* backend_cuda_book_refine.c, from its first operation on: */
     int32_t *kept;
     float *goal, *q, *e, *g; /* [n_out][n] natural order */
@@ -35,8 +40,13 @@ rq_status cuda_book_send_codes(cuda_device *dev, const cuda_book *b, const rq_bo
 /* Codes and outliers to the host. */
 rq_status cuda_book_fetch(cuda_device *dev, const cuda_book *b, const rq_book_task *t, rq_vec_code *code,
                           int8_t *outlier);
-/* Once, that vectors down the outputs are the CPU's. */
-void cuda_book_tell_lines(cuda_device *dev, const rq_book_task *t);
+/* backend_cuda_lines.c: what a task with vectors down the outputs has beside, made; of biases only the room. */
+rq_status cuda_lines_new(cuda_device *dev, cuda_book *b, const rq_book_task *t);
+/* backend_cuda_book_refine.c: *b with everything as the host has it now, values in q, e = q - goal, and in rows [row0, row0 + n_rows) g = e H; J of those. And
+ * what codes stand for into q. */
+rq_status cuda_book_gradient(cuda_book **b, cuda_device *dev, rq_book_task *t, int64_t row0, int64_t n_rows,
+                             double *loss);
+rq_status cuda_book_expand(cuda_device *dev, const cuda_book *b, const rq_book_task *t, rq_cuda_expand what);
 /* Spans [first, *last) fit a block of RQ_COMP_BLOCK columns. */
 int64_t cuda_book_block(const rq_prep *p, int64_t first);
 

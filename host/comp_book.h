@@ -129,12 +129,10 @@ rq_status rq_book_sweep_metric(float **metric, const rq_book_task *t);
 rq_status rq_block_sweep(rq_book_task *t, const float *metric, float *at);
 /* comp_refine_book.c: descent over codes, scales and codebooks on tr((Q - goal) Hd (Q - goal)^T). */
 rq_status rq_refine_book(rq_book_task *t);
-/* comp_lines.c: the sweep's rounding of one column for rows [row0, row0 + n_rows) of whole lines, w and q `stride` apart; and the
- * refinement's passes over a tile of lines. */
+/* comp_lines.c: the sweep's rounding of one column for rows [row0, row0 + n_rows) of whole lines, w and q `stride` apart. */
 int64_t rq_lines_tile(const rq_book_task *t); /* lines of a task */
 void rq_lines_round(rq_book_task *t, int64_t col, int64_t line0, int64_t n_lines, const float *w, int64_t w_stride,
                     float *q, int64_t q_stride, rq_vec_code *code, float *scratch);
-rq_status rq_refine_lines(rq_book_task *t);
 /* comp_columns.c: with vec_out, first factors and biases of the columns of each matrix; and those that minimize J with codes
  * and codebooks as they are, if they lower it when stored. */
 rq_status rq_column_factors(rq_book_task *t, int n_matrices);
@@ -146,17 +144,30 @@ rq_status rq_book_loss(rq_book_task *t, double *out);
 
 /* ---- the refinement's work, which a device may have (device.h) ---- */
 
-/* Vectors along the inputs. */
 typedef struct rq_book_refine {
     rq_book_task *t;
-    float *metric;  /* [n_vec][d][d]: H_bb over its largest entry, zeros in lanes that are not the vector's */
-    float *inverse; /* [n_vec][d][d]: H_bb^-1, zeros likewise */
+    float *
+        metric; /* [n_vec][d][d]: H_bb over its largest entry, zeros in lanes that are not the vector's; NULL with vec_out */
+    float *inverse; /* [n_vec][d][d]: H_bb^-1, zeros likewise; NULL with vec_out */
     int32_t *kept;  /* [n]: which outlier column it is, or -1 */
 } rq_book_refine;
-/* CHOOSE: rows that rounding every vector to the nearest code serves better are rounded so. SCALES: refit of scales. DESCEND: opt->cd_sweeps
- * passes over the codes. All change the task. */
+/* CHOOSE: lines that rounding every vector to the nearest code serves better are rounded so. SCALES: refit of scales, of rows: with vec_out there is
+ * rq_refit_columns. DESCEND: opt->cd_sweeps passes over the codes. All change the task. */
 typedef enum rq_book_pass { RQ_BOOK_CHOOSE, RQ_BOOK_SCALES, RQ_BOOK_DESCEND } rq_book_pass;
 rq_status rq_book_refine_pass(const rq_book_refine *r, rq_book_pass pass);
+/* comp_lines.c: the passes with vec_out. */
+rq_status rq_lines_pass(const rq_book_refine *r, rq_book_pass pass);
+
+/* What the refit of scales and biases of one matrix asks for (comp_columns.c has the formulas): J of its rows, and with `terms` the rest. */
+typedef struct rq_book_columns {
+    rq_book_task *t;
+    const int32_t *kept;  /* [n]: as above */
+    int64_t row0, n_rows; /* of the matrix */
+    float *q, *g;         /* [n_rows][n]: scratch of the CPU's, made when first used and freed by who asks */
+    float *c;             /* [n][n]: V^T V */
+    double *slope_s, *slope_b, *v_sum; /* [n]: g_s, g_b, 1^T V */
+} rq_book_columns;
+rq_status rq_book_column_terms(rq_book_columns *c, double *loss, bool terms);
 
 /* Least squares for the codebooks: what conjugate gradients ask for. With e = Q - goal, S the map from the entries of all codebooks ([stage]
  * [book][k][d]) to what codes make of them, outlier columns being no part of it. LOSS: *loss = tr(e H e^T). GRADIENT: that, and out = S^T (e H). PRODUCT: out = S^T

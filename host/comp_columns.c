@@ -13,7 +13,7 @@
 #include <math.h>
 
 #include "backend.h"
-#include "comp_book.h"
+#include "device.h"
 
 enum { MAX_SWEEPS = 64 };
 
@@ -65,21 +65,10 @@ done:
     return status;
 }
 
-/* ---- refit ---- */
-
-typedef struct refit {
-    rq_book_task *t;
-    int64_t row0, n_rows;
-    bool *kept;                /* [n] outlier columns */
-    float *q, *g;              /* [n_rows][n]: Q - goal; (Q - goal) H, then V */
-    float *c;                  /* [n][n]: V^T V */
-    double *slope_s, *slope_b; /* [n]: g_s, g_b */
-    double *v_sum;             /* [n]: 1^T V */
-    float *s, *b, *was;        /* [n], [n] of this matrix, [2 n] as they were */
-} refit;
+/* ---- what the refit needs of the codes ---- */
 
 /* q = Q - goal, g = q H; J. */
-static double loss(const refit *f) {
+static double loss_of(const rq_book_columns *f) {
     const rq_book_task *t = f->t;
     int64_t n = t->n;
     double sum = 0;
@@ -90,106 +79,127 @@ static double loss(const refit *f) {
     return sum;
 }
 
-/* After loss(): the slopes, V and what is summed of it. */
-static void prepare(const refit *f) {
-    const rq_book_task *t = f->t;
+rq_status rq_book_column_terms(rq_book_columns *c, double *loss, bool terms) {
+    rq_status status = RQ_OK;
+    const rq_book_task *t = c->t;
     int64_t n = t->n, line = 0;
-    while (t->line_row[line] < f->row0) ++line;
-    memset(f->slope_s, 0, (size_t)n * sizeof *f->slope_s);
-    memset(f->slope_b, 0, (size_t)n * sizeof *f->slope_b);
-    memset(f->v_sum, 0, (size_t)n * sizeof *f->v_sum);
-    for (; line < t->n_line && t->line_row[line] < f->row0 + f->n_rows; ++line) {
+    if (!c->q) RQ_TRY(RQ_NEW(c->q, c->n_rows * n));
+    if (!c->g) RQ_TRY(RQ_NEW(c->g, c->n_rows * n));
+    *loss = loss_of(c);
+    if (!terms) goto done;
+    while (t->line_row[line] < c->row0) ++line;
+    memset(c->slope_s, 0, (size_t)n * sizeof *c->slope_s);
+    memset(c->slope_b, 0, (size_t)n * sizeof *c->slope_b);
+    memset(c->v_sum, 0, (size_t)n * sizeof *c->v_sum);
+    for (; line < t->n_line && t->line_row[line] < c->row0 + c->n_rows; ++line) {
         for (int64_t j = 0; j < n; ++j) {
             float v[RQ_VEC_MAX];
             rq_book_expand(&t->book, j, &t->code[line * t->n_vec + j], v);
             for (int64_t r = t->line_row[line]; r < t->line_row[line + 1]; ++r) {
-                float x = f->kept[j] ? 0 : v[r - t->line_row[line]], *g = &f->g[(r - f->row0) * n + j];
-                f->slope_s[j] += (double)x * (double)*g;
-                f->slope_b[j] += (double)*g;
-                f->v_sum[j] += (double)x;
-                *g = x;
+                float x = c->kept[j] < 0 ? v[r - t->line_row[line]] : 0, *g = &c->g[(r - c->row0) * n + j];
+                c->slope_s[j] += (double)x * (double)*g;
+                c->slope_b[j] += (double)*g;
+                c->v_sum[j] += (double)x;
+                *g = x; /* V from here on */
             }
         }
     }
-    rq_sgemm(RQ_T, RQ_N, n, n, f->n_rows, 1, f->g, n, f->g, n, 0, f->c, n);
+    rq_sgemm(RQ_T, RQ_N, n, n, c->n_rows, 1, c->g, n, c->g, n, 0, c->c, n);
+done:
+    return status;
+}
+
+/* ---- refit ---- */
+
+typedef struct refit {
+    rq_book_columns a;
+    float *s, *b, *was; /* [n], [n] of this matrix, [2 n] as they were */
+} refit;
+
+static rq_status ask(refit *f, double *loss, bool terms) {
+    const rq_device *device = f->a.t->prep->device;
+    return rq_device_row(device)->book_columns(rq_device_own(device), &f->a, loss, terms);
 }
 
 /* The best scale and bias of column j, stored; how much J falls by them, 0 when they stay. */
 static double step_column(const refit *f, int64_t j) {
-    const rq_book_task *t = f->t;
+    const rq_book_task *t = f->a.t;
     int64_t n = t->n;
-    const float *h = t->prep->hd + j * n, *c = f->c + j * n;
-    double m = (double)f->n_rows, sum = f->v_sum[j], ss = (double)c[j], own = (double)h[j];
+    const float *h = t->prep->hd + j * n, *c = f->a.c + j * n;
+    double *slope_s = f->a.slope_s, *slope_b = f->a.slope_b;
+    double m = (double)f->a.n_rows, sum = f->a.v_sum[j], ss = (double)c[j], own = (double)h[j];
     double det = ss * m - sum * sum, s = (double)f->s[j], ds = 0;
     if (s > 0 && det > 1e-6 * ss * m) {
-        double wanted = s - (f->slope_s[j] * m - f->slope_b[j] * sum) / (det * own);
+        double wanted = s - (slope_s[j] * m - slope_b[j] * sum) / (det * own);
         ds = (double)column_round(t, fmin(fmax(wanted, 0.5 * s), 2 * s)) - s;
         if (!(s + ds > 0)) ds = 0;
     }
-    double wanted = (double)f->b[j] - (f->slope_b[j] + own * sum * ds) / (m * own);
+    double wanted = (double)f->b[j] - (slope_b[j] + own * sum * ds) / (m * own);
     double db = (double)column_round(t, wanted) - (double)f->b[j];
-    double linear = 2 * (ds * f->slope_s[j] + db * f->slope_b[j]);
+    double linear = 2 * (ds * slope_s[j] + db * slope_b[j]);
     double change = linear + own * (ds * ds * ss + 2 * ds * db * sum + db * db * m);
     if (!(change < -1e-6 * fabs(linear))) return 0;
     f->s[j] = (float)(s + ds);
     f->b[j] = (float)((double)f->b[j] + db);
     for (int64_t k = 0; k < n; ++k) {
-        f->slope_s[k] += (double)h[k] * ((double)c[k] * ds + f->v_sum[k] * db);
-        f->slope_b[k] += (double)h[k] * (sum * ds + m * db);
+        slope_s[k] += (double)h[k] * ((double)c[k] * ds + f->a.v_sum[k] * db);
+        slope_b[k] += (double)h[k] * (sum * ds + m * db);
     }
     return -change;
 }
 
-static void refit_matrix(const refit *f) {
-    int64_t n = f->t->n;
-    double before = loss(f), fell = 0;
+static rq_status refit_matrix(refit *f) {
+    rq_status status = RQ_OK;
+    int64_t n = f->a.t->n;
+    double before = 0, after = 0, fell = 0;
     memcpy(f->was, f->s, (size_t)n * sizeof *f->was);
     memcpy(f->was + n, f->b, (size_t)n * sizeof *f->was);
-    prepare(f);
+    RQ_TRY(ask(f, &before, true));
     for (int sweep = 0; sweep < MAX_SWEEPS; ++sweep) {
         double now = 0;
-        for (int64_t j = 0; j < n; ++j) now += f->kept[j] ? 0 : step_column(f, j);
+        for (int64_t j = 0; j < n; ++j) now += f->a.kept[j] < 0 ? step_column(f, j) : 0;
         fell += now;
         if (now <= 1e-3 * fell) break;
     }
-    if (fell > 0 && loss(f) < before) return;
+    if (fell > 0) RQ_TRY(ask(f, &after, false));
+    if (fell > 0 && after < before) goto done;
     memcpy(f->s, f->was, (size_t)n * sizeof *f->was);
     memcpy(f->b, f->was + n, (size_t)n * sizeof *f->was);
+done:
+    return status;
 }
 
 rq_status rq_refit_columns(rq_book_task *t) {
     rq_status status = RQ_OK;
-    refit f = {.t = t};
-    int64_t n = t->n, tallest = 0;
-    for (int64_t row0 = 0, row1; row0 < t->n_out; row0 = row1) {
-        row1 = matrix_end(t, row0);
-        tallest = rq_max_i64(tallest, row1 - row0);
-    }
-    RQ_TRY(RQ_NEW_ZERO(f.kept, n));
-    RQ_TRY(RQ_NEW(f.q, tallest * n));
-    RQ_TRY(RQ_NEW(f.g, tallest * n));
-    RQ_TRY(RQ_NEW(f.c, n * n));
-    RQ_TRY(RQ_NEW(f.slope_s, n));
-    RQ_TRY(RQ_NEW(f.slope_b, n));
-    RQ_TRY(RQ_NEW(f.v_sum, n));
+    int32_t *kept = NULL;
+    refit f = {.a = {.t = t}};
+    int64_t n = t->n;
+    RQ_TRY(rq_book_kept(&kept, t));
+    f.a.kept = kept;
+    RQ_TRY(RQ_NEW(f.a.c, n * n));
+    RQ_TRY(RQ_NEW(f.a.slope_s, n));
+    RQ_TRY(RQ_NEW(f.a.slope_b, n));
+    RQ_TRY(RQ_NEW(f.a.v_sum, n));
     RQ_TRY(RQ_NEW(f.was, 2 * n));
-    for (int o = 0; o < t->prep->n_outlier; ++o) f.kept[t->prep->outlier_col[o]] = true;
     for (int64_t row0 = 0, row1; row0 < t->n_out; row0 = row1) {
         row1 = matrix_end(t, row0);
-        f.row0 = row0;
-        f.n_rows = row1 - row0;
+        f.a.row0 = row0;
+        f.a.n_rows = row1 - row0;
         f.s = t->col_scale + t->matrix[row0] * n;
         f.b = t->col_bias + t->matrix[row0] * n;
-        refit_matrix(&f);
+        RQ_TRY(refit_matrix(&f));
+        free(f.a.q);
+        free(f.a.g);
+        f.a.q = f.a.g = NULL;
     }
 done:
-    free(f.kept);
-    free(f.q);
-    free(f.g);
-    free(f.c);
-    free(f.slope_s);
-    free(f.slope_b);
-    free(f.v_sum);
+    free(kept);
+    free(f.a.q);
+    free(f.a.g);
+    free(f.a.c);
+    free(f.a.slope_s);
+    free(f.a.slope_b);
+    free(f.a.v_sum);
     free(f.was);
     return status;
 }

@@ -44,7 +44,7 @@ void rq_lines_round(rq_book_task *t, int64_t col, int64_t line0, int64_t n_lines
 
 typedef struct lines_shared {
     rq_book_task *t;
-    int32_t *kept; /* [n]: which outlier column it is, or -1 */
+    const int32_t *kept; /* [n]: which outlier column it is, or -1 */
     _Atomic int failed;
 } lines_shared;
 
@@ -197,25 +197,10 @@ done:
     scratch_free(&b);
 }
 
-rq_status rq_refine_lines(rq_book_task *t) {
-    rq_status status = RQ_OK;
-    lines_shared s = {.t = t};
-    int64_t n_tile = rq_ceil_div(t->n_line, rq_lines_tile(t));
-    RQ_TRY(RQ_NEW(s.kept, t->n));
-    for (int64_t j = 0; j < t->n; ++j) s.kept[j] = -1;
-    for (int o = 0; o < t->prep->n_outlier; ++o) s.kept[t->prep->outlier_col[o]] = o;
-    rq_parallel_for(n_tile, choose_tile, &s);
-    for (int round = 0; round <= t->opt->refit && !s.failed; ++round) {
-        if (round > 0) {
-            RQ_TRY(rq_refit_book(t));
-            RQ_TRY(rq_refit_columns(t));
-        }
-        if (t->opt->cd_sweeps > 0) rq_parallel_for(n_tile, descend_tile, &s);
-    }
-    if (t->opt->refit > 0)
-        rq_parallel_for(n_tile, choose_tile, &s); /* there are other codebooks to be nearest in now */
-    if (s.failed) RQ_FAIL(RQ_ERR_NOMEM, "out of memory in the refinement");
-done:
-    free(s.kept);
-    return status;
+rq_status rq_lines_pass(const rq_book_refine *r, rq_book_pass pass) {
+    rq_book_task *t = r->t;
+    lines_shared s = {.t = t, .kept = r->kept};
+    if (pass == RQ_BOOK_SCALES) return rq_fail(RQ_ERR_ARG, "%s: columns have the scales", t->label);
+    rq_parallel_for(rq_ceil_div(t->n_line, rq_lines_tile(t)), pass == RQ_BOOK_CHOOSE ? choose_tile : descend_tile, &s);
+    return s.failed ? rq_fail(RQ_ERR_NOMEM, "out of memory in the refinement") : RQ_OK;
 }

@@ -3,12 +3,12 @@
  *
  *   codes      with G = (Q - goal) H, the best values of a vector given all else are q_b - G_b H_bb^-1, and a code costs
  *              (q - t) H_bb (q - t)^T: the search of the rounder under the metric H_bb. Taken only where J falls.
- *   scales     J is quadratic in each scale: its minimum, rounded to the stored type, taken only where J falls.
+ *   scales     J is quadratic in each scale: its minimum, rounded to the stored type, taken only where J falls. Of columns: comp_columns.c.
  *   codebooks  rq_refit_book (comp_refit_book.c)
  *   signs      --sign-steps: learned (comp_signs.c), then all of the above again; kept where J fell.
  *
  * Before that, rows that the sweep left worse than rounding each vector to the nearest code would are rounded so: the sweep is
- * greedy, and on a degenerate H it can lose. A task is a tile of rows; G is kept up to date inside a run of columns and by one
+ * greedy, and on a degenerate H it can lose. The passes over rows here are of vectors along the inputs, comp_lines.c has the others'. A task is a tile of rows; G is kept up to date inside a run of columns and by one
  * product per run after it, and computed afresh for each pass. */
 #include <math.h>
 
@@ -282,6 +282,7 @@ done:
 rq_status rq_book_refine_pass(const rq_book_refine *r, rq_book_pass pass) {
     void (*const tile[])(void *, int64_t) = {choose_tile, scale_tile, descend_tile};
     refine_shared sh = {.r = r};
+    if (r->t->vec_out) return rq_lines_pass(r, pass);
     rq_parallel_for(rq_ceil_div(r->t->n_out, RQ_BOOK_TILE), tile[pass], &sh);
     return sh.failed ? rq_fail(RQ_ERR_NOMEM, "out of memory in the refinement") : RQ_OK;
 }
@@ -318,7 +319,7 @@ static rq_status refine_round(const rq_book_refine *s, bool refit) {
     rq_status status = RQ_OK;
     if (refit) {
         RQ_TRY(rq_refit_book(s->t));
-        RQ_TRY(run_pass(s, RQ_BOOK_SCALES));
+        RQ_TRY(s->t->vec_out ? rq_refit_columns(s->t) : run_pass(s, RQ_BOOK_SCALES));
     }
     if (s->t->opt->cd_sweeps > 0) RQ_TRY(run_pass(s, RQ_BOOK_DESCEND));
 done:
@@ -391,11 +392,12 @@ rq_status rq_refine_book(rq_book_task *t) {
     rq_book_refine s = {.t = t};
     int64_t d = t->d;
     if (!t->prep->hd) return RQ_OK;
-    if (t->vec_out) return rq_refine_lines(t);
-    RQ_TRY(RQ_NEW_ZERO(s.metric, t->n_vec * d * d));
-    RQ_TRY(RQ_NEW_ZERO(s.inverse, t->n_vec * d * d));
     RQ_TRY(rq_book_kept(&s.kept, t));
-    for (int64_t v = 0; v < t->n_vec; ++v) block_metric(&s, v);
+    if (!t->vec_out) {
+        RQ_TRY(RQ_NEW_ZERO(s.metric, t->n_vec * d * d));
+        RQ_TRY(RQ_NEW_ZERO(s.inverse, t->n_vec * d * d));
+    }
+    for (int64_t v = 0; v < t->n_vec && s.metric; ++v) block_metric(&s, v);
     RQ_TRY(run_pass(&s, RQ_BOOK_CHOOSE));
     for (int round = 0; round <= t->opt->refit; ++round) RQ_TRY(refine_round(&s, round > 0));
     if (t->opt->sign_steps > 0) RQ_TRY(learn_signs(&s));

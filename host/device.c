@@ -126,6 +126,11 @@ static rq_status cpu_book_ask(void *own, rq_book_system *s, rq_book_ask ask, dou
     return rq_book_system_ask(s, ask, out, v, loss);
 }
 
+static rq_status cpu_book_columns(void *own, rq_book_columns *c, double *loss, bool terms) {
+    (void)own;
+    return rq_book_column_terms(c, loss, terms);
+}
+
 static void cpu_book_forget(void *own, rq_book_task *t) { (void)own, (void)t; }
 
 static void cpu_forget(void *own, rq_prep *p) { (void)own, (void)p; }
@@ -146,6 +151,7 @@ const rq_device_ops rq_device_cpu = {.name = "cpu",
                                      .book_sweep = cpu_book_sweep,
                                      .book_pass = cpu_book_pass,
                                      .book_ask = cpu_book_ask,
+                                     .book_columns = cpu_book_columns,
                                      .book_forget = cpu_book_forget,
                                      .forget = cpu_forget};
 

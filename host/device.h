@@ -36,10 +36,12 @@ typedef struct rq_device_ops {
     rq_status (*sweep)(void *own, const rq_sweep *s, const char *label);
     rq_status (*refine)(void *own, const rq_refine *r, const rq_prep *p, const char *label);
     const rq_kmeans_engine *kmeans; /* NULL: the CPU's */
-    /* Codebooks (comp_book.h): rq_block_sweep, rq_book_refine_pass, rq_book_system_ask; and what they left on the device for t (t->on_device). */
+    /* Codebooks (comp_book.h): rq_block_sweep, rq_book_refine_pass, rq_book_system_ask, rq_book_column_terms; and what they left on the device for t
+     * (t->on_device). */
     rq_status (*book_sweep)(void *own, rq_book_task *t, const float *metric, float *at);
     rq_status (*book_pass)(void *own, const rq_book_refine *r, rq_book_pass pass);
     rq_status (*book_ask)(void *own, rq_book_system *s, rq_book_ask ask, double *out, const double *v, double *loss);
+    rq_status (*book_columns)(void *own, rq_book_columns *c, double *loss, bool terms);
     void (*book_forget)(void *own, rq_book_task *t);
     /* What the calls above left on the device for p (p->on_device). */
     void (*forget)(void *own, rq_prep *p);

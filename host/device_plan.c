@@ -213,34 +213,41 @@ static void plan_refine(rq_work *w, int64_t n_out, int64_t n, const rq_quant_opt
     w->download += weights + (levels && o->refit ? 8 * scales : 0);
 }
 
-/* ---- codebooks, vectors along the inputs. What depends on the data is taken at its most: all iterations of k-means and steps of conjugate gradients;
+/* ---- codebooks. What depends on the data is taken at its most: all iterations of k-means and steps of conjugate gradients;
  * of searches one a vector, and no outlier columns. ---- */
 
 typedef struct book_plan {
     double n_out, n, n_vec, cells, weights, codes,
         scales; /* as numbers of things; cells: of a metric for each vector */
-    int64_t rows, cols, d, n_book, n_block, per_block, n_group, group, k[2];
+    int64_t rows, cols, d, n_book, vec_per_book, n_line, n_block, per_block, n_group, group, k[2];
     int n_stage;
-    bool moves, has_t;
+    bool out, moves, has_t; /* out: vectors down the outputs */
 } book_plan;
 
 static book_plan book_plan_of(int64_t n_out, int64_t n, const rq_quant_opt *o, bool moves, bool has_t) {
-    book_plan b = {
-        .rows = n_out, .cols = n, .d = o->vec_len, .k = {o->codes, o->codes2}, .moves = moves, .has_t = has_t};
-    int64_t n_vec = rq_ceil_div(n, b.d), vec_per_book = o->book_cols > 0 ? o->book_cols / b.d : n_vec;
+    book_plan b = {.rows = n_out,
+                   .cols = n,
+                   .d = o->vec_len,
+                   .k = {o->codes, o->codes2},
+                   .out = o->vec_out,
+                   .moves = moves,
+                   .has_t = has_t};
+    int64_t width = b.out ? 1 : b.d, n_vec = rq_ceil_div(n, width);
+    b.n_line = b.out ? rq_ceil_div(n_out, b.d) : n_out;
+    b.vec_per_book = o->book_cols > 0 ? o->book_cols / width : n_vec;
     b.n_stage = o->codes2 > 0 ? 2 : 1;
-    b.n_book = rq_ceil_div(n_vec, vec_per_book);
-    b.per_block = RQ_CUDA_BLOCK / b.d * b.d;
+    b.n_book = rq_ceil_div(n_vec, b.vec_per_book);
+    b.per_block = RQ_CUDA_BLOCK / width * width;
     b.n_block = rq_ceil_div(n, b.per_block);
     b.group = o->group ? rq_min_i64(o->group, n) : n;
     b.n_group = rq_ceil_div(n, b.group);
     b.n_out = (double)n_out;
     b.n = (double)n;
     b.n_vec = (double)n_vec;
-    b.cells = b.n_vec * (double)(b.d * b.d);
+    b.cells = b.out ? 0 : b.n_vec * (double)(b.d * b.d);
     b.weights = b.n_out * b.n;
-    b.codes = b.n_out * b.n_vec;
-    b.scales = (double)(n_out * b.n_group);
+    b.codes = (double)b.n_line * b.n_vec;
+    b.scales = b.out ? 2 * b.n : (double)(n_out * b.n_group); /* and biases */
     return b;
 }
 
@@ -248,9 +255,13 @@ static double entries(const book_plan *b) {
     return (double)(b->n_book * b->d) * (double)(b->k[0] + (b->n_stage > 1 ? b->k[1] : 0));
 }
 
+/* Lines that one thread block has of vectors down the outputs: rq_cuda_tile_lines. */
+static int64_t tile_lines(const book_plan *b) { return b->d <= 4 ? 8 : b->d <= 8 ? 4 : 2; }
+
 static double search_flops(const book_plan *b, int stages) {
     double d = (double)b->d, k = (double)b->k[0] + (stages > 1 ? (double)b->k[1] : 0);
-    return b->codes * k * (d * (d + 1) + 2 * d);
+    double square = b->out ? 2 * d / (double)tile_lines(b) : d * (d + 1);
+    return b->codes * k * (square + 2 * d);
 }
 
 static void send_books(rq_work *w, const book_plan *b, int stages) {
@@ -261,8 +272,7 @@ static void send_books(rq_work *w, const book_plan *b, int stages) {
 
 static void plan_kmeans(rq_work *w, const book_plan *b, const rq_quant_opt *o, int first, int last) {
     for (int64_t which = 0; which < b->n_book; ++which) {
-        int64_t per = o->book_cols > 0 ? o->book_cols / b->d : (int64_t)b->n_vec;
-        int64_t own = rq_min_i64(per, (int64_t)b->n_vec - which * per), m = b->rows * own;
+        int64_t m = b->n_line * rq_min_i64(b->vec_per_book, (int64_t)b->n_vec - which * b->vec_per_book);
         if (o->kmeans_points > 0) m = rq_min_i64(m, o->kmeans_points);
         double points = (double)m, d = (double)b->d, lanes = (double)(rq_ceil_div(m, 32) * 32);
         for (int stage = first; stage < last; ++stage) {
@@ -351,6 +361,29 @@ static void book_sums(rq_work *w, const book_plan *b) {
     w->download += 8 * entries(b);
 }
 
+/* Scales of rows. */
+static void plan_scales(rq_work *w, const book_plan *b) {
+    book_gradient(w, b, true);
+    kernel(w, 4 * b->weights + 6 * b->codes);
+    for (int64_t c0 = 0; c0 < b->cols; c0 += b->group) {
+        product(w, b->rows, b->cols, rq_min_i64(b->group, b->cols - c0), false);
+        kernel(w, 8 * b->weights + 12 * b->n_out * (double)b->group);
+    }
+    w->download += 4 * b->scales;
+}
+
+/* Scales and biases of columns; that they change is taken for granted. */
+static void plan_columns(rq_work *w, const book_plan *b) {
+    for (int i = 0; i < 2; ++i) {
+        book_gradient(w, b, true);
+        row_losses(w, b);
+    }
+    kernel(w, 4 * b->weights + 6 * b->codes);
+    kernel(w, 8 * b->weights);
+    product(w, b->cols, b->cols, b->rows, false);
+    w->download += 24 * b->n + 4 * b->n * b->n;
+}
+
 static void plan_book_refit(rq_work *w, const book_plan *b) {
     enum { STEPS = 8 }; /* N_STEPS of comp_refit_book.c */
     book_gradient(w, b, true);
@@ -365,20 +398,23 @@ static void plan_book_refit(rq_work *w, const book_plan *b) {
     }
     book_gradient(w, b, true); /* J of what is stored */
     row_losses(w, b);
-    book_gradient(w, b, true); /* scales */
-    kernel(w, 4 * b->weights + 6 * b->codes);
-    for (int64_t c0 = 0; c0 < b->cols; c0 += b->group) {
-        product(w, b->rows, b->cols, rq_min_i64(b->group, b->cols - c0), false);
-        kernel(w, 8 * b->weights + 12 * b->n_out * (double)b->group);
-    }
-    w->download += 4 * b->scales;
+    if (b->out)
+        plan_columns(w, b);
+    else
+        plan_scales(w, b);
+}
+
+/* Those thread blocks: a short line has one of its own. */
+static int64_t n_tiles(const book_plan *b) {
+    int64_t full = b->rows / b->d;
+    return rq_ceil_div(full, tile_lines(b)) + (b->n_line > full);
 }
 
 static rq_status plan_books(rq_device_work *w, const book_plan *b, const rq_quant_opt *o, bool refine) {
     bool passes = b->n_stage == 2 && o->stage_fit == RQ_STAGE_SWEEP;
-    if (o->vec_out || o->sign_steps > 0)
-        return rq_fail(RQ_ERR_UNSUPPORTED, "%s has no place on a GPU", o->vec_out ? "--vec-axis out" : "--sign-steps");
+    if (o->sign_steps > 0) return rq_fail(RQ_ERR_UNSUPPORTED, "--sign-steps has no place on a GPU");
     w->sweep.upload += 20 * b->n_vec + 5 * b->n + 4 * b->n_out; /* spans and order */
+    if (b->out) w->sweep.upload += 4 * (double)(b->n_line + 1 + b->rows + b->cols) + 24 * (double)n_tiles(b);
     plan_kmeans(&w->sweep, b, o, 0, passes ? 1 : b->n_stage);
     if (passes) {
         plan_book_sweep(&w->sweep, b, o, 1, true);
@@ -428,7 +464,8 @@ rq_status rq_device_plan(rq_device_work *w, int64_t n_out, int64_t n_in, int64_t
     double in_refine = refine ? in_sweep - weights * (o->alpha2 != 0 ? 13 : 9) + 4 * nn +
                                     weights * (book       ? 17
                                                : o->refit ? 25
-                                                          : 17)
+                                                          : 17) +
+                                    (book && o->vec_out && o->refit ? 4 * nn : 0)
                               : 0;
     double most[] = {in_gram, in_refine, in_factor, needs_t || needs_m ? in_terms : 0, in_sweep};
     for (size_t i = 0; i < sizeof most / sizeof *most; ++i) w->memory = most[i] > w->memory ? most[i] : w->memory;

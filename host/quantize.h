@@ -228,6 +228,8 @@ rq_status rq_plan_allocate(rq_quantizer *z);
 /* The settings of job->bank, or the rounder's own; i counts from 0, NULL past the end. */
 const char *rq_bank_setting(const rq_quantize_job *job, int i);
 
+/* config.json, the tokenizer and report.json into dir. plain: other readers of compressed-tensors could open all matrices, if the options allow it. */
+rq_status rq_write_beside(const rq_quantizer *z, const char *dir, bool plain, const rq_quantize_report *r);
 /* Put the parts and everything else together as OUT. */
 rq_status rq_write_output(const rq_quantizer *z, rq_quantize_report *report);
 

@@ -673,6 +673,10 @@ def test_simulated():
     flow = (x.float() + res.float()).half()
     for a, b in zip(rows[:3], ops.quantize_rmsnorm(flow.float(), None, factor.float(), 1e-5, None, 0)): assert torch.equal(a, b)
     assert torch.equal(rows[3], flow)
+    for residual in (None, res):
+        rows = ops.sim_quantize_rmsnorm(x, residual, factor, 1e-5, factor.float(), 12)
+        for a, b in zip(rows[:3], ops.quantize_rmsnorm((x if residual is None else flow).float(), None, factor.float(), 1e-5, factor.float(), 12)): assert torch.equal(a, b)
+        assert rows[3].numel() == 0 if residual is None else torch.equal(rows[3], flow)
     for a, b in zip(ops.sim_quantize_gated(x, res, None, 96), ops.quantize_gated(x.float(), res.float(), None, 96)): assert torch.equal(a, b)
     for order, n in ((32, 96), (12, 96), (96, 96), (2048, 2048)):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):

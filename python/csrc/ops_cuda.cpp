@@ -244,7 +244,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_rmsnorm(const Tensor &x, con
                                                             const MaybeTensor &weight, double eps,
                                                             const MaybeTensor &factor, int64_t hadamard) {
     const HalfRows rows = half_rows(x, "x");
-    if (hadamard) refuse("hadamard is ", hadamard, ": on ", device_name, " RMSNorm goes without a Hadamard matrix");
+    const Input input(hadamard, rows.n, on_device<float>(factor, "factor", x, {rows.n}));
     const Device device(x);
     const Int8Rows out(x, rows.n_tok, rows.n, 1);
     Tensor stream = new_here(x, residual ? rows.shape : Shape{0}, rows.type);
@@ -254,8 +254,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_rmsnorm(const Tensor &x, con
     to.stream = residual ? stream.mutable_data_ptr() : nullptr;
     to.weight = like_rows(weight, "weight", rows, x, {rows.n});
     to.eps = static_cast<float>(eps), to.act = rows.act, to.n_tok = rows.n_tok, to.n_in = rows.n;
-    to.factor = on_device<float>(factor, "factor", x, {rows.n});
-    if (rows.n_tok > 0) run(rq_cuda_rmsnorm_quantize(&to, device.stream));
+    to.factor = input.factor;
+    if (rows.n_tok > 0 && input.hadamard)
+        run(rq_cuda_rmsnorm_hadamard_quantize(&to, input.hadamard, device.stream));
+    else if (rows.n_tok > 0)
+        run(rq_cuda_rmsnorm_quantize(&to, device.stream));
     return {out.q, out.scale, out.sum, stream};
 }
 

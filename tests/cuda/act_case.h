@@ -23,6 +23,31 @@ static inline int32_t quantize(const float *h, int n, bool fixed, float *scale, 
     return sum;
 }
 
+enum fusion { NORM, NORM_WEIGHT, NORM_RESIDUAL, SILU, FUSIONS };
+
+/* The row h of a token, and what goes on as the residual stream. */
+static inline void definition(enum fusion f, bool bf16, int n, const uint16_t *x, const uint16_t *second,
+                              const uint16_t *weight, float eps, float *h, uint16_t *stream) {
+    static float partial[RQ_ACT_PARTIALS];
+    memset(partial, 0, sizeof partial);
+    for (int j = 0; j < n; ++j) {
+        h[j] = value_of(bf16, x[j]);
+        if (f == SILU) {
+            h[j] = rq_act_silu(h[j]) * value_of(bf16, second[j]);
+        } else if (f == NORM_RESIDUAL) {
+            stream[j] = bits_of(bf16, h[j] + value_of(bf16, second[j]));
+            h[j] = value_of(bf16, stream[j]);
+        }
+        partial[j % RQ_ACT_PARTIALS] += h[j] * h[j];
+    }
+    if (f == SILU) return;
+    const float r = 1.0f / sqrtf(rq_act_sum(partial) / (float)n + eps);
+    for (int j = 0; j < n; ++j) {
+        h[j] *= r;
+        if (weight) h[j] *= value_of(bf16, weight[j]);
+    }
+}
+
 /* One block times a Hadamard matrix, in place, in the order of sums of fmt_act.h. */
 static inline void act_hadamard(const rq_hadamard *h, float *v) {
     static float to[32768];

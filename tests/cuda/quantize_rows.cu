@@ -51,31 +51,6 @@ static void test(int n_tok, int n_in, bool bf16, bool fixed) {
 
 /* ---- RMSNorm and SiLU */
 
-enum fusion { NORM, NORM_WEIGHT, NORM_RESIDUAL, SILU, FUSIONS };
-
-/* The row h of a token, and what goes on as the residual stream. */
-static void definition(enum fusion f, bool bf16, int n, const uint16_t *x, const uint16_t *second,
-                       const uint16_t *weight, float eps, float *h, uint16_t *stream) {
-    static float partial[RQ_ACT_PARTIALS];
-    memset(partial, 0, sizeof partial);
-    for (int j = 0; j < n; ++j) {
-        h[j] = value_of(bf16, x[j]);
-        if (f == SILU) {
-            h[j] = rq_act_silu(h[j]) * value_of(bf16, second[j]);
-        } else if (f == NORM_RESIDUAL) {
-            stream[j] = bits_of(bf16, h[j] + value_of(bf16, second[j]));
-            h[j] = value_of(bf16, stream[j]);
-        }
-        partial[j % RQ_ACT_PARTIALS] += h[j] * h[j];
-    }
-    if (f == SILU) return;
-    const float r = 1.0f / sqrtf(rq_act_sum(partial) / (float)n + eps);
-    for (int j = 0; j < n; ++j) {
-        h[j] *= r;
-        if (weight) h[j] *= value_of(bf16, weight[j]);
-    }
-}
-
 static void test_fusion(enum fusion f, int n_tok, int n_in, bool bf16) {
     const bool split = f == SILU && n_in % 2 == 0; /* gate and up are halves of one row */
     const size_t n = (size_t)n_tok * n_in;

@@ -25,6 +25,7 @@ ROUNDS = {"grid": ["--bits", "3", "--group", "16"],
 MATRIX = [[*args, "--comp", comp] for args in ROUNDS.values() for comp in COMPS]
 OTHERS = [
     ["--bits", "2", "--group", "16", "--comp", "gptaq", "--act-order", "--no-static-groups", "--preset", "reference"],
+    ["--round", "vq", "--vec-axis", "out", "--codes", "16", "--comp", "gptaq"],
     ["--round", "w4a8", "--group", "32", "--comp", "gptaq", "--rotate", "full", "--smooth", "0.5"],
     [*GRID, *PLAIN, "--comp", "rescomp", "--token-weights", "attention", "--skip-tokens", "3"],
     [*GRID, *PLAIN, "--comp", "gptq", "--token-weights", "norm"],
