@@ -131,6 +131,7 @@ def main():
         text = run(config, out, "--dry-run", "--devices", "8xH100-80G")
         assert "882 matrices" in text and "nominal (not measured)" in text and "does not fit" not in text, text
         assert "does not fit" in run(config, out, "--dry-run", "--devices", "8xRTX4090"), text
+        assert "most of it: sweep" in run(config, out, "--dry-run", "--devices", "1xH100-80G", "--preset", "vptq")
         # 70 billion weights on one GPU of 24 GiB.
         with open(config, "w", encoding="utf-8") as f:
             json.dump({**CONFIG, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
